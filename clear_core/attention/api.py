@@ -1,0 +1,99 @@
+"""``clear_attention``: checks its arguments, chooses a backend, and calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..layout import SequenceLayout
+from ..scale import attention_scale
+from ..spec import ClearSpec
+from .dense import dense_attention
+from .pool import mean_weight
+
+BACKENDS = ("auto", "dense", "flex")
+"""Names that ``clear_attention`` takes as ``backend``."""
+
+_SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
+
+
+def clear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    grid: tuple[int, int],
+    spec: ClearSpec,
+    spatial_weight: Tensor | None = None,
+    scale: float | None = None,
+    reference_tokens: int = 0,
+    bias: Tensor | None = None,
+    chunk_bytes: int | None = None,
+    on_chunk: Callable[[], None] | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention of one FLUX block with a circular window around every image token (arXiv 2412.16112).
+
+    Args:
+        q, k, v: (B, heads, L, D), text first, then the image row-major, then reference tokens; norm and RoPE
+            applied. D is 16 to 128; any strides.
+        grid: (h, w) of the image in tokens; the text length is ``T = L - h * w - reference_tokens``.
+        spec: Window radius and down factor.
+        spatial_weight: (d, d) pooling weights of this block (the published (1,1,1,d,1,d,1) is taken too);
+            None pools by the mean. Not used when ``spec.down_factor`` is 1.
+        scale: Factor on the query-key products; None is ``1/sqrt(D)``.
+        reference_tokens: Tokens at the end that every query sees and that see every text, image and reference
+            token (no pooled ones).
+        bias, chunk_bytes, on_chunk, return_lse: Not built yet.
+        backend: One of :data:`BACKENDS`; "auto" takes the fastest that is known to be right here.
+
+    Returns:
+        (B, heads, L, D) in q's dtype.
+
+    Raises:
+        ValueError: A value does not fit; the message names it and what was expected.
+        NotImplementedError: An argument is not built yet.
+    """
+    for name, value, default in (("bias", bias, None), ("chunk_bytes", chunk_bytes, None),
+                                 ("on_chunk", on_chunk, None), ("return_lse", return_lse, False)):
+        if value is not default:
+            raise NotImplementedError(f"clear_attention does not take {name} yet.")
+    layout = _check_tensors(q, k, v, grid, spec, reference_tokens)
+    weight = _check_spatial_weight(spatial_weight, spec)
+    if scale is None:
+        scale = attention_scale(q.shape[-1])
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
+    return dense_attention(q, k, v, layout=layout, spec=spec, spatial_weight=weight, scale=scale)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], spec: ClearSpec,
+                   reference_tokens: int) -> SequenceLayout:
+    if not isinstance(spec, ClearSpec):
+        raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
+    if q.ndim != 4:
+        raise ValueError(f"q has shape {tuple(q.shape)}; expected (batch, heads, tokens, head size).")
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.shape != q.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected q's, {tuple(q.shape)}.")
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; expected q's, {q.dtype} on {q.device}.")
+    if not q.is_floating_point():
+        raise ValueError(f"q is {q.dtype}; expected a floating-point dtype.")
+    if not _SMALLEST_HEAD <= q.shape[-1] <= _LARGEST_HEAD:
+        raise ValueError(f"the head size is {q.shape[-1]}; expected {_SMALLEST_HEAD} to {_LARGEST_HEAD}.")
+    return SequenceLayout.of(q.shape[2], grid, reference_tokens)
+
+
+def _check_spatial_weight(weight: Tensor | None, spec: ClearSpec) -> Tensor | None:
+    """The (d, d) weight of a pooling spec, None otherwise."""
+    d = spec.down_factor
+    if weight is None:
+        return mean_weight(d) if spec.pools else None
+    if tuple(weight.shape) not in ((d, d), (1, 1, 1, d, 1, d, 1)):
+        raise ValueError(f"spatial_weight has shape {tuple(weight.shape)}; expected ({d}, {d}), the down factor of "
+                         "the spec.")
+    return weight.reshape(d, d) if spec.pools else None

@@ -1,0 +1,57 @@
+"""Pooled keys and values of the down-sampled variants (paper, section 3.3; reference ``spatial_weight``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_weight(down_factor: int) -> Tensor:
+    """The untrained ``spatial_weight``: a plain mean over the cell, (d, d) float32."""
+    return torch.full((down_factor, down_factor), 1.0 / down_factor**2)
+
+
+def border_gain(weight: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What a cell's sum is multiplied with so that a cut cell keeps the total weight of a whole one.
+
+    Args:
+        weight: (d, d) float32.
+        grid: (h, w) in tokens.
+
+    Returns:
+        (ceil(h/d), ceil(w/d)); exactly 1 where the cell is whole.
+    """
+    d = weight.shape[0]
+    rows, cols = (-(-side // d) for side in grid)
+    present = torch.zeros(rows, cols, dtype=weight.dtype, device=weight.device)
+    for i in range(d):
+        for j in range(d):
+            present[: len(range(i, grid[0], d)), : len(range(j, grid[1], d))] += weight[i, j]
+    # Learned weights may cancel in what is left of a cut cell; without a bound its key would blow up.
+    gain = (weight.sum() / present).nan_to_num(1.0, d * d, -d * d).clamp(-d * d, d * d)
+    gain[: grid[0] // d, : grid[1] // d] = 1.0
+    return gain
+
+
+def pool_tokens(tokens: Tensor, grid: tuple[int, int], weight: Tensor) -> Tensor:
+    """Weighted sum of image keys or values over d x d cells.
+
+    Args:
+        tokens: (B, heads, h * w, D), row-major, after norm and RoPE.
+        grid: (h, w) in tokens; d need not divide it.
+        weight: (d, d) ``spatial_weight``, any dtype and device.
+
+    Returns:
+        (B, heads, ceil(h/d) * ceil(w/d), D) in the dtype of ``tokens``, summed in float32.
+    """
+    weight = weight.to(tokens.device, torch.float32)
+    d = weight.shape[0]
+    image = tokens.unflatten(2, grid)
+    gain = border_gain(weight, grid)
+    summed = torch.zeros(*tokens.shape[:2], *gain.shape, tokens.shape[-1], dtype=torch.float32, device=tokens.device)
+    for i in range(d):
+        for j in range(d):
+            part = image[:, :, i::d, j::d]
+            if part.numel():
+                summed[:, :, : part.shape[2], : part.shape[3]] += part.float() * weight[i, j]
+    return (summed * gain[..., None]).to(tokens.dtype).flatten(2, 3)

@@ -1,0 +1,68 @@
+"""How one FLUX sequence is laid out: text, then the image grid, then reference tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Where text, image and reference tokens lie in a sequence ``[text | image | reference]``.
+
+    Attributes:
+        text: Number of text tokens T, 0 or more.
+        grid: (h, w) of the image in tokens; image tokens are row-major.
+        reference: Number of reference tokens (FLUX.1 Kontext), 0 or more.
+    """
+
+    text: int
+    grid: tuple[int, int]
+    reference: int = 0
+
+    @classmethod
+    def of(cls, length: int, grid: tuple[int, int], reference: int = 0) -> SequenceLayout:
+        """The layout of a sequence of ``length`` tokens.
+
+        Raises:
+            ValueError: The grid is not two positive integers, or the parts do not add up to ``length``.
+        """
+        try:
+            height, width = grid
+        except (TypeError, ValueError):
+            raise ValueError(f"grid is {grid!r}; expected (height, width) in tokens.") from None
+        for name, value, least in (("grid height", height, 1), ("grid width", width, 1),
+                                   ("reference_tokens", reference, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}.")
+        text = length - height * width - reference
+        if text < 0:
+            raise ValueError(
+                f"the sequence has {length} tokens, but a grid of {height} x {width} and {reference} reference "
+                f"tokens need at least {height * width + reference}; check grid and reference_tokens.")
+        return cls(text, (height, width), reference)
+
+    @property
+    def image(self) -> int:
+        """Number of image tokens N = h * w."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of the whole sequence."""
+        return self.text + self.image + self.reference
+
+    @property
+    def image_slice(self) -> slice:
+        return slice(self.text, self.text + self.image)
+
+    def pooled_grid(self, down_factor: int) -> tuple[int, int]:
+        """(rows, columns) of pooled cells; a cell cut by the border counts. (0, 0) without pooling."""
+        if down_factor == 1:
+            return 0, 0
+        return math.ceil(self.grid[0] / down_factor), math.ceil(self.grid[1] / down_factor)
+
+
+def token_grid(latent_height: int, latent_width: int, patch_size: int = 2) -> tuple[int, int]:
+    """(h, w) in tokens of a latent; the model pads an odd side up to the patch size."""
+    return -(-latent_height // patch_size), -(-latent_width // patch_size)

@@ -1,0 +1,45 @@
+"""What a query may see: the parameters of CLEAR attention (arXiv 2412.16112, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ClearSpec:
+    """Shape of the window of one image query.
+
+    An image query at token (y, x) sees the image tokens with ``dy**2 + dx**2 < radius**2`` (strictly
+    less), all text and all reference tokens, and, when ``down_factor`` is above 1, every pooled token.
+
+    Attributes:
+        radius: Window radius in tokens (one token is 16 x 16 pixels), 1 or more. Released: 8, 16, 32.
+        down_factor: Side in tokens of the square cells that are pooled to one extra key each;
+            1 means no pooled keys. Released: 1 and 4.
+
+    Raises:
+        ValueError: A value is not an integer of at least 1.
+    """
+
+    radius: int
+    down_factor: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("radius", "down_factor"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1.")
+
+    @property
+    def pools(self) -> bool:
+        """Whether image queries also see pooled tokens."""
+        return self.down_factor > 1
+
+    def covers(self, grid: tuple[int, int]) -> bool:
+        """Whether every image query of ``grid`` = (h, w) sees the whole grid."""
+        height, width = grid
+        return (height - 1) ** 2 + (width - 1) ** 2 < self.radius**2
+
+    def __str__(self) -> str:
+        pooled = f", pooled {self.down_factor} x {self.down_factor}" if self.pools else ""
+        return f"radius {self.radius}{pooled}"
