@@ -1,0 +1,92 @@
+"""Opening a safetensors file, or saying in one sentence why it is none.
+
+Nothing is read but the header, and nothing is allocated by a size that the file merely declares.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import ClearFileError, shown
+
+# The format's own limit on the JSON header.
+MAX_HEADER_BYTES = 100_000_000
+
+# A pickle (protocol 2 and later), a zip (what torch.save writes), GGUF, and an HTML page saved by a browser.
+FOREIGN = {
+    b"\x80": "a pickle (.pt, .ckpt, .bin), which can run code when it is loaded",
+    b"PK\x03\x04": "a zip or a PyTorch checkpoint (.pt, .ckpt, .bin), which can run code when it is loaded",
+    b"GGUF": "a GGUF file",
+    b"<": "a web page or an XML text, probably what a failed or gated download returned",
+    b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",
+}
+
+# What safetensors' own errors mean to a user; the first fragment found in its message counts.
+DAMAGE = {
+    "IncompleteBuffer": "is truncated or has bytes that its header does not account for; download it again",
+    "TooSmall": "is truncated: even its header is incomplete; download it again",
+    "TooLarge": "declares a header larger than the format allows; download it again",
+    "InvalidHeaderLength": "is truncated: its header is longer than the file; download it again",
+    "InvalidOffset": "is damaged: its header places tensors on top of each other or outside the file; download it again",
+    "Overflow": "is damaged: its header declares an impossible size; download it again",
+    "TensorInvalidInfo": "is damaged: a tensor's size and its bytes disagree; download it again",
+}
+
+
+def open_safetensors(path: str | os.PathLike[str]) -> Any:
+    """The open ``safe_open`` handle of a file, memory-mapped by torch; use it as a context manager or drop it.
+
+    Raises:
+        ClearFileError: The file is missing, unreadable, empty, of another format, truncated or damaged.
+    """
+    name = shown(Path(path).name)
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise ClearFileError(f"{name} is not a file; expected a .safetensors file.")
+        with open(path, "rb") as file:
+            start = file.read(32)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ClearFileError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ClearFileError(f"{name} cannot be read: {shown(reason)}.") from None
+    check_start(name, start, found.st_size)
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ClearFileError(f"{name} {damage(error)}.") from None
+
+
+def check_start(name: str, start: bytes, size: int) -> None:
+    """Refuses what is no safetensors file by its first bytes and its size."""
+    if size == 0:
+        raise ClearFileError(f"{name} is empty; download it again.")
+    header = int.from_bytes(start[:8], "little")
+    if size >= 10 and start[8:9] == b"{" and header <= min(size - 8, MAX_HEADER_BYTES):
+        return
+    for magic, what in FOREIGN.items():
+        if start.lstrip().startswith(magic) and start[8:9] != b"{":
+            raise ClearFileError(f"{name} is {what}; CLEAR weights are read from .safetensors files only.")
+    if size < 10:
+        raise ClearFileError(f"{name} is truncated at {size} bytes; download it again.")
+    if start[8:9] != b"{":
+        raise ClearFileError(f"{name} is not a safetensors file; CLEAR weights are read from .safetensors files only.")
+    if header > MAX_HEADER_BYTES:
+        raise ClearFileError(f"{name} declares a header of {header} bytes; the format allows {MAX_HEADER_BYTES}, "
+                             f"so it is damaged; download it again.")
+    raise ClearFileError(f"{name} is truncated: it declares a header of {header} bytes but has {size} bytes in all; "
+                         f"download it again.")
+
+
+def damage(error: Exception) -> str:
+    """The end of the sentence for an error of the safetensors library."""
+    for fragment, words in DAMAGE.items():
+        if fragment in str(error):
+            return words
+    return f"is damaged, its header cannot be understood ({shown(error)}); download it again"

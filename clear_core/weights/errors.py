@@ -1,0 +1,27 @@
+"""What goes wrong with a weights file, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+
+class ClearFileError(ValueError):
+    """A weights file that cannot be used; the message is one line that says why and what to do."""
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """``text`` fit for one line of a message: names inside a file are whatever its maker put there."""
+    line = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def first_few(names: Iterable[str], count: int, few: int = 3) -> str:
+    """``"a, b, c and 12 more"`` for ``count`` names; no more than ``few`` are taken from the iterable."""
+    listed = ", ".join(shown(name) for name in islice(names, few))
+    return f"{listed} and {count - few} more" if count > few else listed
+
+
+def dims(shape: Sequence[int]) -> str:
+    """``"3072 x 3072"``."""
+    return " x ".join(str(size) for size in shape) or "a single number"
