@@ -1,0 +1,81 @@
+"""From what a person sets to what is applied: which spec, which scale, which NTK factor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .layout import SequenceLayout
+from .rope import is_hires, ntk_factor
+from .scale import attention_scale
+from .spec import ClearSpec
+
+if TYPE_CHECKING:
+    from .weights import ClearFile
+
+DEFAULT_RADIUS = 16
+"""Window radius in tokens when neither the user nor a weights file names one."""
+
+PROPORTIONAL = ("auto", "on", "off")
+
+
+@dataclass(frozen=True)
+class ClearSettings:
+    """How one model attends.
+
+    Attributes:
+        spec: Window radius and down factor.
+        ntk_factor: Factor on the rotary base; 0 decides by the frame (1 up to 8192 image tokens, 10 above).
+        proportional_attention: "on", "off", or "auto" (on above 8192 image tokens).
+        backend: A name of :data:`clear_core.attention.BACKENDS`.
+    """
+
+    spec: ClearSpec
+    ntk_factor: float = 0.0
+    proportional_attention: str = "auto"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.proportional_attention not in PROPORTIONAL:
+            raise ValueError(f"proportional_attention is {self.proportional_attention!r}; "
+                             f"expected one of {', '.join(PROPORTIONAL)}.")
+        if not 0 <= self.ntk_factor < float("inf"):
+            raise ValueError(f"ntk_factor is {self.ntk_factor!r}; expected 0 (auto) or a positive number.")
+
+    def ntk(self, image_tokens: int) -> float:
+        """NTK factor for a frame of this many image tokens."""
+        return ntk_factor(image_tokens, self.ntk_factor)
+
+    def is_proportional(self, image_tokens: int) -> bool:
+        """Whether a frame of this many image tokens gets the proportional scale."""
+        if self.proportional_attention == "auto":
+            return is_hires(image_tokens)
+        return self.proportional_attention == "on"
+
+    def scale(self, head_dim: int, layout: SequenceLayout) -> float:
+        """Factor on the query-key products of a block, windowed or kept dense."""
+        return attention_scale(head_dim, proportional=self.is_proportional(layout.image),
+                               tokens=layout.text + layout.image, pooled=self.spec.pools)
+
+
+def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearSpec:
+    """The window that the widgets and the weights file ask for together.
+
+    Args:
+        radius: In tokens; 0 takes it from the file (its header, else its name), or 16 without a file.
+        down_factor: 0 takes it from the file. A file without ``spatial_weight`` pools by the mean under any value.
+        file: The weights, or None.
+
+    Raises:
+        ValueError: The file does not tell its radius, or the down factor contradicts the file.
+    """
+    if radius == 0:
+        radius = file.radius if file else DEFAULT_RADIUS
+        if radius is None:
+            raise ValueError(f"{file.name} does not say which window radius it was trained for, in its header or its "
+                             "name (clear_local_8, clear_local_16_down_4, ...); set radius to that number.")
+    trained = file.down_factor if file else 1
+    if trained > 1 and down_factor not in (0, trained):
+        raise ValueError(f"down_factor is {down_factor}, but {file.name} was trained with {trained}; "
+                         f"set down_factor to 0 or {trained}.")
+    return ClearSpec(radius, down_factor or trained)

@@ -1,0 +1,72 @@
+"""The node that gives a FLUX model its windows."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..clear_core.attention import BACKENDS
+from ..clear_core.settings import PROPORTIONAL, ClearSettings, choose_spec
+from ..clear_core.weights import read_clear_file
+from .host.files import installed_name, installed_names, missing_sentence, path_of
+from .host.patch import apply_clear
+
+NO_WEIGHTS = "none"
+ADVANCED = {"advanced": True}  # As extra_dict: older hosts do not know the argument.
+
+
+class CLEARAttention(io.ComfyNode):
+    """MODEL to MODEL: windowed attention, and the weights that were distilled for it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        # The order of the widgets is frozen: saved workflows restore them by position. All are optional, since the
+        # front end lists required inputs first.
+        return io.Schema(
+            node_id="CLEARAttention",
+            display_name="CLEAR Attention (FLUX hi-res)",
+            category="model/patch/flux",
+            description="Lets FLUX make 2K to 8K pictures: every part of the picture attends to the prompt and to a "
+                        "circle around it, so that the cost grows with the area and not with its square.",
+            inputs=[
+                io.Model.Input("model", tooltip="A FLUX.1 model: dev, schnell, Krea, Kontext, Fill or a fine-tune."),
+                io.Combo.Input(
+                    "weights_name", options=[NO_WEIGHTS, *installed_names()], default=NO_WEIGHTS, optional=True,
+                    tooltip="Weights distilled for the window, from models/clear. Without them (none) the window is "
+                            "applied to the model as it is, which costs quality."),
+                io.Int.Input(
+                    "radius", default=0, min=0, max=4096, optional=True, extra_dict=ADVANCED,
+                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: as the weights were trained, or "
+                            "16 without weights."),
+                io.Float.Input(
+                    "ntk_factor", default=0.0, min=0.0, max=100.0, step=0.1, optional=True, extra_dict=ADVANCED,
+                    tooltip="Stretches the positions for large pictures. 0: automatic, 1 up to 2 megapixels and 10 "
+                            "above; 1: off."),
+                io.Combo.Input(
+                    "proportional_attention", options=list(PROPORTIONAL), default="auto", optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Sharpens attention as the number of tokens grows. auto: on above 2 megapixels."),
+                io.Combo.Input(
+                    "backend", options=list(BACKENDS), default="auto", optional=True, extra_dict=ADVANCED,
+                    tooltip="How the windows are computed; all give the same picture. auto: the fastest that works "
+                            "here; dense: slow, for comparison."),
+                io.Int.Input(
+                    "down_factor", default=0, min=0, max=64, optional=True, extra_dict=ADVANCED,
+                    tooltip="Adds an overview of the whole picture, pooled over squares of this side in tokens. "
+                            "0: as the weights were trained; 1: none."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with CLEAR attention; the input model stays as it is.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, weights_name: str = NO_WEIGHTS) -> bool | str:
+        """Stands in for the host's own check of the list, which knows neither moved files nor what to do."""
+        if weights_name == NO_WEIGHTS or installed_name(weights_name):
+            return True
+        return missing_sentence(weights_name)
+
+    @classmethod
+    def execute(cls, model, weights_name: str = NO_WEIGHTS, radius: int = 0, ntk_factor: float = 0.0,
+                proportional_attention: str = "auto", backend: str = "auto", down_factor: int = 0) -> io.NodeOutput:
+        file = None if weights_name == NO_WEIGHTS else read_clear_file(path_of(weights_name))
+        settings = ClearSettings(choose_spec(radius, down_factor, file), ntk_factor, proportional_attention, backend)
+        return io.NodeOutput(apply_clear(model, settings, file))

@@ -1,0 +1,61 @@
+"""The folder models/clear: what lies in it, and which file a name means."""
+
+from __future__ import annotations
+
+import os
+
+import folder_paths
+
+FOLDER = "clear"
+EXTENSION = ".safetensors"
+
+
+def register_folder() -> None:
+    """Add models/clear to the host's folders; paths of extra_model_paths.yaml stay as they are.
+
+    Source: ``folder_paths.add_model_folder_path``, which starts with an empty set of extensions (any file).
+    """
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*extensions, EXTENSION})
+
+
+def installed_names() -> list[str]:
+    """Names of the weights files that are installed, sub-folders included."""
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name.lower().endswith(EXTENSION)]
+
+
+def installed_name(name: str) -> str | None:
+    """The installed file that a workflow's name means, or None.
+
+    Workflows travel between machines: ``\\`` and ``/`` are alike, and a file that was moved to another sub-folder
+    is found by its bare name.
+    """
+    wanted = name.replace("\\", "/")
+    names = installed_names()
+    for candidate in names:
+        if candidate.replace("\\", "/") == wanted:
+            return candidate
+    base = wanted.rsplit("/", 1)[-1]
+    same_base = [n for n in names if n.replace("\\", "/").rsplit("/", 1)[-1] == base]
+    return same_base[0] if same_base else None
+
+
+def path_of(name: str) -> str:
+    """Full path of an installed weights file.
+
+    Raises:
+        ValueError: No such file is installed.
+    """
+    found = installed_name(name)
+    path = found and folder_paths.get_full_path(FOLDER, found)
+    if not path:
+        raise ValueError(missing_sentence(name))
+    return path
+
+
+def missing_sentence(name: str) -> str:
+    """What to tell a person whose workflow names a file that is not installed."""
+    folder = folder_paths.get_folder_paths(FOLDER)[0]
+    return (f"weights_name is {name!r}, which is not installed; put the file into {folder}, "
+            "or choose another one or \"none\".")

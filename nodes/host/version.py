@@ -1,0 +1,23 @@
+"""Whether the host is one that this pack knows."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+# Since 0.9.0 the stock loader reads FLUX's hidden size, heads and depth from the checkpoint.
+OLDEST = (0, 9, 0)
+
+
+def host_is_recent_enough() -> bool:
+    """True on ComfyUI 0.9.0 or later; otherwise says so in one sentence."""
+    try:
+        from comfyui_version import __version__ as version
+    except ImportError:
+        version = "older than 0.3"
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+    if numbers >= OLDEST and not version.startswith("older"):
+        return True
+    logging.warning("CLEAR for FLUX needs ComfyUI %s or later and this is %s: update ComfyUI; nothing was loaded.",
+                    ".".join(map(str, OLDEST)), version)
+    return False

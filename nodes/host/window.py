@@ -1,0 +1,151 @@
+"""The window inside the model's attention: one APPLY_MODEL wrapper, which gives every call its own state.
+
+Source: ``comfy.patcher_extension.WrappersMP.APPLY_MODEL`` and
+``transformer_options["optimized_attention_override"]``, in ComfyUI 0.9.0 and later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...clear_core.attention import clear_attention
+from ...clear_core.layout import SequenceLayout, token_grid
+from ...clear_core.settings import ClearSettings
+from .embedder import foreign_embedder, ntk_factor
+from .notice import Notices
+
+BlockId = tuple[str, int]
+"""("double" or "single", index), as the host counts blocks."""
+
+OVERRIDE = "optimized_attention_override"
+
+
+@dataclass
+class WindowPatch:
+    """The wrapper that one CLEAR node adds to its clone of the model.
+
+    It is shared by later clones and by threads, so nothing in it changes from call to call.
+
+    Attributes:
+        settings: Spec, scale, NTK factor and backend.
+        spatial_weights: (d, d) pooling weights by block; a block that is not in it pools by the mean.
+        weight_patches: The entries this node put into ``ModelPatcher.patches``, by key, so that a later CLEAR node
+            can take them out again.
+    """
+
+    settings: ClearSettings
+    spatial_weights: dict[BlockId, Tensor] = field(default_factory=dict)
+    weight_patches: dict[str, list[tuple]] = field(default_factory=dict)
+    notices: Notices = field(default_factory=Notices)
+
+    def __call__(self, executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None,
+                 c_crossattn: Tensor | None = None, control: Any = None, transformer_options: dict = {},
+                 **extra: Any) -> Tensor:
+        """Run one call of the model with the window for this latent's grid. x: (B, C, H, W) latent."""
+        if x.ndim != 4:
+            self.notices.say("latent", f"the latent has shape {tuple(x.shape)}, expected (batch, channels, height, "
+                                       "width); the window is not applied.")
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
+        references = sum(_tokens(latent) for latent in extra.get("ref_latents") or ())
+        text = 0 if c_crossattn is None else c_crossattn.shape[1]
+        layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
+        call = WindowCall(self, layout, transformer_options.get(OVERRIDE))
+
+        options = transformer_options.copy()
+        options[OVERRIDE] = call.attend
+        patches = options.get("patches", {})
+        options["patches"] = {**patches, "post_input": [*patches.get("post_input", ()), call.observe_input]}
+        factor = self.settings.ntk(layout.image)
+        foreign = foreign_embedder(executor.class_obj.diffusion_model)
+        if factor != 1.0 and foreign:
+            self.notices.say("embedder", f"the model's position embedder is a {foreign} of another node; it is kept, "
+                                         f"and ntk_factor {factor:g} is not applied.")
+        with ntk_factor(factor):
+            out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
+        if not call.was_reached:
+            self.notices.say("bypassed", "another node computes this model's attention by itself, so the window is "
+                                         "not applied.")
+        return out
+
+
+class WindowCall:
+    """The state of one call of the model, and the attention override that uses it."""
+
+    def __init__(self, patch: WindowPatch, layout: SequenceLayout, previous: Callable | None):
+        self.patch = patch
+        self.layout = layout
+        self.previous = previous
+        self.was_reached = False
+
+    # The host's compile nodes drop guards on transformer_options, so compiled code would keep the first call's state.
+    @torch.compiler.disable
+    def observe_input(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Take the token counts that the blocks will see (``post_input`` patch, after those of other nodes)."""
+        text, image = args["txt"].shape[1], args["img"].shape[1]
+        # Whatever follows the image tokens is treated as reference tokens: seen by all, sees all.
+        self.layout = SequenceLayout(text, self.layout.grid, image - self.layout.image)
+        return args
+
+    @torch.compiler.disable
+    def attend(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The override: ``func`` is the host's own attention, the rest is what a FLUX block passes to it."""
+        self.was_reached = True
+        q, k, v = args[:3]
+        reason = self._why_not(q, k, v, args, kwargs)
+        if reason is None:
+            return self._windowed(q, k, v, args, kwargs)
+        self.patch.notices.say(reason, f"{reason}; the window is not applied there.")
+        return self._previous(func, args, kwargs)
+
+    def _why_not(self, q: Tensor, k: Tensor, v: Tensor, args: tuple, kwargs: dict[str, Any]) -> str | None:
+        """Why the window cannot be applied to these tensors, or None."""
+        if q.ndim != 4 or not _argument("skip_reshape", 6, args, kwargs):
+            return f"an attention call has queries of shape {tuple(q.shape)}, expected (batch, heads, tokens, head size)"
+        if k.shape != q.shape or v.shape != q.shape:
+            return (f"an attention call has {q.shape[2]} queries but {k.shape[2]} keys and {v.shape[2]} values "
+                    "(another node changed them)")
+        if _argument("mask", 4, args, kwargs) is not None:
+            return "an attention mask is set (regional prompt or Redux strength), which CLEAR does not take yet"
+        if self.layout.reference < 0 or q.shape[2] != self.layout.length:
+            return (f"a sequence has {q.shape[2]} tokens, but {self.layout.text} text, "
+                    f"{self.layout.grid[0]} x {self.layout.grid[1]} image and {self.layout.reference} reference tokens "
+                    "were expected (another node changed them)")
+        return None
+
+    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        options = kwargs.get("transformer_options") or {}
+        settings = self.patch.settings
+        out = clear_attention(
+            q, k, v, grid=self.layout.grid, spec=settings.spec, reference_tokens=self.layout.reference,
+            spatial_weight=self.patch.spatial_weights.get((options.get("block_type"), options.get("block_index"))),
+            scale=settings.scale(q.shape[-1], self.layout), backend=settings.backend)
+        if _argument("skip_output_reshape", 7, args, kwargs):
+            return out
+        return out.transpose(1, 2).flatten(2)
+
+    def _previous(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """The attention that was there before this node, with the scale that the node asks for."""
+        q = args[0]
+        head_dim = q.shape[-1] if q.ndim == 4 else q.shape[-1] // args[3]
+        factor = self.patch.settings.scale(head_dim, self.layout) * head_dim**0.5
+        if factor != 1.0:
+            args = (q * factor, *args[1:])
+        if self.previous is not None:
+            return self.previous(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _argument(name: str, position: int, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """An argument of the host's ``optimized_attention``, given by position or by name."""
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _tokens(latent: Tensor) -> int:
+    """Image tokens of one latent."""
+    height, width = token_grid(*latent.shape[-2:])
+    return height * width
