@@ -1,0 +1,85 @@
+"""Fixtures of the host tests: a real ComfyUI booted once in this process, the pack loaded by the host's own loader.
+
+They run in the host's interpreter; ``python3 dev.py test`` starts one process for every ComfyUI it knows of.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for support_comfy; pytest's importlib mode adds nothing itself
+
+from support_comfy import boot, flux, golden, sampling  # noqa: E402
+
+CHECKOUTS = boot.find_comfyui()
+
+if not CHECKOUTS:
+    collect_ignore_glob = ["*"]
+
+
+def pytest_report_header() -> str:
+    if not CHECKOUTS:
+        return "host tests are left out: COMFYUI_PATH names no ComfyUI and there is none at ~/ComfyUI"
+    return f"host: ComfyUI at {CHECKOUTS[0]}"
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> boot.Host:
+    """ComfyUI in this process (the first checkout found), on the CPU, in an empty folder with our pack installed."""
+    base = boot.make_base(tmp_path_factory.mktemp("comfyui"))
+    booted = boot.boot(CHECKOUTS[0], base)
+    golden.install_students(base / "models" / "clear")
+    flux.write_flux_file(base / "models" / "diffusion_models" / "tiny_flux.safetensors")
+    return booted
+
+
+@pytest.fixture(scope="session")
+def loaded_pack(host: boot.Host) -> boot.LoadedPack:
+    """The pack, loaded once, and what loading it did to the process."""
+    return host.load_pack(boot.install_pack(host.base))
+
+
+@pytest.fixture(scope="session")
+def pack(loaded_pack: boot.LoadedPack) -> ModuleType:
+    """The pack's module as the host knows it; ``pack.clear_core`` is the copy that its nodes use."""
+    assert loaded_pack.accepted, f"the host did not take the pack: {loaded_pack.logged}"
+    boot.core_of(loaded_pack.module)
+    return loaded_pack.module
+
+
+@pytest.fixture(scope="session")
+def clear_node(host: boot.Host, pack: ModuleType) -> Callable[..., Any]:
+    """``clear_node(model, **widgets)`` runs CLEARAttention and returns the patched model."""
+    def apply(model: Any, **widgets: Any) -> Any:
+        return sampling.run_node(host.stock("CLEARAttention"), model=model, **widgets)[0]
+    return apply
+
+
+@pytest.fixture
+def tiny_flux(host: boot.Host) -> Callable[..., Any]:
+    """``tiny_flux(dtype=float32, seed=0, **config)`` gives a fresh ModelPatcher around a small random FLUX."""
+    return flux.build_flux
+
+
+@pytest.fixture
+def golden_flux(host: boot.Host) -> Any:
+    """A fresh ModelPatcher with the weights of the golden base."""
+    return flux.golden_flux()
+
+
+@pytest.fixture(scope="session")
+def run_node() -> Callable[..., tuple[Any, ...]]:
+    """``run_node(node_class, **inputs)`` runs a node as the host's executor does and returns its outputs."""
+    return sampling.run_node
+
+
+@pytest.fixture(scope="session")
+def predict() -> Callable[..., Any]:
+    """``predict(patcher, x, sigma, conditioning)`` is the velocity of one sampler call."""
+    return sampling.predict
