@@ -1,0 +1,207 @@
+"""CLEAR in a diffusers ``FluxTransformer2DModel``, and off again without a trace.
+
+    handle = apply_clear(pipe.transformer, ClearSpec(radius=16))
+    pipe(...)                # any pipeline, any sizes, in any order
+    handle.remove()          # or: with apply_clear(...): pipe(...)
+
+Needs diffusers 0.32 or later. Nothing of the model is replaced but its attention processors: the grid and the
+rotary embedding of each call are worked out by a forward pre-hook and travel with that call.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..attention import BACKENDS
+from ..attention.pool import mean_weight
+from ..rope import ntk_theta
+from ..settings import ClearSettings
+from ..spec import ClearSpec
+from ..weights.naming import DIFFUSERS, STREAMS, Stream, spatial_name
+from .diffusers_processor import ClearAttnProcessor, ClearCall
+from .frame import read_frame
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
+
+logger = logging.getLogger(__name__)
+
+# Processors that do plain joint attention and nothing else; others (IP-Adapter, foreign kernels) would be lost.
+PLAIN_PROCESSORS = ("FluxAttnProcessor", "FluxAttnProcessor2_0", "FusedFluxAttnProcessor2_0",
+                    "FluxAttnProcessor2_0_NPU", "FusedFluxAttnProcessor2_0_NPU")
+PLAIN_EMBEDDER = "FluxPosEmbed"
+
+Block = tuple[Stream, int]
+"""Stream ("double" or "single") and index of a block."""
+
+
+class ClearHandle:
+    """CLEAR on one transformer; :meth:`remove`, or the end of a ``with`` block, takes it off.
+
+    Attributes:
+        transformer: The model.
+        settings: What was applied.
+    """
+
+    def __init__(self, transformer: FluxTransformer2DModel, settings: ClearSettings,
+                 processors: Mapping[Block, ClearAttnProcessor]) -> None:
+        self.transformer = transformer
+        self.settings = settings
+        self._swaps: list[tuple[nn.Module, ClearAttnProcessor, Any]] = []
+        for block, attn in attention_modules(transformer):
+            self._swaps.append((attn, processors[block], attn.processor))
+            attn.set_processor(processors[block])
+        self._hook: RemovableHandle = transformer.register_forward_pre_hook(
+            functools.partial(describe_call, settings), with_kwargs=True)
+
+    def remove(self) -> None:
+        """Puts back the processors that were there; one that somebody else set since is left alone."""
+        self._hook.remove()
+        for attn, ours, stock in self._swaps:
+            if attn.processor is ours:
+                attn.set_processor(stock)
+        self._swaps.clear()
+
+    def __enter__(self) -> ClearHandle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.remove()
+
+
+def apply_clear(
+    transformer: FluxTransformer2DModel,
+    spec: ClearSpec,
+    *,
+    spatial_weights: Mapping[Block, Tensor] | None = None,
+    ntk_factor: float = 0.0,
+    proportional_attention: str = "auto",
+    backend: str = "auto",
+) -> ClearHandle:
+    """Gives every block of a FLUX.1 transformer windowed attention (arXiv 2412.16112).
+
+    The distilled projections are the caller's affair: ``transformer.load_state_dict(file, strict=False)`` before
+    or after; after, it loads the file's ``spatial_weight`` too.
+
+    Args:
+        transformer: A diffusers FLUX.1 model (dev, schnell, Krea, Fill, Canny, Depth, Kontext), before
+            ``torch.compile``.
+        spec: Window radius and down factor.
+        spatial_weights: (d, d) by (stream, block index), one for every block, as
+            ``ClearFile.spatial_weights()`` gives them; None or empty pools by the mean. The values are copied.
+        ntk_factor: Factor on the rotary base; 0 decides by the frame (1 up to 8192 image tokens, 10 above).
+        proportional_attention: "on", "off", or "auto" (on above 8192 image tokens).
+        backend: As in :func:`clear_core.clear_attention`.
+
+    Returns:
+        The handle that takes it off.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        TypeError: The model is not a diffusers ``FluxTransformer2DModel``.
+        ValueError: A value or weight does not fit, or a block's attention is not FLUX's own.
+    """
+    check_model(transformer)
+    if not isinstance(spec, ClearSpec):
+        raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
+    settings = ClearSettings(spec, ntk_factor, proportional_attention, backend)
+    blocks = dict(attention_modules(transformer))
+    weights = check_spatial_weights(spatial_weights or {}, spec, blocks)
+    embedder = type(transformer.pos_embed).__name__
+    if embedder != PLAIN_EMBEDDER and settings.ntk_factor != 1.0:
+        logger.warning("The model's position embedder is %s, not FLUX's own: it is kept, and no NTK factor is applied.",
+                       embedder)
+    return ClearHandle(transformer, settings,
+                       {block: ClearAttnProcessor(settings, weights.get(block)) for block in blocks})
+
+
+def attention_modules(transformer: FluxTransformer2DModel) -> Iterator[tuple[Block, nn.Module]]:
+    """(block, its attention module), double blocks first; a foreign block without one stands for itself."""
+    for stream in STREAMS:
+        for index, block in enumerate(getattr(transformer, DIFFUSERS.blocks[stream])):
+            yield (stream, index), getattr(block, "attn", block)
+
+
+def check_model(transformer: object) -> None:
+    """Refuses, in words, whatever CLEAR cannot be put into."""
+    try:
+        from diffusers import FluxTransformer2DModel
+    except ImportError as error:
+        raise ImportError("clear_core.integrations.diffusers needs diffusers 0.32 or later: "
+                          "pip install 'diffusers>=0.32'.") from error
+    if not isinstance(transformer, FluxTransformer2DModel):
+        hint = "apply CLEAR before torch.compile" if hasattr(transformer, "_orig_mod") else "pass pipe.transformer"
+        raise TypeError(f"transformer is a {type(transformer).__name__}; expected a diffusers FluxTransformer2DModel "
+                        f"({hint}).")
+    for (stream, index), attn in attention_modules(transformer):
+        processor = type(getattr(attn, "processor", attn)).__name__
+        if processor == ClearAttnProcessor.__name__:
+            raise ValueError("CLEAR is already on this transformer; remove() it first.")
+        if processor not in PLAIN_PROCESSORS:
+            raise ValueError(f"{stream} block {index} attends through {processor}, which CLEAR would displace; unload "
+                             "the adapter or kernel that set it first.")
+
+
+def check_spatial_weights(given: Mapping[Block, Tensor], spec: ClearSpec,
+                          blocks: Mapping[Block, nn.Module]) -> dict[Block, Tensor]:
+    """A copy of every block's pooling weight, (1, 1, 1, d, 1, d, 1); empty where ``spec`` does not pool."""
+    if not spec.pools:
+        if given:
+            raise ValueError(f"spatial_weights holds {len(given)} weights, but the spec ({spec}) does not pool; give "
+                             "the down factor they were trained with.")
+        return {}
+    d = spec.down_factor
+    unmatched = sorted(map(str, given.keys() ^ blocks.keys()))
+    if given and unmatched:
+        raise ValueError(f"spatial_weights holds {len(given)} weights for {len(blocks)} blocks, and {unmatched[0]} is "
+                         "in only one of the two; use weights made for this model.")
+    weights = {}
+    for block, attn in blocks.items():
+        weight = given.get(block, mean_weight(d))
+        if tuple(weight.shape) not in ((d, d), (1, 1, 1, d, 1, d, 1)):
+            raise ValueError(f"{spatial_name(*block)} has shape {tuple(weight.shape)}; expected ({d}, {d}), the down "
+                             "factor of the spec.")
+        device = next(attn.parameters()).device
+        # Offloaded modules keep their parameters on "meta"; pooling moves the few numbers to the query's device.
+        weights[block] = weight.detach().reshape(1, 1, 1, d, 1, d, 1).to(
+            "cpu" if device.type == "meta" else device, copy=True)
+    return weights
+
+
+@torch.compiler.disable
+def describe_call(settings: ClearSettings, transformer: FluxTransformer2DModel, args: tuple[Any, ...],
+                  kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    """Forward pre-hook: adds the :class:`ClearCall` of this call to ``joint_attention_kwargs``.
+
+    Raises:
+        ValueError: ``img_ids`` or ``txt_ids`` is missing, or the image's ids are not one row-major grid.
+    """
+    names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+    values = dict(zip(names, args)) | kwargs
+    for name in ("img_ids", "txt_ids"):
+        if values.get(name) is None:
+            raise ValueError(f"the transformer was called without {name}, from which CLEAR reads the grid.")
+    frame = read_frame(values["img_ids"])
+    rotary = None
+    embedder = transformer.pos_embed
+    factor = settings.ntk(frame.grid[0] * frame.grid[1])
+    if factor != 1.0 and type(embedder).__name__ == PLAIN_EMBEDDER:
+        txt_ids = values["txt_ids"][0] if values["txt_ids"].ndim == 3 else values["txt_ids"]
+        scaled = type(embedder)(theta=ntk_theta(embedder.theta, factor), axes_dim=embedder.axes_dim)
+        rotary = scaled(torch.cat([txt_ids.to(frame.exact_ids), frame.exact_ids]))
+    call = ClearCall(frame.grid, frame.reference, rotary)
+    values["img_ids"] = frame.exact_ids
+    values["joint_attention_kwargs"] = dict(values.get("joint_attention_kwargs") or {}, clear_call=call)
+    return (), values

@@ -1,0 +1,118 @@
+"""The attention processor that puts CLEAR into one block of a diffusers FLUX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import clear_attention
+from ..layout import SequenceLayout
+from ..settings import ClearSettings
+
+
+@dataclass(frozen=True, eq=False)
+class ClearCall:
+    """Facts of one call of the model, handed to its blocks among ``joint_attention_kwargs``.
+
+    They travel with the call and are kept nowhere, so sizes, threads and recomputation under gradient
+    checkpointing each meet their own.
+
+    Attributes:
+        grid: (h, w) of the image in tokens.
+        reference: Reference tokens after the image.
+        rotary: (cos, sin), each (L, D), under the NTK factor; None keeps what the model computed.
+    """
+
+    grid: tuple[int, int]
+    reference: int
+    rotary: tuple[Tensor, Tensor] | None
+
+
+class ClearAttnProcessor(nn.Module):
+    """Attention of one double or single block.
+
+    A module, so that ``spatial_weight`` moves, trains and is stored with the model under the published name,
+    ``<block>.attn.processor.spatial_weight``.
+
+    Args:
+        settings: How the block attends.
+        spatial_weight: (1, 1, 1, d, 1, d, 1) of this block; None where the spec does not pool.
+    """
+
+    def __init__(self, settings: ClearSettings, spatial_weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.spatial_weight = None if spatial_weight is None else nn.Parameter(spatial_weight)
+
+    # diffusers reads the signature of __call__, not of forward, to decide which keywords to pass on.
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        clear_call: ClearCall | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One block's attention.
+
+        Args:
+            attn: diffusers' ``FluxAttention`` (``Attention`` before 0.35): projections and norms.
+            hidden_states: (B, N, C) image stream of a double block, (B, L, C) of a single block.
+            encoder_hidden_states: (B, T, C) text stream of a double block.
+            attention_mask: Not supported: the window is the mask.
+            image_rotary_emb: (cos, sin) of the model's own theta.
+            clear_call: What :func:`clear_core.integrations.diffusers.apply_clear`'s hook found out.
+
+        Returns:
+            (B, L, C), or image and text (B, N, C), (B, T, C) of a double block.
+        """
+        if clear_call is None:
+            raise ValueError("a block with CLEAR was called without its grid: call the whole transformer, and with "
+                             "gradient checkpointing use diffusers 0.35 or later (older ones do not hand "
+                             "joint_attention_kwargs to checkpointed blocks).")
+        if attention_mask is not None:
+            raise ValueError("an attention_mask was given, which CLEAR does not take; leave it out of "
+                             "joint_attention_kwargs or take CLEAR off.")
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        query, key, value = project(attn, hidden_states, ("to_q", "to_k", "to_v"), "to_qkv")
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if encoder_hidden_states is not None:
+            text_query, text_key, text_value = project(
+                attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), "to_added_qkv")
+            query = torch.cat([attn.norm_added_q(text_query), query], dim=2)
+            key = torch.cat([attn.norm_added_k(text_key), key], dim=2)
+            value = torch.cat([text_value, value], dim=2)
+        rotary = clear_call.rotary or image_rotary_emb
+        if rotary is not None:
+            query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
+
+        layout = SequenceLayout.of(query.shape[2], clear_call.grid, clear_call.reference)
+        out = clear_attention(
+            query, key, value, grid=clear_call.grid, spec=self.settings.spec, spatial_weight=self.spatial_weight,
+            scale=self.settings.scale(query.shape[-1], layout), reference_tokens=clear_call.reference,
+            backend=self.settings.backend)
+        out = out.transpose(1, 2).flatten(2)
+
+        if encoder_hidden_states is None:
+            return out
+        text, image = out[:, : layout.text], out[:, layout.text:]
+        image = attn.to_out[1](attn.to_out[0](image.contiguous()))
+        return image, attn.to_add_out(text.contiguous())
+
+
+def project(attn: nn.Module, states: Tensor, names: tuple[str, str, str], fused: str) -> list[Tensor]:
+    """Query, key and value of one stream, (B, heads, tokens, D) each.
+
+    Args:
+        names: Names of the three projections.
+        fused: Name of the one that replaces them after ``fuse_qkv_projections()``.
+    """
+    if getattr(attn, "fused_projections", False):
+        parts = getattr(attn, fused)(states).chunk(3, dim=-1)
+    else:
+        parts = [getattr(attn, name)(states) for name in names]
+    return [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts]
