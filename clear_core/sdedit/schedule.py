@@ -1,0 +1,39 @@
+"""Noise levels of an SDEdit pass.
+
+Source: the high-resolution notebook of the reference code; FLUX.1-dev's static shift is 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLUX_SHIFT = 3.0
+"""Static shift of FLUX.1-dev's scheduler."""
+
+
+def static_shift(sigmas: Tensor, shift: float) -> Tensor:
+    """``s * x / (1 + (s - 1) * x)``: moves steps to higher noise for ``shift`` above 1; 0 and 1 stay."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def sdedit_sigmas(steps: int, strength: float, shift: float = FLUX_SHIFT) -> Tensor:
+    """The noise levels that an image-to-image pass visits.
+
+    Args:
+        steps: Steps n of the whole schedule, 1 or more; ``n - int(n - n * strength)`` of them are run.
+        strength: How much is redone, above 0 and up to 1 (everything); the published recipe uses 0.7 of 20 steps.
+        shift: Static shift, above 0; 1 leaves the levels evenly spaced.
+
+    Returns:
+        (steps run + 1,) float32, falling, the last one 0.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; expected an integer of at least 1.")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength!r}; expected a number above 0 and up to 1.")
+    if not 0 < shift < float("inf"):
+        raise ValueError(f"shift is {shift!r}; expected a positive number.")
+    levels = static_shift(torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64), shift)
+    skipped = int(steps - steps * strength)
+    return torch.cat([levels[skipped:], levels.new_zeros(1)]).float()
