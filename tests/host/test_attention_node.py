@@ -1,0 +1,296 @@
+"""CLEARAttention in a real ComfyUI: what it does to a model, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from support_comfy.boot import Recorder
+from support_comfy.oracle import window_mask, with_oracle_attention
+from support_comfy.sampling import conditioning, relative_error, run_node
+
+TEXT = 7
+SIGMA = 0.6
+
+
+def noise(height: int, width: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
+    """A latent of ``height`` x ``width``: (B, 16, H, W)."""
+    return torch.randn(batch, 16, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def prompt(text: int = TEXT, **extra: Any) -> list:
+    generator = torch.Generator().manual_seed(2)
+    out = conditioning(torch.randn(1, text, 64, generator=generator), torch.randn(1, 32, generator=generator))
+    out[0][1].update(extra)
+    return out
+
+
+def weights_of(patcher: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in patcher.model.state_dict().items()}
+
+
+def identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_widgets_are_optional_and_in_their_frozen_order(host, pack):
+    inputs = host.stock("CLEARAttention").INPUT_TYPES()
+    assert list(inputs["required"]) == ["model"]
+    assert list(inputs["optional"]) == ["weights_name", "radius", "ntk_factor", "proportional_attention", "backend",
+                                        "down_factor"]
+    assert all(options.get("tooltip") for _, options in inputs["optional"].values())
+
+
+@pytest.mark.parametrize("height, width, text, radius", [
+    (20, 26, 7, 3), (19, 27, 7, 4), (8, 40, 1, 2), (14, 14, 300, 1), (2, 30, 5, 6)],
+    ids=lambda value: str(value))
+def test_the_window_is_the_methods(tiny_flux, clear_node, predict, height, width, text, radius):
+    model, x, positive = tiny_flux(), noise(height, width), prompt(text)
+    mask = window_mask(text, (math.ceil(height / 2), math.ceil(width / 2)), 0, radius)
+    expected = predict(with_oracle_attention(model, mask), x, SIGMA, positive)
+    assert relative_error(predict(clear_node(model, radius=radius), x, SIGMA, positive), expected) < 1e-5
+    # The window must matter here, or the comparison says nothing.
+    assert relative_error(predict(model, x, SIGMA, positive), expected) > 1e-3
+
+
+def test_reference_latents_are_seen_by_all_and_see_all(tiny_flux, clear_node, predict):
+    model, x = tiny_flux(), noise(12, 14)
+    positive = prompt(reference_latents=[noise(6, 9, seed=3), noise(5, 4, seed=4)])
+    references = 3 * 5 + 3 * 2
+    mask = window_mask(TEXT, (6, 7), references, 3)
+    expected = predict(with_oracle_attention(model, mask), x, SIGMA, positive)
+    assert relative_error(predict(clear_node(model, radius=3), x, SIGMA, positive), expected) < 1e-5
+
+
+def test_text_tokens_that_another_node_adds_are_text(tiny_flux, clear_node, predict):
+    """As the host's own USO node does, through a post_input patch that stands before or after ours."""
+    def add_style_tokens(args: dict[str, Any]) -> dict[str, Any]:
+        style = args["txt"][:, :3] * 0.5
+        ids = torch.zeros_like(args["txt_ids"][:, :3])
+        return args | {"txt": torch.cat((style, args["txt"]), 1), "txt_ids": torch.cat((ids, args["txt_ids"]), 1)}
+
+    model, x, positive = tiny_flux(), noise(12, 14), prompt()
+    styled = model.clone()
+    styled.set_model_patch(add_style_tokens, "post_input")
+    expected = predict(with_oracle_attention(styled, window_mask(TEXT + 3, (6, 7), 0, 3)), x, SIGMA, positive)
+    late = clear_node(model, radius=3).clone()
+    late.set_model_patch(add_style_tokens, "post_input")
+    for patched in (clear_node(styled, radius=3), late):
+        assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
+
+
+def test_batch_items_do_not_meet(tiny_flux, clear_node, predict):
+    model, x = clear_node(tiny_flux(), radius=3), noise(12, 14, batch=2)
+    both = predict(model, x, SIGMA, prompt())
+    for item in range(2):
+        assert relative_error(predict(model, x[item:item + 1], SIGMA, prompt()), both[item:item + 1]) < 1e-5
+
+
+def test_a_radius_past_the_grid_is_the_stock_model(tiny_flux, clear_node, predict):
+    model, x, positive = tiny_flux(), noise(20, 26), prompt()
+    assert relative_error(predict(clear_node(model, radius=100), x, SIGMA, positive),
+                          predict(model, x, SIGMA, positive)) < 1e-5
+
+
+def test_scale_and_ntk_that_the_widgets_ask_for(tiny_flux, clear_node, predict, host):
+    from comfy.ldm.flux.layers import EmbedND
+
+    model, x, positive = tiny_flux(), noise(20, 26), prompt()
+    scale = math.sqrt(math.log(TEXT + 130, 64 * 64 + 512) / 128)
+    expected = with_oracle_attention(model, window_mask(TEXT, (10, 13), 0, 3), scale)
+    expected.add_object_patch("diffusion_model.pe_embedder", EmbedND(128, 10000 * 7.0, [16, 56, 56]))
+    patched = clear_node(model, radius=3, proportional_attention="on", ntk_factor=7.0)
+    assert relative_error(predict(patched, x, SIGMA, positive), predict(expected, x, SIGMA, positive)) < 1e-5
+    pooled = clear_node(model, radius=100, down_factor=4, proportional_attention="on")
+    assert relative_error(predict(pooled, x, SIGMA, positive), predict(patched, x, SIGMA, positive)) > 1e-3
+
+
+@pytest.mark.parametrize("height, width, hires", [(128, 256, False), (128, 258, True)], ids=["8192", "8256"])
+def test_auto_changes_above_8192_tokens(tiny_flux, clear_node, predict, height, width, hires):
+    model, x, positive = tiny_flux(depth=1, depth_single_blocks=1), noise(height, width), prompt()
+    auto = predict(clear_node(model, radius=3), x, SIGMA, positive)
+    explicit = clear_node(model, radius=3, ntk_factor=10.0 if hires else 1.0,
+                          proportional_attention="on" if hires else "off")
+    assert torch.equal(auto, predict(explicit, x, SIGMA, positive))
+
+
+def test_sizes_clones_and_removal_leave_no_trace(tiny_flux, clear_node, predict):
+    model, positive = tiny_flux(), prompt()
+    small, large = noise(12, 14), noise(20, 30)
+    before = weights_of(model)
+    stock = predict(model, small, SIGMA, positive)
+    narrow, wide = clear_node(model, radius=2, ntk_factor=10.0), clear_node(model, radius=4)
+    first = predict(narrow, small, SIGMA, positive)
+    other = predict(wide, small, SIGMA, positive)
+    predict(narrow, large, SIGMA, positive)
+    assert torch.equal(predict(narrow, small, SIGMA, positive), first)
+    assert torch.equal(predict(wide, small, SIGMA, positive), other)
+    assert torch.equal(predict(model, small, SIGMA, positive), stock)
+    assert not torch.equal(first, other) and not torch.equal(first, stock)
+    assert identical(weights_of(model), before)
+    assert model.patches == {} and model.object_patches == {}
+    assert model.model_options["transformer_options"] == {}
+
+
+def test_a_later_node_in_series_replaces_the_earlier(host, golden_flux, clear_node, predict):
+    students = [name for name in host.folder_paths.get_filename_list("clear") if "down" not in name]
+    x = torch.randn(1, 4, 20, 24, generator=torch.Generator().manual_seed(1))
+    positive = conditioning(torch.randn(1, 9, 32), torch.randn(1, 16))
+    alone = clear_node(golden_flux, weights_name="none", radius=4)
+    for series in (clear_node(clear_node(golden_flux, weights_name=students[0], radius=3, ntk_factor=10.0), radius=4),
+                   clear_node(clear_node(golden_flux, weights_name="none", radius=8, down_factor=4), radius=4)):
+        assert series.patches == {}
+        assert torch.equal(predict(series, x, SIGMA, positive), predict(alone, x, SIGMA, positive))
+    twice = clear_node(clear_node(golden_flux, weights_name=students[0]), weights_name=students[0])
+    once = clear_node(golden_flux, weights_name=students[0])
+    assert {key: len(entries) for key, entries in twice.patches.items()} == {
+        key: len(entries) for key, entries in once.patches.items()}
+
+
+def test_a_foreign_position_embedder_is_kept(tiny_flux, clear_node, predict):
+    class OtherEmbedder(torch.nn.Module):
+        def __init__(self, base: torch.nn.Module):
+            super().__init__()
+            self.base = base
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.base(ids * 0.5)
+
+    key = "diffusion_model.pe_embedder"
+    model, x, positive = tiny_flux(), noise(20, 26), prompt()
+    other = OtherEmbedder(model.get_model_object(key))
+    foreign = model.clone()
+    foreign.add_object_patch(key, other)
+    expected = predict(with_oracle_attention(foreign, window_mask(TEXT, (10, 13), 0, 3)), x, SIGMA, positive)
+    after = clear_node(foreign, radius=3, ntk_factor=10.0)
+    before = clear_node(model, radius=3, ntk_factor=10.0).clone()
+    before.add_object_patch(key, other)
+    for patched in (after, before):
+        with Recorder() as log:
+            for _ in range(2):
+                assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
+        lines = [line for line in log.messages() if "CLEAR" in line]
+        assert len(lines) == 1 and "OtherEmbedder" in lines[0] and "10" in lines[0]
+
+
+def test_a_mask_runs_the_previous_attention_with_our_scale(tiny_flux, clear_node, predict):
+    model, x = tiny_flux(), noise(12, 14)
+    length = TEXT + 42
+    mask = torch.randn(length, length, generator=torch.Generator().manual_seed(5)) > 0
+    mask |= torch.eye(length, dtype=torch.bool)
+    # As a bias, which is what Redux makes of it; the host casts a bool mask to numbers.
+    bias = torch.zeros(1, length, length).masked_fill(~mask, float("-inf"))
+    positive = prompt(attention_mask=bias, attention_mask_img_shape=(6, 7))
+    scale = math.sqrt(math.log(length, 64 * 64 + 512) / 128)
+    expected = predict(with_oracle_attention(model, mask, scale), x, SIGMA, prompt())
+    patched = clear_node(model, radius=3, proportional_attention="on")
+    with Recorder() as log:
+        for _ in range(2):
+            assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
+    lines = [line for line in log.messages() if "CLEAR" in line]
+    assert len(lines) == 1 and "mask" in lines[0]
+
+
+def test_another_override_runs_where_the_window_does_not(tiny_flux, clear_node, predict):
+    calls: list[str] = []
+
+    def other(func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append("other")
+        return func(*args, **kwargs)
+
+    model, x = tiny_flux(), noise(12, 14)
+    early = model.clone()
+    early.model_options["transformer_options"]["optimized_attention_override"] = other
+    late = clear_node(model, radius=3)
+    late.model_options["transformer_options"]["optimized_attention_override"] = other
+    expected = predict(clear_node(model, radius=3), x, SIGMA, prompt())
+    masked = prompt(attention_mask=torch.zeros(1, TEXT + 42, TEXT + 42), attention_mask_img_shape=(6, 7))
+    for patched in (clear_node(early, radius=3), late):
+        calls.clear()
+        assert torch.equal(predict(patched, x, SIGMA, prompt()), expected) and calls == []
+        predict(patched, x, SIGMA, masked)
+        assert len(calls) == 4
+
+
+def test_a_forward_that_never_reaches_attention_is_named_once(tiny_flux, clear_node, predict):
+    def skipping_forward(img: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return img
+
+    patched, x = clear_node(tiny_flux(), radius=3), noise(12, 14)
+    patched.add_object_patch("diffusion_model.forward_orig", skipping_forward)
+    with Recorder() as log:
+        for _ in range(2):
+            predict(patched, x, SIGMA, prompt())
+    lines = [line for line in log.messages() if "CLEAR" in line]
+    assert len(lines) == 1 and "not applied" in lines[0]
+
+
+def test_compiled_blocks_follow_radius_and_size(tiny_flux, clear_node, predict):
+    """The host's compile node drops guards on transformer_options; the first window must not stay for good."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model, positive = tiny_flux(depth=1, depth_single_blocks=1), prompt()
+    for radius, size in ((2, (12, 14)), (4, (12, 14)), (2, (16, 14)), (2, (12, 14))):
+        x = noise(*size)
+        plain = clear_node(model, radius=radius, ntk_factor=10.0)
+        compiled = plain.clone()
+        set_torch_compile_wrapper(compiled, backend="eager", dynamic=False)
+        assert relative_error(predict(compiled, x, SIGMA, positive), predict(plain, x, SIGMA, positive)) < 1e-5
+
+
+@pytest.mark.parametrize("widgets, named", [
+    (dict(weights_name="nowhere.safetensors"), "nowhere.safetensors"),
+    (dict(proportional_attention="maybe"), "maybe"),
+    (dict(ntk_factor=-1.0), "-1"),
+    (dict(radius=-3), "-3"),
+], ids=lambda value: str(value))
+def test_bad_values_are_named(tiny_flux, clear_node, widgets, named):
+    with pytest.raises(ValueError, match=named):
+        clear_node(tiny_flux(), **widgets)
+
+
+def test_unknown_backend_is_refused_when_sampling_starts(tiny_flux, clear_node, predict):
+    with pytest.raises(ValueError, match="warp"):
+        predict(clear_node(tiny_flux(), backend="warp"), noise(12, 14), SIGMA, prompt())
+
+
+def test_other_models_are_refused_by_name(host, clear_node, tiny_flux):
+    model = tiny_flux()
+    for change, named in (({"image_model": "flux2"}, "flux2"), ({"image_model": "chroma"}, "chroma"),
+                          ({"patch_size": 1}, "patch size is 1")):
+        other = tiny_flux()
+        other.model.model_config.unet_config = {**other.model.model_config.unet_config, **change}
+        with pytest.raises(ValueError, match=named):
+            clear_node(other)
+        assert other.wrappers == {} and other.object_patches == {}
+    model.model.diffusion_model.double_blocks = None
+    del model.model.diffusion_model.double_blocks
+    with pytest.raises(ValueError, match="Nunchaku"):
+        clear_node(model)
+
+
+def test_weights_of_another_width_are_refused_and_the_model_still_samples(host, clear_node, tiny_flux, predict):
+    model, x = tiny_flux(), noise(12, 14)
+    before = predict(model, x, SIGMA, prompt())
+    name = host.folder_paths.get_filename_list("clear")[0]
+    with pytest.raises(ValueError, match="width 64"):
+        clear_node(model, weights_name=name)
+    assert model.patches == {}
+    assert torch.equal(predict(model, x, SIGMA, prompt()), before)
+
+
+def test_names_from_another_machine_find_the_file(host, pack):
+    names = host.folder_paths.get_filename_list("clear")
+    validate = host.stock("CLEARAttention").validate_inputs
+    for name in names:
+        assert validate(weights_name="sub\\folder\\" + name) is True
+    answer = validate(weights_name="clear_local_99.safetensors")
+    assert "clear_local_99.safetensors" in answer and "clear" in answer
+
+
+def test_it_runs_without_optional_inputs_in_the_executors_way(host, tiny_flux, pack):
+    model = tiny_flux()
+    (patched,) = run_node(host.stock("CLEARAttention"), model=model)
+    assert patched is not model and patched.model is model.model
