@@ -33,6 +33,10 @@ class CLEARAttention(io.ComfyNode):
                     "weights_name", options=[NO_WEIGHTS, *installed_names()], default=NO_WEIGHTS, optional=True,
                     tooltip="Weights distilled for the window, from models/clear. Without them (none) the window is "
                             "applied to the model as it is, which costs quality."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                    tooltip="How much of the distilled weights is used; 0 is the model's own weights. The window "
+                            "stays the same."),
                 io.Int.Input(
                     "radius", default=0, min=0, max=4096, optional=True, extra_dict=ADVANCED,
                     tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: as the weights were trained, or "
@@ -65,8 +69,9 @@ class CLEARAttention(io.ComfyNode):
         return missing_sentence(weights_name)
 
     @classmethod
-    def execute(cls, model, weights_name: str = NO_WEIGHTS, radius: int = 0, ntk_factor: float = 0.0,
-                proportional_attention: str = "auto", backend: str = "auto", down_factor: int = 0) -> io.NodeOutput:
+    def execute(cls, model, weights_name: str = NO_WEIGHTS, strength: float = 1.0, radius: int = 0,
+                ntk_factor: float = 0.0, proportional_attention: str = "auto", backend: str = "auto",
+                down_factor: int = 0) -> io.NodeOutput:
         file = None if weights_name == NO_WEIGHTS else read_clear_file(path_of(weights_name))
         settings = ClearSettings(choose_spec(radius, down_factor, file), ntk_factor, proportional_attention, backend)
-        return io.NodeOutput(apply_clear(model, settings, file))
+        return io.NodeOutput(apply_clear(model, settings, file, strength))

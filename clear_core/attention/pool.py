@@ -11,6 +11,11 @@ def mean_weight(down_factor: int) -> Tensor:
     return torch.full((down_factor, down_factor), 1.0 / down_factor**2)
 
 
+def blend_with_mean(weight: Tensor, strength: float) -> Tensor:
+    """A (d, d) ``spatial_weight`` at less than full strength: 0 is the plain mean, 1 the weight itself."""
+    return torch.lerp(mean_weight(weight.shape[0]), weight.float().cpu(), strength)
+
+
 def border_gain(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """What a cell's sum is multiplied with so that a cut cell keeps the total weight of a whole one.
 

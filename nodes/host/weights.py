@@ -5,33 +5,70 @@ Source: ``comfy.utils.flux_to_diffusers``, ``ModelPatcher.add_patches`` and ``co
 
 from __future__ import annotations
 
+import os
 import uuid
+from collections.abc import Mapping
+from weakref import WeakValueDictionary
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...clear_core.weights import ClearFile
 from .flux import FluxShape
 
 
-def add_weight_patches(model: ModelPatcher, file: ClearFile, shape: FluxShape,
-                       strength: float = 1.0) -> dict[str, list[tuple]]:
-    """Replace the trained slices of a clone's weights: ``(1 - strength) * base + strength * file``.
+def trained_tensors(file: ClearFile) -> Mapping[str, Tensor]:
+    """The file's tensors by diffusers name: memory-mapped, checked, and shared by all models that use them.
 
-    The patches go in front of all others, so that a LoRA adds to the trained weights wherever its node stands.
+    Raises:
+        ValueError: The file is damaged, or holds NaN.
+    """
+    stat = os.stat(file.path)
+    key = (str(file.path), stat.st_mtime_ns, stat.st_size)
+    tensors = _open.get(key)
+    if tensors is None:
+        file.check_finite()
+        tensors = SharedTensors(file.tensors())
+        _open[key] = tensors
+    return tensors
+
+
+class SharedTensors(dict[str, Tensor]):
+    """A dict that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+# A graph runs its nodes again and again; one mapping of the file serves as long as any model uses it.
+_open: WeakValueDictionary[tuple[str, int, int], SharedTensors] = WeakValueDictionary()
+
+
+def add_weight_patches(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: FluxShape,
+                       strength: float) -> dict[str, list[tuple]]:
+    """Put the trained slices on a clone's weights.
+
+    A file of trained weights replaces: ``(1 - strength) * base + strength * file``. A delta file adds:
+    ``base + strength * file``. The patches go in front of all others, so that a LoRA adds to the trained weights
+    wherever its node stands.
+
+    Args:
+        tensors: The file's, from :func:`trained_tensors`.
+        strength: 0 to 1.
 
     Returns:
         The entries that were added, by key of ``model.patches``.
 
     Raises:
-        ValueError: The file does not fit the model; nothing was patched.
+        ValueError: The file does not fit the model.
     """
     file.fits(shape.width, shape.num_double, shape.num_single)
     table = comfy.utils.flux_to_diffusers(model.model.model_config.unet_config, output_prefix="diffusion_model.")
-    patches = {table[name]: ("diff", (tensor,)) for name, tensor in file.tensors().items()}
+    patches = {table[name]: ("diff", (tensor,)) for name, tensor in tensors.items()}
     keys = {target if isinstance(target, str) else target[0] for target in patches}
     before = {key: len(model.patches.get(key, ())) for key in keys}
-    unknown = set(patches) - set(model.add_patches(patches, strength, 1.0 - strength))
+    base_strength = 1.0 if file.kind == "delta" else 1.0 - strength
+    unknown = set(patches) - set(model.add_patches(patches, strength, base_strength))
     if unknown:
         raise ValueError(f"{file.name} has {len(unknown)} weights that this model lacks, among them "
                          f"{sorted(map(str, unknown))[0]}; choose weights for this model.")

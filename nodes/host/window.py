@@ -6,7 +6,7 @@ Source: ``comfy.patcher_extension.WrappersMP.APPLY_MODEL`` and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +34,14 @@ class WindowPatch:
     Attributes:
         settings: Spec, scale, NTK factor and backend.
         spatial_weights: (d, d) pooling weights by block; a block that is not in it pools by the mean.
+        tensors: The weights file's tensors, held so that other clones share them.
         weight_patches: The entries this node put into ``ModelPatcher.patches``, by key, so that a later CLEAR node
             can take them out again.
     """
 
     settings: ClearSettings
     spatial_weights: dict[BlockId, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     weight_patches: dict[str, list[tuple]] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
 

@@ -38,8 +38,8 @@ def identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 def test_widgets_are_optional_and_in_their_frozen_order(host, pack):
     inputs = host.stock("CLEARAttention").INPUT_TYPES()
     assert list(inputs["required"]) == ["model"]
-    assert list(inputs["optional"]) == ["weights_name", "radius", "ntk_factor", "proportional_attention", "backend",
-                                        "down_factor"]
+    assert list(inputs["optional"]) == ["weights_name", "strength", "radius", "ntk_factor", "proportional_attention",
+                                        "backend", "down_factor"]
     assert all(options.get("tooltip") for _, options in inputs["optional"].values())
 
 
