@@ -1,6 +1,16 @@
-"""Distilled weights: which there are, what a file holds, and how its tensors are named."""
+"""Distilled weights: which there are, fetching, reading, checking and writing them, and how tensors are named.
 
+``python -m clear_core.weights --help`` does the same from a terminal.
+"""
+
+from .catalogue import CATALOGUE, LICENCE, Release, find_release
+from .download import FetchError, fetch
 from .errors import ClearFileError
+from .filename import bare_name, radius_from_name
 from .reader import ClearFile, read_clear_file
+from .writer import save_clear_file
 
-__all__ = ["ClearFile", "ClearFileError", "read_clear_file"]
+__all__ = [
+    "CATALOGUE", "LICENCE", "ClearFile", "ClearFileError", "FetchError", "Release", "bare_name", "fetch",
+    "find_release", "radius_from_name", "read_clear_file", "save_clear_file",
+]

@@ -26,15 +26,15 @@ FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",
 }
 
-# What safetensors' own errors mean to a user; the first fragment found in its message counts.
+# What safetensors' own errors mean to a user, by a fragment of the message in its newer and its older wording
+# (letters only, small). Whatever else it may say is about the header's text.
 DAMAGE = {
-    "IncompleteBuffer": "is truncated or has bytes that its header does not account for; download it again",
-    "TooSmall": "is truncated: even its header is incomplete; download it again",
-    "TooLarge": "declares a header larger than the format allows; download it again",
-    "InvalidHeaderLength": "is truncated: its header is longer than the file; download it again",
-    "InvalidOffset": "is damaged: its header places tensors on top of each other or outside the file; download it again",
-    "Overflow": "is damaged: its header declares an impossible size; download it again",
-    "TensorInvalidInfo": "is damaged: a tensor's size and its bytes disagree; download it again",
+    ("incompletemetadata", "incompletebuffer"):
+        "is truncated, or has bytes that its header does not account for; download it again",
+    ("invalidoffset",):
+        "is damaged: its header places tensors on top of each other or outside the file; download it again",
+    ("overflow",): "is damaged: its header declares an impossible size; download it again",
+    ("invalidshape", "invalidinfo"): "is damaged: the shape of a tensor and its bytes disagree; download it again",
 }
 
 
@@ -86,7 +86,8 @@ def check_start(name: str, start: bytes, size: int) -> None:
 
 def damage(error: Exception) -> str:
     """The end of the sentence for an error of the safetensors library."""
-    for fragment, words in DAMAGE.items():
-        if fragment in str(error):
+    said = "".join(filter(str.isalpha, str(error))).lower()
+    for fragments, words in DAMAGE.items():
+        if any(fragment in said for fragment in fragments):
             return words
     return f"is damaged, its header cannot be understood ({shown(error)}); download it again"

@@ -83,7 +83,7 @@ class Names:
     """What the keys of a file are.
 
     Attributes:
-        layout, prefix: The form that the file's first known key has; every other key is held against it.
+        layout, prefix: The form that most of the file's known keys have; every key is held against it.
         tensors: Canonical name to place in the file.
         spatial: (stream, block index) to key of ``spatial_weight``.
         blocks: Number of blocks by stream: the highest index found plus 1.
@@ -145,10 +145,11 @@ def split_key(key: str, layout: Layout, prefix: str) -> tuple[Stream, int, str] 
 def recognise(keys: Iterable[str]) -> Names | None:
     """What the keys of a file are; None if not one of them is a trained tensor in any known form."""
     keys = list(keys)
-    names = next((Names(layout, prefix) for key in keys for prefix in PREFIXES for layout in LAYOUTS
-                  if split_key(key, layout, prefix)), None)
-    if names is None:
+    forms = [(layout, prefix) for prefix in PREFIXES for layout in LAYOUTS]
+    counts = [sum(split_key(key, *form) is not None for key in keys) for form in forms]
+    if not any(counts):
         return None
+    names = Names(*forms[counts.index(max(counts))])
     for key in keys:
         found = split_key(key, names.layout, names.prefix)
         if found is None:

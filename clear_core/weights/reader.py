@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .container import open_safetensors
 from .errors import ClearFileError, dims, first_few, shown
+from .filename import radius_from_name
 from .naming import Names, Stored, Stream, recognise
 
 DTYPES = {
@@ -22,9 +23,6 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }
 
-# A radius in a name must stand alone: "clear_local_8_16" or "clear_local_8b" may mean anything.
-RADIUS_IN_NAME = re.compile(
-    r"(?<![a-z0-9])clear_local_([1-9][0-9]{0,3})(?:_down_[1-9][0-9]?)?(?![a-z0-9]|[._-][0-9])")
 NUMBER = re.compile(r"[1-9][0-9]{0,3}")
 
 Kind = Literal["replace", "delta"]
@@ -160,16 +158,6 @@ def read_clear_file(path: str | os.PathLike[str]) -> ClearFile:
         num_double=names.blocks["double"], num_single=names.blocks["single"], width=width, dtypes=dtypes,
         source=shown(header.get("clear.source", ""), 500), layout=names.layout.name, size=size,
         stored=names.tensors, spatial=names.spatial)
-
-
-def radius_from_name(name: str) -> int | None:
-    """The radius in a file name of the form ``clear_local_<r>[_down_<d>]``; None where it is not plain.
-
-    Folders before it and endings such as ``-bf16`` or `` (1)`` do not matter.
-    """
-    bare = re.split(r"[\\/]", name)[-1].lower().removesuffix(".safetensors")
-    found = RADIUS_IN_NAME.findall(bare)
-    return int(found[0]) if len(found) == 1 else None
 
 
 def checked_names(name: str, keys: list[str]) -> Names:

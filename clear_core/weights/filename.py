@@ -1,0 +1,22 @@
+"""What a weights file's name says."""
+
+from __future__ import annotations
+
+import re
+
+# A radius in a name must stand alone: "clear_local_8_16" or "clear_local_8b" may mean anything.
+RADIUS = re.compile(r"(?<![a-z0-9])clear_local_([1-9][0-9]{0,3})(?:_down_[1-9][0-9]?)?(?![a-z0-9]|[._-][0-9])")
+
+
+def bare_name(name: str) -> str:
+    """The name without its folders; ``/`` and ``\\`` alike, for a shared workflow may come from either world."""
+    return re.split(r"[\\/]", name)[-1]
+
+
+def radius_from_name(name: str) -> int | None:
+    """The radius in a file name of the form ``clear_local_<r>[_down_<d>]``; None where it is not plain.
+
+    Folders before it and endings such as ``-bf16`` or `` (1)`` do not matter.
+    """
+    found = RADIUS.findall(bare_name(name).lower().removesuffix(".safetensors"))
+    return int(found[0]) if len(found) == 1 else None
