@@ -1,0 +1,203 @@
+"""Pictures of the window (Pillow is imported where it is used)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .cost import clear_pairs, dense_pairs
+from .layout import SequenceLayout
+from .spec import ClearSpec
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+
+PAPER: Color = (252, 252, 250)
+INK: Color = (33, 37, 46)
+MUTED: Color = (104, 111, 124)
+QUERY: Color = (232, 93, 36)
+WINDOW: Color = (92, 138, 232)
+CIRCLE: Color = (34, 66, 148)
+UNSEEN: Color = (226, 230, 236)
+SUMMARISED: Color = (219, 238, 232)
+POOLED: Color = (20, 138, 112)
+POOLED_BORDER: Color = (141, 202, 187)
+TEXT: Color = (150, 122, 204)
+REFERENCE: Color = (214, 170, 60)
+
+# Everything is drawn at twice its size and brought down once, which smooths circle and dots.
+OVERSAMPLING = 2
+MARGIN = 0.04
+# px of the finished picture: below these a gap between tokens is a blur, and a query cannot be found.
+SMALLEST_GAP = 4.0
+SMALLEST_QUERY = 6.0
+
+
+@dataclass(frozen=True)
+class GridPlace:
+    """Where the token grid lies in the picture.
+
+    Attributes:
+        left, top: Corner of the grid in px.
+        cell: Side of a token in px.
+    """
+
+    left: float
+    top: float
+    cell: float
+
+    def point(self, y: float, x: float) -> tuple[float, float]:
+        """(px from the left, px from the top) of a place in tokens; (0.5, 0.5) is the first token's middle."""
+        return self.left + x * self.cell, self.top + y * self.cell
+
+
+def place_grid(grid: tuple[int, int], width: int) -> GridPlace:
+    """Place of the grid in a picture ``width`` px wide; neither its width nor its height exceeds what is free."""
+    free = width * (1 - 2 * MARGIN)
+    cell = free / max(grid)
+    return GridPlace((width - grid[1] * cell) / 2, width * 0.185, cell)
+
+
+def draw_window(layout: SequenceLayout, spec: ClearSpec, *, query: tuple[int, int] | None = None,
+                width: int = 1000) -> Image.Image:
+    """Draws what one image query sees, true to scale.
+
+    Args:
+        layout: Text, image grid and reference tokens.
+        spec: Window radius and down factor.
+        query: (y, x) of the query in tokens; None takes the middle.
+        width: Of the picture in px, 400 or more.
+
+    Returns:
+        An RGB picture, about as high as it is wide for a square grid.
+
+    Raises:
+        ValueError: ``query`` lies outside the grid, or ``width`` is below 400.
+        ImportError: Pillow is not installed.
+    """
+    from PIL import Image, ImageDraw
+
+    height, columns = layout.grid
+    y, x = query if query is not None else (height // 2, columns // 2)
+    if not (0 <= y < height and 0 <= x < columns):
+        raise ValueError(f"query is {(y, x)}; expected a token of the {height} x {columns} grid.")
+    if width < 400:
+        raise ValueError(f"width is {width}; expected at least 400 px.")
+
+    place = place_grid(layout.grid, width * OVERSAMPLING)
+    entries = legend(layout, spec, (y, x))
+    line = width * OVERSAMPLING * 0.03
+    bottom = place.top + height * place.cell
+    page = Image.new("RGB", (width * OVERSAMPLING, round(bottom + line * (len(entries) + 1.4))), PAPER)
+    draw = ImageDraw.Draw(page)
+    draw_heading(draw, layout, spec, page.width)
+    grid = draw_grid(layout, spec, (y, x), place.cell)
+    page.paste(grid, (round(place.left), round(place.top)))
+    draw_legend(draw, entries, page.width * MARGIN, bottom + line, line)
+    return page.resize((width, page.height // OVERSAMPLING), Image.Resampling.LANCZOS)
+
+
+def draw_grid(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int], cell: float) -> Image.Image:
+    """The grid alone, ``cell`` px a token: tokens, pooled cells, circle; what passes its border is cut off."""
+    from PIL import Image, ImageDraw
+
+    rows, columns = layout.grid
+    image = Image.new("RGB", (round(columns * cell), round(rows * cell)), PAPER)
+    draw = ImageDraw.Draw(image)
+    gap = cell * 0.06 if cell >= SMALLEST_GAP * OVERSAMPLING else 0.0
+    far = SUMMARISED if spec.pools else UNSEEN
+    for y in range(rows):
+        for x in range(columns):
+            distance = (y - query[0]) ** 2 + (x - query[1]) ** 2
+            color = WINDOW if distance < spec.radius**2 else far
+            left, top, side = x * cell + gap, y * cell + gap, max(cell - 2 * gap - 1, 0)
+            draw.rectangle((left, top, left + side, top + side), color)
+    if spec.pools:
+        draw_pooled_cells(draw, layout, spec.down_factor, cell)
+    centre = (query[1] + 0.5) * cell, (query[0] + 0.5) * cell
+    draw.ellipse(around(centre, spec.radius * cell), outline=CIRCLE, width=2 * OVERSAMPLING)
+    draw.rectangle(around(centre, max(cell / 2 - gap - 1, SMALLEST_QUERY / 2 * OVERSAMPLING)), QUERY)
+    return image
+
+
+def around(centre: tuple[float, float], reach: float) -> tuple[float, float, float, float]:
+    """Square box, ``reach`` px to each side of ``centre`` = (x, y)."""
+    x, y = centre
+    return x - reach, y - reach, x + reach, y + reach
+
+
+def draw_pooled_cells(draw: ImageDraw.ImageDraw, layout: SequenceLayout, d: int, cell: float) -> None:
+    """Borders of the pooled cells, and one dot a cell for its key."""
+    rows, columns = layout.grid
+    pooled_rows, pooled_columns = layout.pooled_grid(d)
+    for i in range(1, pooled_rows):
+        draw.line((0, i * d * cell, columns * cell, i * d * cell), POOLED_BORDER, OVERSAMPLING)
+    for j in range(1, pooled_columns):
+        draw.line((j * d * cell, 0, j * d * cell, rows * cell), POOLED_BORDER, OVERSAMPLING)
+    dot = min(max(d * cell * 0.1, 1.5), 5.0 * OVERSAMPLING)
+    for i in range(pooled_rows):
+        for j in range(pooled_columns):
+            y = (i * d + min((i + 1) * d, rows)) / 2 * cell
+            x = (j * d + min((j + 1) * d, columns)) / 2 * cell
+            draw.ellipse(around((round(x), round(y)), round(dot)), POOLED)
+
+
+def draw_heading(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearSpec, page: int) -> None:
+    """Title, size of the picture, and the bar of text (and reference) tokens above the grid; ``page`` px wide."""
+    rows, columns = layout.grid
+    left, right = page * MARGIN, page * (1 - MARGIN)
+    draw.text((left, page * 0.035), "What one image token sees under CLEAR", INK, font(page * 0.034))
+    draw.text((left, page * 0.085), f"{rows} x {columns} tokens = {rows * 16} x {columns * 16} pixels (h x w), {spec}",
+              MUTED, font(page * 0.021))
+    parts = [(layout.text, TEXT, "text"), (layout.reference, REFERENCE, "reference")]
+    parts = [part for part in parts if part[0]]
+    top, bottom = page * 0.133, page * 0.165
+    if not parts:
+        draw.text((left, (top + bottom) / 2), "no text tokens", MUTED, font(page * 0.019), anchor="lm")
+    for index, (tokens, color, name) in enumerate(parts):
+        a, b = (left + (right - left) * (index + step) / len(parts) for step in (0, 1))
+        draw.rectangle((a, top, b - (page * 0.008 if index + 1 < len(parts) else 0), bottom), color)
+        draw.text(((a + b) / 2, (top + bottom) / 2), f"{tokens} {name} tokens: every query sees them all", PAPER,
+                  font(page * 0.018), anchor="mm")
+
+
+def legend(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int]) -> list[tuple[Color | None, str]]:
+    """(color, words) line by line; no color for the sums at the end."""
+    rows, columns = layout.grid
+    seen = sum((y - query[0]) ** 2 + (x - query[1]) ** 2 < spec.radius**2 for y in range(rows) for x in range(columns))
+    pooled_rows, pooled_columns = layout.pooled_grid(spec.down_factor)
+    entries: list[tuple[Color | None, str]] = [
+        (QUERY, f"the query, token {query[0]}, {query[1]}"),
+        (WINDOW, f"its window: {seen:,} image tokens less than {spec.radius} tokens away"),
+    ]
+    if spec.pools:
+        d = spec.down_factor
+        entries.append((POOLED, f"{pooled_rows * pooled_columns:,} pooled keys, one for each cell of {d} x {d} tokens"))
+        entries.append((SUMMARISED, "image tokens that it sees through their pooled key only"))
+    elif seen < layout.image:
+        entries.append((UNSEEN, "image tokens that it does not see"))
+    keys = layout.text + layout.reference + seen + pooled_rows * pooled_columns
+    pairs, dense = clear_pairs(layout, spec), dense_pairs(layout)
+    entries.append((None, f"{keys:,} keys in all; ordinary attention has {layout.length:,} for every query."))
+    entries.append((None, f"Whole layer: {pairs:,} pairs of query and key, {pairs / dense:.1%} of ordinary attention's "
+                          f"{dense:,}."))
+    return entries
+
+
+def draw_legend(draw: ImageDraw.ImageDraw, entries: list[tuple[Color | None, str]], left: float, top: float,
+                line: float) -> None:
+    for index, (color, words) in enumerate(entries):
+        y = top + index * line
+        if color is not None:
+            draw.rectangle((left, y - line * 0.3, left + line * 0.6, y + line * 0.3), color)
+        draw.text((left + (line if color is not None else 0), y), words, INK if color is not None else MUTED,
+                  font(line * 0.66), anchor="lm")
+
+
+def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own typeface, so that no font has to be installed; ``size`` in px."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(max(8.0, size))
