@@ -1,0 +1,78 @@
+"""The tiny FLUX: FLUX.1's architecture at hidden size 256, as a diffusers model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .caption import CONTEXT, POOLED
+from .codec import CHANNELS
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
+
+# Heads stay at 128 numbers, as in every FLUX: ComfyUI infers the number of heads from it.
+CONFIG = dict(
+    patch_size=1, in_channels=4 * CHANNELS, num_layers=1, num_single_layers=3, attention_head_dim=128,
+    num_attention_heads=2, joint_attention_dim=CONTEXT, pooled_projection_dim=POOLED, guidance_embeds=True,
+    axes_dims_rope=(16, 56, 56),
+)
+
+
+def new_tiny_flux(seed: int = 0) -> FluxTransformer2DModel:
+    """An untrained tiny FLUX whose blocks start as the identity (modulation and output at zero)."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = FluxTransformer2DModel(**CONFIG)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and (name.endswith("norm.linear") or name.endswith("norm1.linear")
+                                              or name.endswith("norm1_context.linear") or name == "proj_out"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, 2h, 2w) to tokens (B, h * w, 4C), row-major, as FLUX packs them."""
+    batch, channels, height, width = latents.shape
+    cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // 2) * (width // 2), 4 * channels)
+
+
+def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`pack` for a grid of (h, w) tokens."""
+    height, width = grid
+    cells = tokens.reshape(tokens.shape[0], height, width, -1, 2, 2)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], -1, 2 * height, 2 * width)
+
+
+def grid_ids(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """(h * w, 3) float32 positions (0, row, column) of the image tokens."""
+    rows, columns = torch.meshgrid(*(torch.arange(side, device=device, dtype=torch.float32) for side in grid),
+                                   indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
+
+
+def velocity(model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor,
+             guidance: Tensor) -> Tensor:
+    """The model's flow, ``noise - x`` as it sees it.
+
+    Args:
+        latents: (B, 16, H, W), ``sigma * noise + (1 - sigma) * x``; H and W even.
+        sigma: (B,) noise level, 0 to 1.
+        context: (B, T, 128) and pooled: (B, 64), from the caption encoder.
+        guidance: (B,) guidance strength, 1 for none.
+
+    Returns:
+        (B, 16, H, W).
+    """
+    grid = (latents.shape[2] // 2, latents.shape[3] // 2)
+    tokens = model(
+        hidden_states=pack(latents), timestep=sigma, guidance=guidance, encoder_hidden_states=context,
+        pooled_projections=pooled, img_ids=grid_ids(grid, latents.device),
+        txt_ids=torch.zeros(context.shape[1], 3, device=latents.device), return_dict=False)[0]
+    return unpack(tokens, grid)

@@ -1,0 +1,133 @@
+"""The tiny FLUX: what its captions become, its files, and a training that can be stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from demo.tiny_flux.caption import encode_captions, phrases
+from demo.tiny_flux.data import held_out_scenes, training_batch
+from demo.world import random_scene
+
+pytest.importorskip("diffusers")
+
+from demo.tiny_flux.model import grid_ids, new_tiny_flux, pack, unpack, velocity  # noqa: E402
+from demo.tiny_flux.sample import sample, sigmas  # noqa: E402
+from demo.tiny_flux.train import Stage, train  # noqa: E402
+from demo.tiny_flux.weights import diffusers_layout, load_tiny_flux, published_layout, save_tiny_flux  # noqa: E402
+
+
+def noisy_model(seed: int = 0) -> torch.nn.Module:
+    """A tiny FLUX none of whose parts is at zero."""
+    model = new_tiny_flux()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def test_every_caption_of_the_world_fits():
+    import numpy as np
+
+    longest = max((random_scene(np.random.default_rng(i)) for i in range(200)), key=lambda s: len(s.caption))
+    assert sum(map(len, phrases(longest.caption))) <= 24
+
+
+def test_binding_is_in_the_tokens():
+    one, _ = encode_captions(["a red ball left, a blue box right"])
+    two, _ = encode_captions(["a blue ball left, a red box right"])
+    assert not torch.allclose(one[0, 1], two[0, 1]), "the ball does not know its colour"
+    upper, _ = encode_captions(["A Red  BALL left , a shiny blue box right"])
+    torch.testing.assert_close(upper, one)
+
+
+def test_long_and_empty_captions():
+    context, pooled = encode_captions(["", "red " * 60])
+    assert context.shape == (2, 24, 128) and pooled.shape == (2, 64)
+    assert pooled[0].abs().max() == 0 and context.isfinite().all()
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    one, again, other = (training_batch(0, step, 2, (32, 48)) for step in (7, 7, 8))
+    for name in ("latents", "noise", "sigma", "context"):
+        assert torch.equal(getattr(one, name), getattr(again, name))
+        assert not torch.equal(getattr(one, name), getattr(other, name))
+    assert one.latents.shape == (2, 16, 4, 6) and 0 < one.sigma.min() and one.sigma.max() < 1
+    assert held_out_scenes(2, first=1)[0] == held_out_scenes(2)[1]
+
+
+def test_pack_is_row_major_and_invertible():
+    latents = torch.arange(2 * 16 * 4 * 6.0).reshape(2, 16, 4, 6)
+    tokens = pack(latents)
+    assert tokens.shape == (2, 6, 64)
+    # Token 1 is row 0, column 1; its first four numbers are channel 0's 2 x 2 cell.
+    assert torch.equal(tokens[0, 1, :4], latents[0, 0, :2, 2:4].flatten())
+    assert torch.equal(unpack(tokens, (2, 3)), latents)
+    assert grid_ids((2, 3))[4].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("strength, count, first", [(1.0, 20, 1.0), (0.7, 14, 0.875)])
+def test_sigmas_of_the_published_recipe(strength: float, count: int, first: float):
+    levels = sigmas(20, strength=strength)
+    assert len(levels) == count + 1 and levels[-1] == 0
+    assert levels[0].item() == pytest.approx(first)
+    assert (levels.diff() < 0).all()
+
+
+def test_sampling_a_perfect_model_gives_its_picture(monkeypatch: pytest.MonkeyPatch):
+    goal = torch.randn(1, 16, 4, 4)
+    monkeypatch.setattr("demo.tiny_flux.sample.velocity",
+                        lambda model, z, sigma, *rest: (z - goal) / sigma[:, None, None, None])
+    out = sample(torch.nn.Identity(), [""], torch.randn(1, 16, 4, 4), steps=5)
+    torch.testing.assert_close(out, goal, rtol=0, atol=1e-5)
+
+
+def test_file_round_trip_and_published_names(tmp_path: Path):
+    model = noisy_model()
+    save_tiny_flux(model, tmp_path / "m.safetensors", {"note": "test"})
+    again = load_tiny_flux(tmp_path / "m.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.to(torch.bfloat16).float(), again.state_dict()[name]), name
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert "double_blocks.0.img_attn.norm.query_norm.scale" in file.keys()
+        assert file.get_slice("single_blocks.2.linear1.weight").get_shape() == [3 * 256 + 1024, 256]
+    assert (tmp_path / "m.safetensors").stat().st_size <= 12_000_000
+
+
+def test_layouts_are_inverse():
+    state = noisy_model().state_dict()
+    again = diffusers_layout(published_layout(state), state)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_velocity_heeds_every_input():
+    model = noisy_model()
+    context, pooled = encode_captions(["a big red plain ball left"])
+    z = torch.randn(1, 16, 4, 6)
+    one = torch.ones(1)
+    out = velocity(model, z, one * 0.5, context, pooled, one)
+    assert out.shape == z.shape
+    assert not torch.allclose(out, velocity(model, z, one * 0.9, context, pooled, one))
+    assert not torch.allclose(out, velocity(model, z, one * 0.5, *encode_captions(["snow"]), one))
+    assert not torch.allclose(out, velocity(model, z, one * 0.5, context, pooled, one * 4))
+
+
+def test_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
+    small = ((32, 48, 2), (48, 32, 2))
+    stages = (Stage(3, small, (1e-3, 1e-3)), Stage(2, small, (1e-3, 1e-4), guided=True))
+    options = dict(seed=3, save_every=1e9, compiled=False)
+    whole = train(tmp_path / "whole", stages=stages, **options)
+    # Ends within the last stage, whose frozen teacher has to be found again too.
+    train(tmp_path / "parts", stages=(stages[0], Stage(1, small, (1e-3, 1e-4), guided=True)), **options)
+    parts = train(tmp_path / "parts", stages=stages, **options)
+    assert not torch.equal(whole.proj_out.weight, new_tiny_flux(3).proj_out.weight)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=1e-6, msg=name)
+    with safe_open(tmp_path / "whole" / "tiny_flux.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["training"]) == {"seed": 3, "steps": 5, "pictures": 10}
