@@ -1,0 +1,1 @@
+"""CLEAR without ComfyUI: a small FLUX samples a base and a high-resolution pass, with ordinary attention and CLEAR."""
