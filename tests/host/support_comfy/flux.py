@@ -26,6 +26,15 @@ def build_flux(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: A
         seed: Of the weights.
         **overrides: Entries of :data:`TINY` to replace.
     """
+    patcher = build_meta_flux(dtype, device=torch.device("cpu"), **overrides)
+    fill_weights(patcher.model.diffusion_model, seed)
+    patcher.model.eval()
+    return patcher
+
+
+def build_meta_flux(dtype: torch.dtype = torch.float32, device: torch.device = torch.device("meta"),
+                    **overrides: Any) -> Any:
+    """A ModelPatcher around a FLUX without any weights, of any size; as :func:`build_flux`."""
     import comfy.supported_models
     from comfy.ldm.flux.model import FluxParams
     from comfy.model_patcher import ModelPatcher
@@ -35,10 +44,7 @@ def build_flux(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: A
         config.setdefault("txt_ids_dims", [])
     flux = comfy.supported_models.Flux(config)
     flux.set_inference_dtype(dtype, None)
-    model = flux.get_model({}, "")
-    fill_weights(model.diffusion_model, seed)
-    model.eval()
-    return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    return ModelPatcher(flux.get_model({}, "", device=device), torch.device("cpu"), torch.device("cpu"))
 
 
 def fill_weights(module: torch.nn.Module, seed: int) -> None:
@@ -105,4 +111,23 @@ def write_flux_file(path: Path, seed: int = 0) -> Path:
     weights = build_flux(seed=seed).model.diffusion_model.state_dict()
     save_file({name.replace("_norm.weight", "_norm.scale"): weight.contiguous() for name, weight in weights.items()},
               path)
+    return path
+
+
+def write_student_file(path: Path, seed: int = 0, down_factor: int = 1) -> Path:
+    """Writes random "distilled" weights for the :data:`TINY` FLUX in the published form and returns their path."""
+    generator = torch.Generator().manual_seed(seed)
+    width = TINY["hidden_size"]
+    blocks = [(f"transformer_blocks.{i}", ("to_q", "to_k", "to_v", "to_out.0")) for i in range(TINY["depth"])]
+    blocks += [(f"single_transformer_blocks.{i}", ("to_q", "to_k", "to_v"))
+               for i in range(TINY["depth_single_blocks"])]
+    weights: dict[str, torch.Tensor] = {}
+    for block, projections in blocks:
+        for name in projections:
+            weights[f"{block}.attn.{name}.weight"] = torch.randn(width, width, generator=generator) * width**-0.5
+            weights[f"{block}.attn.{name}.bias"] = torch.randn(width, generator=generator) * 0.1
+        if down_factor > 1:
+            cell = torch.rand(1, 1, 1, down_factor, 1, down_factor, 1, generator=generator)
+            weights[f"{block}.attn.processor.spatial_weight"] = cell / cell.sum()
+    save_file(weights, path)
     return path
