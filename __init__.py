@@ -3,7 +3,7 @@
 from .nodes.host.version import host_is_recent_enough
 
 if host_is_recent_enough():
-    from .nodes import comfy_entrypoint
+    from .nodes.extension import comfy_entrypoint
 
     WEB_DIRECTORY = "./web"
     __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -6,7 +6,7 @@ They run in the host's interpreter; ``python3 dev.py test`` starts one process f
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for support_comfy; pytest's importlib mode adds nothing itself
 
-from support_comfy import boot, flux, golden, sampling  # noqa: E402
+from support_comfy import boot, flux, golden, sampling, server  # noqa: E402
 
 CHECKOUTS = boot.find_comfyui()
 
@@ -34,9 +34,15 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> boot.Host:
     """ComfyUI in this process (the first checkout found), on the CPU, in an empty folder with our pack installed."""
     base = boot.make_base(tmp_path_factory.mktemp("comfyui"))
     booted = boot.boot(CHECKOUTS[0], base)
+    install_models(base)
+    return booted
+
+
+def install_models(base: Path) -> None:
+    """The golden students, the tiny FLUX as a file, and weights that were "distilled" for it."""
     golden.install_students(base / "models" / "clear")
     flux.write_flux_file(base / "models" / "diffusion_models" / "tiny_flux.safetensors")
-    return booted
+    flux.write_student_file(base / "models" / "clear" / "tiny" / "clear_local_4_down_2.safetensors", down_factor=2)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +57,22 @@ def pack(loaded_pack: boot.LoadedPack) -> ModuleType:
     assert loaded_pack.accepted, f"the host did not take the pack: {loaded_pack.logged}"
     boot.core_of(loaded_pack.module)
     return loaded_pack.module
+
+
+@pytest.fixture(scope="session")
+def server_base(host: boot.Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of :func:`running_server`: the same models as in this process, and the pack."""
+    base = boot.make_base(tmp_path_factory.mktemp("server"))
+    install_models(base)
+    boot.install_pack(base)
+    return base
+
+
+@pytest.fixture(scope="session")
+def running_server(server_base: Path) -> Iterator[server.Server]:
+    """The same ComfyUI as a server of its own with the pack installed; its log holds complaints only."""
+    with server.Server(CHECKOUTS[0], Path(sys.executable), server_base, log_level="WARNING") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ PACK_FOLDER = "clear-flux"
 """The pack's folder under custom_nodes, named as the registry's installer names it."""
 
 # What users have in a ComfyUI folder, and what the host expects to find there.
-_FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models/clear", "models/diffusion_models",
+_FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models/clear/tiny", "models/diffusion_models",
             "models/text_encoders", "models/vae", "models/loras")
 
 # Stock nodes beyond nodes.py that the tests put in their graphs.
@@ -84,6 +83,11 @@ def global_torch_settings() -> dict[str, Any]:
     for name, config in (("dynamo", torch._dynamo.config), ("inductor", torch._inductor.config)):
         settings |= {f"{name} {key}": value for key, value in config.get_config_copy().items()}
     return settings
+
+
+def process_settings() -> dict[str, Any]:
+    """:func:`global_torch_settings`, the module search path and the environment."""
+    return global_torch_settings() | {"sys.path": list(sys.path), "environment": dict(os.environ)}
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -151,17 +155,19 @@ class Host:
         """A node class by the name it has in workflows, stock or ours."""
         return self.nodes.NODE_CLASS_MAPPINGS[name]
 
+    def load_file(self, path: Path) -> None:
+        """Loads a custom node of one file."""
+        assert asyncio.run(self.nodes.load_custom_node(str(path), module_parent="custom_nodes"))
+
     def load_pack(self, folder: Path) -> LoadedPack:
         """Loads a pack through the host's own loader and notes what it did to the process on the way."""
-        surroundings: Callable[[], dict[str, Any]] = lambda: global_torch_settings() | {  # noqa: E731
-            "sys.path": list(sys.path), "environment": dict(os.environ)}
-        before = surroundings()
+        before = process_settings()
         with Recorder() as log, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             accepted = asyncio.run(self.nodes.load_custom_node(str(folder), module_parent="custom_nodes"))
         module = sys.modules[str(folder).replace(".", "_x_")]
         return LoadedPack(module, accepted, log.messages(), [str(item.message) for item in caught],
-                          differences(before, surroundings()))
+                          differences(before, process_settings()))
 
 
 def boot(checkout: Path, base: Path) -> Host:

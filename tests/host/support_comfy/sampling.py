@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
+
+Graph = dict[str, dict[str, Any]]
+"""A workflow in API form: node id to {"class_type", "inputs"}, a link being [node id, output index]."""
 
 
 def conditioning(context: Tensor, pooled: Tensor, guidance: float = 3.5) -> Conditioning:
@@ -41,6 +45,27 @@ def run_node(node: type, **inputs: Any) -> tuple[Any, ...]:
 
 async def _awaited(answer: Any) -> Any:
     return await answer
+
+
+def run_graph(graph: Graph, stock: Callable[[str], type], wanted: str) -> tuple[Any, ...]:
+    """Runs the part of a workflow that one node needs, in this process, and returns that node's outputs.
+
+    Args:
+        graph: Workflow in API form.
+        stock: Gives the class of a node by its name.
+        wanted: Id of the node whose outputs are asked for.
+    """
+    done: dict[str, tuple[Any, ...]] = {}
+
+    def outputs_of(node: str) -> tuple[Any, ...]:
+        if node not in done:
+            inputs = {name: outputs_of(value[0])[value[1]] if isinstance(value, list) else value
+                      for name, value in graph[node]["inputs"].items()}
+            done[node] = run_node(stock(graph[node]["class_type"]), **inputs)
+        return done[node]
+
+    with torch.inference_mode():
+        return outputs_of(wanted)
 
 
 def predict(patcher: Any, x: Tensor, sigma: float, positive: Conditioning) -> Tensor:
