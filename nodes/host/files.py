@@ -6,6 +6,8 @@ import os
 
 import folder_paths
 
+from ...clear_core.weights import ClearFileError, bare_name, find_release
+
 FOLDER = "clear"
 EXTENSION = ".safetensors"
 
@@ -36,8 +38,7 @@ def installed_name(name: str) -> str | None:
     for candidate in names:
         if candidate.replace("\\", "/") == wanted:
             return candidate
-    base = wanted.rsplit("/", 1)[-1]
-    same_base = [n for n in names if n.replace("\\", "/").rsplit("/", 1)[-1] == base]
+    same_base = [candidate for candidate in names if bare_name(candidate) == bare_name(name)]
     return same_base[0] if same_base else None
 
 
@@ -57,5 +58,10 @@ def path_of(name: str) -> str:
 def missing_sentence(name: str) -> str:
     """What to tell a person whose workflow names a file that is not installed."""
     folder = folder_paths.get_folder_paths(FOLDER)[0]
-    return (f"weights_name is {name!r}, which is not installed; put the file into {folder}, "
-            "or choose another one or \"none\".")
+    try:
+        release = find_release(bare_name(name))
+    except ClearFileError:
+        return (f"weights_name is {name!r}, which is not installed; put the file into {folder}, "
+                "or choose another one or \"none\".")
+    return (f"weights_name is {name!r}, which is not installed; press Get weights on the node, or download "
+            f"{release.url} into {folder}.")

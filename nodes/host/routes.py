@@ -1,0 +1,86 @@
+"""HTTP routes for the "Get weights" button: list the catalogue, fetch one of its files.
+
+Source: ``server.PromptServer.instance.routes`` and ``send_sync``. Fetching is a route and no widget, since a widget's
+value travels in shared workflows and would fetch gigabytes on someone else's machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import folder_paths
+from aiohttp import web
+from server import PromptServer
+
+from ...clear_core.weights import CATALOGUE, LICENCE, ClearFileError, FetchError, Release, fetch, find_release
+from .files import FOLDER, installed_name
+
+ROUTE = "/clear_flux/weights"
+EVENT = "clear_flux.weights"
+"""Sent to every open page: {name, done, total} while it runs, then {name, installed} or {name, error}."""
+
+# Progress reports a second; the client's chunks come faster than anyone can read.
+REPORTS = 4
+
+_fetching: set[str] = set()
+
+
+def register_routes() -> None:
+    """Add the routes to the running server; without one (tests, scripts) there is nothing to do."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+
+    @server.routes.get(ROUTE)
+    async def list_weights(request: web.Request) -> web.Response:
+        return web.json_response({"folder": folder_paths.get_folder_paths(FOLDER)[0], "licence": LICENCE,
+                                  "files": [describe(release) for release in CATALOGUE.values()]})
+
+    @server.routes.post(ROUTE)
+    async def get_weights(request: web.Request) -> web.Response:
+        try:
+            body = await request.json()
+            release = find_release(str(body["name"]))
+        except ClearFileError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except (ValueError, KeyError, TypeError):
+            return web.json_response({"error": "the request names no file; expected {\"name\": \"clear_local_16\"}."},
+                                     status=400)
+        if release.stem not in _fetching:
+            _fetching.add(release.stem)
+            asyncio.create_task(fetch_and_report(server, release))
+        return web.json_response({"fetching": release.stem}, status=202)
+
+
+def describe(release: Release) -> dict[str, Any]:
+    """One row of the catalogue as the page shows it."""
+    return {"name": release.stem, "file": release.name, "radius": release.radius, "down_factor": release.down_factor,
+            "size": release.size, "meant_for": release.meant_for, "installed": installed_name(release.name),
+            "fetching": release.stem in _fetching}
+
+
+async def fetch_and_report(server: PromptServer, release: Release) -> None:
+    """Fetch one release into models/clear in a thread of its own and tell the open pages how it goes."""
+    told = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 1 / REPORTS or done == total:
+            told = time.monotonic()
+            server.send_sync(EVENT, {"name": release.stem, "done": done, "total": total})
+
+    try:
+        await asyncio.to_thread(fetch, release.stem, folder_paths.get_folder_paths(FOLDER)[0], progress)
+        answer = {"installed": installed_name(release.name)}
+    except FetchError as error:
+        logging.warning("CLEAR: %s", error)
+        answer = {"error": str(error)}
+    except Exception as error:
+        logging.exception("CLEAR: %s was not fetched.", release.name)
+        answer = {"error": f"{release.name} was not fetched: {type(error).__name__}, see the log."}
+    finally:
+        _fetching.discard(release.stem)
+    server.send_sync(EVENT, {"name": release.stem, **answer})

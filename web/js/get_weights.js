@@ -1,0 +1,106 @@
+// The "Get weights" button of the CLEAR Attention node and its dialog.
+// The button is never saved with a workflow: nobody's download may start on someone else's machine.
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+
+const NODE = "CLEARAttention";
+const ROUTE = "/clear_flux/weights";
+const EVENT = "clear_flux.weights";
+const STYLE = `
+.clear-weights { background: var(--comfy-menu-bg, #fff); color: var(--fg-color, #111); max-width: 44rem;
+  border: 1px solid var(--border-color, #888); border-radius: 8px; padding: 1.2rem; font: 14px/1.45 sans-serif; }
+.clear-weights::backdrop { background: #0008; }
+.clear-weights h2 { margin: 0 0 .3rem; font-size: 1.15rem; }
+.clear-weights p { margin: .3rem 0; opacity: .85; overflow-wrap: anywhere; }
+.clear-weights table { border-collapse: collapse; width: 100%; margin: .6rem 0; }
+.clear-weights td { padding: .45rem .5rem .45rem 0; border-top: 1px solid var(--border-color, #888); vertical-align: top; }
+.clear-weights td:first-child { white-space: nowrap; font-weight: 600; }
+.clear-weights td:last-child { width: 8rem; text-align: right; }
+.clear-weights .error { color: var(--error-text, #c33); opacity: 1; }
+.clear-weights button { background: var(--comfy-input-bg, #eee); color: var(--input-text, #111); cursor: pointer;
+  border: 1px solid var(--border-color, #888); border-radius: 6px; padding: .25rem .9rem; font: inherit; }
+.clear-weights progress { width: 100%; }`;
+
+function element(tag, text, parent) {
+  const made = document.createElement(tag);
+  if (text) made.textContent = text;
+  if (parent) parent.append(made);
+  return made;
+}
+
+// Weights of a finished download go into the node, unless the user has chosen others meanwhile.
+async function choose(node, file, stem) {
+  await app.refreshComboInNodes?.();
+  const widget = node.widgets?.find((w) => w.name === "weights_name");
+  const bare = String(widget?.value ?? "").split(/[\\/]/).pop();
+  if (widget && (bare === "none" || bare === `${stem}.safetensors`)) {
+    widget.value = file;
+    widget.callback?.(file);
+    node.setDirtyCanvas?.(true, true);
+  }
+}
+
+function showRow(table, file, node) {
+  const row = element("tr", null, table);
+  element("td", file.name, row);
+  element("td", `${file.meant_for} (${(file.size / 1e9).toFixed(1)} GB)`, row);
+  const cell = element("td", null, row);
+  const state = {
+    bar(done, total) {
+      cell.replaceChildren();
+      const bar = element("progress", null, cell);
+      if (total) { bar.max = total; bar.value = done; }
+    },
+    installed() { cell.replaceChildren("installed"); },
+    offer(message) {
+      cell.replaceChildren();
+      element("button", message ? "Try again" : "Get", cell).onclick = async () => {
+        row.querySelector(".error")?.remove();
+        state.bar();
+        const answer = await api.fetchApi(ROUTE, {
+          method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: file.name }),
+        });
+        if (!answer.ok) state.offer((await answer.json()).error);
+      };
+      if (message) element("p", message, row.children[1]).className = "error";
+    },
+  };
+  if (file.installed) state.installed();
+  else if (file.fetching) state.bar();
+  else state.offer();
+  return ({ detail }) => {
+    if (detail.name !== file.name) return;
+    if (detail.error) state.offer(detail.error);
+    else if (detail.installed) { state.installed(); choose(node, detail.installed, file.name); }
+    else state.bar(detail.done, detail.total);
+  };
+}
+
+async function openDialog(node) {
+  const answer = await api.fetchApi(ROUTE);
+  const { files, folder, licence } = await answer.json();
+  const dialog = element("dialog", null, document.body);
+  dialog.className = "clear-weights";
+  element("style", STYLE, dialog);
+  element("h2", "CLEAR weights", dialog);
+  element("p", `They are fetched from Hugging Face into ${folder}.`, dialog);
+  const table = element("table", null, dialog);
+  const listeners = files.map((file) => showRow(table, file, node));
+  for (const listener of listeners) api.addEventListener(EVENT, listener);
+  element("p", licence, dialog);
+  element("button", "Close", dialog).onclick = () => dialog.close();
+  dialog.onclose = () => {
+    for (const listener of listeners) api.removeEventListener(EVENT, listener);
+    dialog.remove();
+  };
+  dialog.showModal();
+}
+
+app.registerExtension({
+  name: "clear-flux.get-weights",
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const button = node.addWidget("button", "Get weights", null, () => openDialog(node), { serialize: false });
+    button.serialize = false;
+  },
+});
