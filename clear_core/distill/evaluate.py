@@ -1,0 +1,35 @@
+"""How far a student's flow is from its teacher's, on samples that it was not trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .losses import predict
+from .samples import SampleFolder
+
+LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SEED = 20_412
+
+
+@torch.no_grad()
+def velocity_errors(student: nn.Module, teacher: nn.Module, samples: SampleFolder, *, guidance: float | None,
+                    levels: tuple[float, ...] = LEVELS, device: torch.device | None = None) -> dict[float, float]:
+    """Mean squared distance of the flows by noise level, over all samples, with the same noise on every call.
+
+    Args:
+        samples: Held out; taken one by one.
+        guidance: As in :func:`predict`.
+    """
+    sums = dict.fromkeys(levels, 0.0)
+    for number in range(len(samples)):
+        batch = samples.batch([number], [number], SEED, 0).to(device or torch.device("cpu"))
+        for level in levels:
+            batch.sigma.fill_(level)
+            distance = predict(student, batch, guidance).float() - predict(teacher, batch, guidance).float()
+            sums[level] += distance.square().mean().item() / len(samples)
+    return sums
+
+
+def mean_error(errors: dict[float, float]) -> float:
+    return sum(errors.values()) / len(errors)

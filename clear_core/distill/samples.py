@@ -1,0 +1,153 @@
+"""Training samples in a folder: latents and text embeddings, one safetensors file each, and the order they come in."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+PARTS = ("latents", "prompt_embeds", "pooled")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one shape, ready for a step.
+
+    Attributes:
+        latents: (B, C, H, W) in the scale that the model knows; H and W even.
+        prompt_embeds: (B, T, text width).
+        pooled: (B, pooled width).
+        noise: (B, C, H, W), standard normal.
+        sigma: (B,), noise levels, above 0 to 1.
+    """
+
+    latents: Tensor
+    prompt_embeds: Tensor
+    pooled: Tensor
+    noise: Tensor
+    sigma: Tensor
+
+    @property
+    def noisy(self) -> Tensor:
+        """(B, C, H, W) ``sigma * noise + (1 - sigma) * latents``."""
+        sigma = self.sigma[:, None, None, None]
+        return sigma * self.noise + (1 - sigma) * self.latents
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def write_sample(folder: Path, number: int, latents: Tensor, prompt_embeds: Tensor, pooled: Tensor) -> Path:
+    """Adds one sample; the file is whole or absent.
+
+    Args:
+        number: Its place in the folder, 0 and up.
+        latents: (C, H, W), prompt_embeds: (T, text width), pooled: (pooled width,).
+    """
+    path = sample_path(folder, number)
+    part = path.with_suffix(".part")
+    tensors = dict(zip(PARTS, (latents, prompt_embeds, pooled)))
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+    os.replace(part, path)
+    return path
+
+
+def sample_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:07d}.safetensors"
+
+
+class SampleFolder:
+    """The samples of a folder, by number in the order of their names.
+
+    Attributes:
+        shapes: Shapes of each sample's parts; only samples of equal shapes can share a batch.
+
+    Raises:
+        ValueError: The folder holds no samples, or a file is not one.
+    """
+
+    def __init__(self, folder: Path, first: int = 0, end: int | None = None) -> None:
+        self.paths = sorted(folder.glob("*.safetensors"))[first:end]
+        if not self.paths:
+            raise ValueError(f"{folder} holds no samples; make some with `python -m clear_core.distill images` or "
+                             "`generate`.")
+        self.shapes = [self._shapes(path) for path in self.paths]
+
+    @staticmethod
+    def _shapes(path: Path) -> tuple[tuple[int, ...], ...]:
+        try:
+            with safe_open(path, "pt") as file:
+                return tuple(tuple(file.get_slice(part).get_shape()) for part in PARTS)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path.name} is not a sample ({error}); expected a safetensors file with "
+                             f"{', '.join(PARTS)}.") from None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+        """The stacked float32 parts of some samples of equal shapes."""
+        loaded = []
+        for number in numbers:
+            with safe_open(self.paths[number], "pt") as file:
+                loaded.append([file.get_tensor(part).float() for part in PARTS])
+        return tuple(torch.stack(parts) for parts in zip(*loaded))
+
+    def batch(self, numbers: Sequence[int], places: Sequence[int], seed: int, step: int) -> Batch:
+        """Some samples with the noise that belongs to (seed, step, place in the global batch)."""
+        latents, prompt_embeds, pooled = self.load(numbers)
+        noise, sigma = zip(*(place_noise(latents.shape[1:], seed, step, place) for place in places))
+        return Batch(latents, prompt_embeds, pooled, torch.stack(noise), torch.stack(sigma))
+
+
+def place_noise(shape: Sequence[int], seed: int, step: int, place: int) -> tuple[Tensor, Tensor]:
+    """Noise and noise level of one place in a global batch, whichever process it falls to.
+
+    Levels are uniform, as in the reference training.
+    """
+    digest = hashlib.blake2b(f"{seed} {step} {place}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    sigma = 1 - torch.rand((), generator=generator)
+    return torch.randn(tuple(shape), generator=generator), sigma
+
+
+class Order:
+    """Which samples make up the global batch of a step: a pure function of the seed and the step.
+
+    Args:
+        shapes: Of every sample; a batch holds one shape.
+        size: Samples in a global batch. A shape with fewer samples left repeats some.
+        seed: Of the shuffling.
+    """
+
+    def __init__(self, shapes: Sequence[object], size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.buckets: dict[object, list[int]] = defaultdict(list)
+        for number, shape in enumerate(shapes):
+            self.buckets[shape].append(number)
+        self.per_epoch = sum(-(-len(bucket) // size) for bucket in self.buckets.values())
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        chance = random.Random(f"{self.seed} {epoch}")
+        batches = []
+        for bucket in self.buckets.values():
+            numbers = chance.sample(bucket, len(bucket))
+            for start in range(0, len(numbers), self.size):
+                batches.append([numbers[(start + i) % len(numbers)] for i in range(self.size)])
+        chance.shuffle(batches)
+        return batches
+
+    def __getitem__(self, step: int) -> list[int]:
+        """Sample numbers of the global batch of a step."""
+        return self.epoch(step // self.per_epoch)[step % self.per_epoch]
