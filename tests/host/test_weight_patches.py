@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from damaged_files import FILES
 from safetensors.torch import load_file, save_file
 from support_comfy import flux, golden
 from support_comfy.sampling import conditioning, relative_error, run_node
@@ -228,6 +229,20 @@ def test_nan_weights_are_refused_and_the_model_still_samples(golden_flux, clear_
         clear_node(golden_flux, weights_name="clear_local_5.safetensors")
     assert golden_flux.patches == {}
     assert torch.equal(predict(golden_flux, noise(), SIGMA, prompt()), before)
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_damaged_file_ends_in_one_sentence_and_the_model_still_samples(golden_flux, clear_node, clear_folder,
+                                                                         predict, case):
+    make, fragment = FILES[case]
+    (clear_folder / "clear_local_5.safetensors").write_bytes(make())
+    with pytest.raises(ValueError) as error:
+        clear_node(golden_flux, weights_name="clear_local_5.safetensors")
+    message = str(error.value)
+    assert fragment in message and message.endswith(".") and message.isprintable()
+    assert golden_flux.patches == {} and golden_flux.wrappers == {}
+    patched = clear_node(golden_flux, weights_name="none", radius=5)
+    assert predict(patched, noise(), SIGMA, prompt()).isfinite().all()
 
 
 def test_a_radius_that_nothing_tells_is_asked_for(golden_flux, clear_node, clear_folder):
