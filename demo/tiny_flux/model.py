@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from clear_core.integrations.flux_denoiser import pack_latent, unpack_latent
+from clear_core.integrations.frame import grid_ids
+
 from .caption import CONTEXT, POOLED
 from .codec import CHANNELS
 
@@ -36,30 +39,9 @@ def new_tiny_flux(seed: int = 0) -> FluxTransformer2DModel:
     return model
 
 
-def pack(latents: Tensor) -> Tensor:
-    """(B, C, 2h, 2w) to tokens (B, h * w, 4C), row-major, as FLUX packs them."""
-    batch, channels, height, width = latents.shape
-    cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // 2) * (width // 2), 4 * channels)
-
-
-def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The inverse of :func:`pack` for a grid of (h, w) tokens."""
-    height, width = grid
-    cells = tokens.reshape(tokens.shape[0], height, width, -1, 2, 2)
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], -1, 2 * height, 2 * width)
-
-
-def grid_ids(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """(h * w, 3) float32 positions (0, row, column) of the image tokens."""
-    rows, columns = torch.meshgrid(*(torch.arange(side, device=device, dtype=torch.float32) for side in grid),
-                                   indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
-
-
 def velocity(model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor,
              guidance: Tensor) -> Tensor:
-    """The model's flow, ``noise - x`` as it sees it.
+    """The model's flow, ``noise - x`` as it sees it, for a noise level and a guidance per picture.
 
     Args:
         latents: (B, 16, H, W), ``sigma * noise + (1 - sigma) * x``; H and W even.
@@ -72,7 +54,7 @@ def velocity(model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, 
     """
     grid = (latents.shape[2] // 2, latents.shape[3] // 2)
     tokens = model(
-        hidden_states=pack(latents), timestep=sigma, guidance=guidance, encoder_hidden_states=context,
-        pooled_projections=pooled, img_ids=grid_ids(grid, latents.device),
+        hidden_states=pack_latent(latents), timestep=sigma, guidance=guidance, encoder_hidden_states=context,
+        pooled_projections=pooled, img_ids=grid_ids(grid).to(latents.device),
         txt_ids=torch.zeros(context.shape[1], 3, device=latents.device), return_dict=False)[0]
-    return unpack(tokens, grid)
+    return unpack_latent(tokens, grid)

@@ -48,16 +48,16 @@ class Stage:
 
 
 # Sizes of one stage have one number of tokens, so that torch.compile sees few shapes.
-SMALL = ((160, 192, 64), (192, 160, 64), (128, 240, 64), (160, 192, 64), (192, 160, 64), (240, 128, 64))
-USUAL = ((256, 240, 32), (240, 256, 32), (192, 320, 32), (256, 240, 32), (240, 256, 32), (320, 192, 32))
-LARGE = ((480, 512, 8), (512, 480, 8), (384, 640, 8), (480, 512, 8), (512, 480, 8), (640, 384, 8))
+SMALL = ((160, 192, 32), (192, 160, 32), (128, 240, 32), (160, 192, 32), (192, 160, 32), (240, 128, 32))
+USUAL = ((256, 240, 16), (240, 256, 16), (192, 320, 16), (256, 240, 16), (240, 256, 16), (320, 192, 16))
+LARGE = ((480, 512, 4), (512, 480, 4), (384, 640, 4), (480, 512, 4), (512, 480, 4), (640, 384, 4))
 
 # Small pictures first: what stands where is learnt cheaper on them.
 STAGES = (
-    Stage(1500, SMALL, (1e-3, 1e-3)),
-    Stage(2000, USUAL, (1e-3, 7e-4), shift=0.3),
-    Stage(600, tuple(size for pair in zip(LARGE, USUAL) for size in pair), (7e-4, 1e-4), shift=0.5),
-    Stage(300, USUAL, (2e-4, 2e-5), guided=True, shift=0.5),
+    Stage(3000, SMALL, (1e-3, 1e-3)),
+    Stage(3000, USUAL, (1e-3, 7e-4), shift=0.3),
+    Stage(800, tuple(size for pair in zip(LARGE, USUAL) for size in pair), (7e-4, 1e-4), shift=0.5),
+    Stage(400, USUAL, (2e-4, 2e-5), guided=True, shift=0.5),
 )
 MOST_GUIDANCE = 5.0
 
@@ -175,7 +175,7 @@ def train(out: Path, *, seed: int, save_every: float, compiled: bool, stages: tu
     state = out / "state.safetensors"
     first = load_state(state, model, average, optimizer) if state.exists() else 0
     total = sum(stage.steps for stage in stages)
-    run = torch.compile(model) if compiled else model
+    run = torch.compile(model, dynamic=False) if compiled else model
     teacher: nn.Module | None = None
     saved = began = time.monotonic()
     losses, pictures = [], 0
@@ -187,7 +187,7 @@ def train(out: Path, *, seed: int, save_every: float, compiled: bool, stages: tu
                 waiting = drawing.submit(step_batch, seed, step + 1, stages)
             if place(step, stages)[0].guided and teacher is None:
                 teacher = teacher_of(out / "teacher.safetensors", model, average)
-                teacher = torch.compile(teacher) if compiled else teacher
+                teacher = torch.compile(teacher, dynamic=False) if compiled else teacher
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, stages)
             with torch.autocast("cpu", torch.bfloat16):

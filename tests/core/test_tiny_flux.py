@@ -15,8 +15,7 @@ from demo.world import random_scene
 
 pytest.importorskip("diffusers")
 
-from demo.tiny_flux.model import grid_ids, new_tiny_flux, pack, unpack, velocity  # noqa: E402
-from demo.tiny_flux.sample import sample, sigmas  # noqa: E402
+from demo.tiny_flux.model import new_tiny_flux, velocity  # noqa: E402
 from demo.tiny_flux.train import Stage, train  # noqa: E402
 from demo.tiny_flux.weights import diffusers_layout, load_tiny_flux, published_layout, save_tiny_flux  # noqa: E402
 
@@ -59,32 +58,6 @@ def test_batches_depend_on_seed_and_step_alone():
         assert not torch.equal(getattr(one, name), getattr(other, name))
     assert one.latents.shape == (2, 16, 4, 6) and 0 < one.sigma.min() and one.sigma.max() < 1
     assert held_out_scenes(2, first=1)[0] == held_out_scenes(2)[1]
-
-
-def test_pack_is_row_major_and_invertible():
-    latents = torch.arange(2 * 16 * 4 * 6.0).reshape(2, 16, 4, 6)
-    tokens = pack(latents)
-    assert tokens.shape == (2, 6, 64)
-    # Token 1 is row 0, column 1; its first four numbers are channel 0's 2 x 2 cell.
-    assert torch.equal(tokens[0, 1, :4], latents[0, 0, :2, 2:4].flatten())
-    assert torch.equal(unpack(tokens, (2, 3)), latents)
-    assert grid_ids((2, 3))[4].tolist() == [0, 1, 1]
-
-
-@pytest.mark.parametrize("strength, count, first", [(1.0, 20, 1.0), (0.7, 14, 0.875)])
-def test_sigmas_of_the_published_recipe(strength: float, count: int, first: float):
-    levels = sigmas(20, strength=strength)
-    assert len(levels) == count + 1 and levels[-1] == 0
-    assert levels[0].item() == pytest.approx(first)
-    assert (levels.diff() < 0).all()
-
-
-def test_sampling_a_perfect_model_gives_its_picture(monkeypatch: pytest.MonkeyPatch):
-    goal = torch.randn(1, 16, 4, 4)
-    monkeypatch.setattr("demo.tiny_flux.sample.velocity",
-                        lambda model, z, sigma, *rest: (z - goal) / sigma[:, None, None, None])
-    out = sample(torch.nn.Identity(), [""], torch.randn(1, 16, 4, 4), steps=5)
-    torch.testing.assert_close(out, goal, rtol=0, atol=1e-5)
 
 
 def test_file_round_trip_and_published_names(tmp_path: Path):
