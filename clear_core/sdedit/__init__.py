@@ -1,6 +1,11 @@
 """High-resolution sampling from an enlarged picture (SDEdit, arXiv 2108.01073; CLEAR's high-resolution recipe)."""
 
+from .autotile import choose_tiles
+from .color import COLOR_FIXES, wavelet_color_fix
 from .sampling import euler, noised, sdedit
 from .schedule import sdedit_sigmas, static_shift
+from .stages import Stage, plan_stages, reflect_to
+from .tiles import Tile, TileLayout
 
-__all__ = ["euler", "noised", "sdedit", "sdedit_sigmas", "static_shift"]
+__all__ = ["COLOR_FIXES", "Stage", "Tile", "TileLayout", "choose_tiles", "euler", "noised", "plan_stages", "reflect_to",
+           "sdedit", "sdedit_sigmas", "static_shift", "wavelet_color_fix"]

@@ -1,0 +1,134 @@
+"""From a picture to a larger one in stages: sizes, strengths and seeds, planned before anything runs.
+
+Source: the high-resolution recipe of the paper (enlarge, noise, denoise, repeat per doubling).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..layout import token_grid
+
+TOKEN_PIXELS = 16
+"""Side of one token in pixels: 8 by the VAE, 2 by the model's patches."""
+
+LARGEST_FACTOR = 8.0
+MOST_PER_STAGE = 2.0
+SEEDS = 2**64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of enlarge, encode, noise, denoise, decode.
+
+    Attributes:
+        number: 1 for the first.
+        source: (height, width) in px of the picture that comes in.
+        size: (height, width) in px of the picture that goes out.
+        denoise: How much is redone, above 0 to 1.
+        seed: Of the noise.
+    """
+
+    number: int
+    source: tuple[int, int]
+    size: tuple[int, int]
+    denoise: float
+    seed: int
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(height, width) in px of what is sampled: ``size`` padded up to whole tokens."""
+        height, width = (-(-side // TOKEN_PIXELS) * TOKEN_PIXELS for side in self.size)
+        return height, width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of tokens."""
+        return token_grid(*self.padded, TOKEN_PIXELS)
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of the whole frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def enlarges(self) -> bool:
+        return self.size != self.source
+
+
+def plan_stages(height: int, width: int, *, upscale_by: float = 2.0, stages: int = 0, denoise: float = 0.5,
+                stage_denoise: str = "", seed: int = 0) -> tuple[Stage, ...]:
+    """The stages from a picture to its enlargement, each by the same factor.
+
+    Args:
+        height, width: Of the picture in px.
+        upscale_by: Factor on both sides, 1 to 8; 1 redoes the picture at its own size.
+        stages: How many; 0 takes the fewest that enlarge at most twice each.
+        denoise: Strength where there is one stage, or where ``stage_denoise`` is empty.
+        stage_denoise: Strengths of several stages, see :func:`parse_strengths`; the last one goes on, what is
+            left over is not used.
+        seed: Of the first stage's noise; every later stage takes the next number.
+
+    Raises:
+        ValueError: A value is out of range; the sentence names it.
+    """
+    for name, value in (("height", height), ("width", width)):
+        if value < 1:
+            raise ValueError(f"the picture's {name} is {value}; expected at least 1 px.")
+    if not 1 <= upscale_by <= LARGEST_FACTOR:
+        raise ValueError(f"upscale_by is {upscale_by:g}; expected 1 to {LARGEST_FACTOR:g}.")
+    if stages < 0:
+        raise ValueError(f"stages is {stages}; expected 0 (automatic) or a number of stages.")
+    # The tolerance keeps log2(8) from rounding up to a fourth stage.
+    count = stages or max(1, math.ceil(math.log(upscale_by, MOST_PER_STAGE) - 1e-9))
+    given = parse_strengths(stage_denoise) if count > 1 else ()
+    strengths = given or (check_strength("denoise", denoise),)
+
+    planned, source = [], (height, width)
+    for number in range(1, count + 1):
+        factor = upscale_by ** (number / count)
+        size = (round(height * factor), round(width * factor))
+        planned.append(Stage(number, source, size, strengths[min(number, len(strengths)) - 1],
+                             (seed + number - 1) % SEEDS))
+        source = size
+    return tuple(planned)
+
+
+def parse_strengths(text: str) -> tuple[float, ...]:
+    """Numbers above 0 to 1, separated by commas; empty gives none.
+
+    Raises:
+        ValueError: A part is no such number.
+    """
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    strengths = []
+    for part in parts:
+        try:
+            strengths.append(check_strength("stage_denoise", float(part)))
+        except ValueError:
+            raise ValueError(f"stage_denoise is {text!r}; expected numbers above 0 to 1, separated by commas, "
+                             'such as "0.7, 0.5".') from None
+    return tuple(strengths)
+
+
+def check_strength(name: str, value: float) -> float:
+    """``value``, where it is above 0 to 1."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is {value:g}; expected a number above 0 and up to 1.")
+    return value
+
+
+def reflect_to(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (B, H, W, C) continued by reflection at the bottom and on the right, to (B, *size, C)."""
+    for dim, wanted in ((1, size[0]), (2, size[1])):
+        length = pictures.shape[dim]
+        if wanted == length:
+            continue
+        # There and back again without repeating the border, for as long as it takes.
+        place = torch.arange(wanted, device=pictures.device) % max(1, 2 * length - 2)
+        pictures = pictures.index_select(dim, torch.minimum(place, 2 * length - 2 - place).clamp(min=0))
+    return pictures

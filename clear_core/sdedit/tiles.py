@@ -1,0 +1,130 @@
+"""Overlapping tiles over a frame of tokens, and how their predictions are blended.
+
+Everything is in whole tokens, so that a tile's tokens are the frame's own and keep their positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .stages import TOKEN_PIXELS
+
+PATCH = 2
+"""Side of a token in latents."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of tokens: its upper left corner and its sides."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+    @property
+    def latents(self) -> tuple[slice, slice]:
+        """The same rectangle in a latent, (rows, columns)."""
+        return (slice(PATCH * self.y, PATCH * (self.y + self.height)),
+                slice(PATCH * self.x, PATCH * (self.x + self.width)))
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Tiles of one size that cover a frame.
+
+    Attributes:
+        grid: (rows, columns) of the frame in tokens.
+        tile: (rows, columns) of a tile, at most the frame's.
+        overlap: Least number of tokens that neighbours share; at most half a tile's side where there are several.
+    """
+
+    grid: tuple[int, int]
+    tile: tuple[int, int]
+    overlap: int
+
+    @classmethod
+    def of_pixels(cls, grid: tuple[int, int], tile_height: int, tile_width: int, overlap: int) -> TileLayout:
+        """Tiles whose sides were given in px, rounded to whole tokens.
+
+        Raises:
+            ValueError: A tile is smaller than two tokens, or the overlap is more than half of it.
+        """
+        sides = []
+        for name, value, whole in (("tile_height", tile_height, grid[0]), ("tile_width", tile_width, grid[1])):
+            side = min(round(value / TOKEN_PIXELS), whole)
+            if side < min(2, whole):
+                raise ValueError(f"{name} is {value}; expected at least {2 * TOKEN_PIXELS} px, or 0 for automatic.")
+            sides.append(side)
+        shared = overlap_tokens(overlap)
+        for name, side, whole in (("tile_height", sides[0], grid[0]), ("tile_width", sides[1], grid[1])):
+            if side < whole and 2 * shared > side:
+                raise ValueError(f"tile_overlap is {overlap} px, more than half of {name} {side * TOKEN_PIXELS}; "
+                                 f"set tile_overlap to at most {side // 2 * TOKEN_PIXELS}.")
+        return cls(grid, (sides[0], sides[1]), shared)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one tile covers the frame."""
+        return self.tile == self.grid
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Row by row."""
+        return tuple(Tile(y, x, *self.tile) for y in self.starts(0) for x in self.starts(1))
+
+    def starts(self, axis: int) -> tuple[int, ...]:
+        """First tokens of the tiles along one axis (0: rows), evenly spread from border to border."""
+        whole, side = self.grid[axis], self.tile[axis]
+        count = tile_count(whole, side, self.overlap)
+        return tuple(round(i * (whole - side) / max(1, count - 1)) for i in range(count))
+
+    @cached_property
+    def axis_weights(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """For each axis, by a tile's first token: (2 * tile side,) float32 in latents.
+
+        1, falling smoothly to near 0 over what neighbours share; along the axis they sum to 1.
+        """
+        return self._weights_along(0), self._weights_along(1)
+
+    def _weights_along(self, axis: int) -> dict[int, Tensor]:
+        starts, side = self.starts(axis), PATCH * self.tile[axis]
+        total = torch.zeros(PATCH * self.grid[axis])
+        weights = {}
+        for number, start in enumerate(starts):
+            weight = torch.ones(side)
+            if number > 0:
+                ramp = falling(side - PATCH * (start - starts[number - 1]))
+                weight[: len(ramp)] *= ramp.flip(0)
+            if number < len(starts) - 1:
+                ramp = falling(side - PATCH * (starts[number + 1] - start))
+                weight[side - len(ramp):] *= ramp
+            total[PATCH * start: PATCH * start + side] += weight
+            weights[start] = weight
+        # Even spacing can make a tile share tokens with the next but one, where two ramps do not add up to 1.
+        return {start: weight / total[PATCH * start: PATCH * start + side] for start, weight in weights.items()}
+
+    def weight(self, tile: Tile) -> Tensor:
+        """(1, 1, 2 * rows, 2 * columns) float32: what a tile's prediction counts. Over the frame they sum to 1."""
+        rows, columns = self.axis_weights[0][tile.y], self.axis_weights[1][tile.x]
+        return (rows[:, None] * columns)[None, None]
+
+
+def overlap_tokens(overlap: int) -> int:
+    """Tokens of an overlap in px, rounded up."""
+    return -(-overlap // TOKEN_PIXELS)
+
+
+def tile_count(whole: int, side: int, overlap: int) -> int:
+    """Tiles that it takes along one axis, in tokens."""
+    return 1 if side >= whole else math.ceil((whole - overlap) / (side - overlap))
+
+
+def falling(length: int) -> Tensor:
+    """(length,) from near 1 to near 0 along a half cosine wave; it and its mirror image sum to 1."""
+    return (1 + torch.cos((torch.arange(length) + 0.5) * math.pi / length)) / 2
