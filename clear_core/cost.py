@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .layout import SequenceLayout
 from .spec import ClearSpec
+
+if TYPE_CHECKING:
+    from .attention.plan import TilePlan
 
 FLUX_WIDTH = 3072
 """Heads times head size of FLUX.1 (24 x 128)."""
@@ -32,6 +37,22 @@ def clear_pairs(layout: SequenceLayout, spec: ClearSpec) -> int:
     everywhere = seen_by_all * layout.length
     per_image_query = seen_by_all + pooled_rows * pooled_cols
     return everywhere + layout.image * per_image_query + window_pairs(layout.grid, spec.radius)
+
+
+def visited_blocks(plan: TilePlan) -> int:
+    """(query block, key block) pairs that a block-sparse kernel works through for the image queries."""
+    return plan.blocks + plan.query_tiles * plan.prefix_blocks
+
+
+def visited_pairs(plan: TilePlan) -> int:
+    """Query-key pairs that are computed: whole blocks for image queries, text and reference queries as they are."""
+    layout = plan.layout
+    return visited_blocks(plan) * plan.block_pairs + (layout.text + layout.reference) * layout.length
+
+
+def overcompute(plan: TilePlan) -> float:
+    """Pairs computed over pairs asked for, 1 or more."""
+    return visited_pairs(plan) / clear_pairs(plan.layout, plan.spec)
 
 
 def gflops(pairs: int, width: int = FLUX_WIDTH) -> float:

@@ -1,4 +1,4 @@
-"""``clear_attention``: checks its arguments, chooses a backend, and calls it."""
+"""``clear_attention``: checks its arguments once, for every backend."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from torch import Tensor
 from ..layout import SequenceLayout
 from ..scale import attention_scale
 from ..spec import ClearSpec
-from .dense import dense_attention
+from .backends import BACKENDS, run_backend
 from .pool import mean_weight
-
-BACKENDS = ("auto", "dense", "flex")
-"""Names that ``clear_attention`` takes as ``backend``."""
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
 
 
+@torch.compiler.disable
 def clear_attention(
     q: Tensor,
     k: Tensor,
@@ -34,7 +32,7 @@ def clear_attention(
     on_chunk: Callable[[], None] | None = None,
     return_lse: bool = False,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of one FLUX block with a circular window around every image token (arXiv 2412.16112).
 
     Args:
@@ -47,27 +45,35 @@ def clear_attention(
         scale: Factor on the query-key products; None is ``1/sqrt(D)``.
         reference_tokens: Tokens at the end that every query sees and that see every text, image and reference
             token (no pooled ones).
-        bias, chunk_bytes, on_chunk, return_lse: Not built yet.
+        bias: Not built yet.
+        chunk_bytes: Bytes that one chunk of work may take besides input and output, 1 or more; None decides by the
+            free memory. A single tile of queries is always worked on whole.
+        on_chunk: Called after each chunk. What it raises ends the attention, as an interrupt does.
+        return_lse: Return the log-sum-exp of the scores as well. It has no gradient.
         backend: One of :data:`BACKENDS`; "auto" takes the fastest that is known to be right here.
 
     Returns:
-        (B, heads, L, D) in q's dtype.
+        (B, heads, L, D) in q's dtype; with ``return_lse`` also (B, heads, L) float32, the natural logarithm of each
+        query's softmax denominator.
+
+    Not traced by ``torch.compile``: a compiled model calls it as it is, with the window of each call.
 
     Raises:
         ValueError: A value does not fit; the message names it and what was expected.
         NotImplementedError: An argument is not built yet.
     """
-    for name, value, default in (("bias", bias, None), ("chunk_bytes", chunk_bytes, None),
-                                 ("on_chunk", on_chunk, None), ("return_lse", return_lse, False)):
-        if value is not default:
-            raise NotImplementedError(f"clear_attention does not take {name} yet.")
+    if bias is not None:
+        raise NotImplementedError("clear_attention does not take bias yet.")
+    if chunk_bytes is not None and (not isinstance(chunk_bytes, int) or chunk_bytes < 1):
+        raise ValueError(f"chunk_bytes is {chunk_bytes!r}; expected a number of bytes of at least 1, or None.")
     layout = _check_tensors(q, k, v, grid, spec, reference_tokens)
     weight = _check_spatial_weight(spatial_weight, spec)
     if scale is None:
         scale = attention_scale(q.shape[-1])
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    return dense_attention(q, k, v, layout=layout, spec=spec, spatial_weight=weight, scale=scale)
+    return run_backend(backend, q, k, v, layout=layout, spec=spec, spatial_weight=weight, scale=scale,
+                       chunk_bytes=chunk_bytes, on_chunk=on_chunk, return_lse=return_lse)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], spec: ClearSpec,

@@ -16,7 +16,7 @@ from ..layout import SequenceLayout
 from ..spec import ClearSpec
 from .pool import pool_tokens
 
-# Numbers in one boolean mask: 64 MiB, a few image rows at 4K.
+# Numbers in one boolean mask, or in one block of scores: 64 MiB and 256 MiB; a few image rows at 4K.
 MASK_NUMBERS = 2**26
 
 
@@ -44,10 +44,15 @@ def image_rows_mask(rows: range, layout: SequenceLayout, spec: ClearSpec, device
 
 def log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Log of the softmax denominators, (B, heads, queries) float32."""
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.logsumexp(dim=-1)
+    step = max(1, MASK_NUMBERS // (q.shape[0] * q.shape[1] * k.shape[2]))
+    keys = k.float().transpose(-1, -2)
+    sums = []
+    for start in range(0, q.shape[2], step):
+        scores = (q[:, :, start : start + step].float() @ keys) * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., start : start + step, :], float("-inf"))
+        sums.append(scores.logsumexp(dim=-1))
+    return torch.cat(sums, dim=2)
 
 
 def dense_attention(
@@ -59,6 +64,7 @@ def dense_attention(
     spec: ClearSpec,
     spatial_weight: Tensor | None,
     scale: float,
+    chunk_bytes: int | None = None,
     on_chunk: Callable[[], None] | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -79,7 +85,9 @@ def dense_attention(
         if spec.pools:
             k_all = torch.cat([k, pool_tokens(k[:, :, image], layout.grid, spatial_weight)], dim=2)
             v_all = torch.cat([v, pool_tokens(v[:, :, image], layout.grid, spatial_weight)], dim=2)
-        band = max(1, MASK_NUMBERS // (width * k_all.shape[2]))
+        # The mask as booleans, and as the numbers in q's dtype that attention makes of them.
+        numbers = MASK_NUMBERS if chunk_bytes is None else chunk_bytes // (1 + q.element_size())
+        band = max(1, numbers // (width * k_all.shape[2]))
         bands = [range(y, min(y + band, height)) for y in range(0, height, band)]
         pieces[1:1] = [(slice(image.start + r.start * width, image.start + r.stop * width), r) for r in bands]
 

@@ -1,0 +1,215 @@
+"""Windows without a compiler: for each tile of queries the keys it needs are gathered, then ordinary attention runs.
+
+Exact on any device and dtype that torch's attention knows; works through the tiles in chunks of a byte budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layout import SequenceLayout
+from ..spec import ClearSpec
+from .budget import default_chunk_bytes
+from .merge import merge
+from .pool import pool_tokens
+from .sdpa import attend_outside_image, attend_with_lse, empty_output, returns_lse
+
+
+# From here on pooled keys are attended to apart and merged. Measured on a CPU: as fast with 256 of them, a fifth to a
+# third faster with 1024. Each of the two parts is rounded to the dtype, so not where nothing is won.
+MANY_POOLED = 512
+
+
+@dataclass(frozen=True, eq=False)
+class TileClass:
+    """Query tiles of one size that lie alike in their neighbourhood, so that one list of keys and one mask fit all.
+
+    Attributes:
+        size: (height, width) of the tiles in tokens.
+        first: (tiles,) int64, place of each tile's first token in the row-major image.
+        key_y, key_x: (keys,) int16, keys that some query of a tile sees, from the tile's first token.
+        covered: Whether every query of a tile sees all of them.
+    """
+
+    size: tuple[int, int]
+    first: Tensor
+    key_y: Tensor
+    key_x: Tensor
+    covered: bool
+
+    @property
+    def queries(self) -> int:
+        return self.size[0] * self.size[1]
+
+    @property
+    def keys(self) -> int:
+        return len(self.key_y)
+
+
+def gather_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layout: SequenceLayout,
+    spec: ClearSpec,
+    spatial_weight: Tensor | None,
+    scale: float,
+    chunk_bytes: int | None = None,
+    on_chunk: Callable[[], None] | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """CLEAR attention; arguments as in :func:`clear_core.clear_attention`, already checked.
+
+    A chunk is a few query tiles of one class; its keys, values, queries and results fit ``chunk_bytes``, down to a
+    single tile.
+    """
+    budget = default_chunk_bytes(q.device) if chunk_bytes is None else chunk_bytes
+    out = empty_output(q)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
+    image = layout.image_slice
+    seen_by_all = _seen_by_all(layout, q.device)
+    pooled = None
+    if spatial_weight is not None:
+        pooled = [pool_tokens(one[:, :, image], layout.grid, spatial_weight) for one in (k, v)]
+    # Where the log-sum-exp is at hand, what every query sees is one unmasked call without a copy for each tile.
+    apart = pooled is not None and pooled[0].shape[2] >= MANY_POOLED and returns_lse(q, k, v)
+    if apart:
+        pooled = [torch.cat([one[:, :, : image.start], one[:, :, image.stop :], extra], dim=2)
+                  for one, extra in zip((k, v), pooled)]
+        seen_by_all = seen_by_all[:0]
+
+    for tiles in tile_classes(layout.grid, spec.radius, query_tile(q.device, spec.radius), q.device):
+        query_offset, key_offset, mask = _offsets_and_mask(tiles, layout.grid, spec.radius)
+        extra_keys = len(seen_by_all) + (pooled[0].shape[2] if pooled and not apart else 0)
+        mask = None if tiles.covered else F.pad(mask, (extra_keys, 0), value=True)
+        step = max(1, budget // _tile_bytes(q, tiles.queries, tiles.keys + extra_keys, return_lse or apart))
+        for first in (tiles.first + image.start).split(step):
+            queries = (first[:, None] + query_offset).flatten()
+            keys = torch.cat([seen_by_all.expand(len(first), -1), first[:, None] + key_offset], dim=1).flatten()
+            part, part_lse = _attend_tiles(q, k, v, queries, keys, len(first), mask, scale, pooled, apart, return_lse)
+            out[:, :, queries] = part
+            if lse is not None:
+                lse[:, :, queries] = part_lse
+            if on_chunk is not None:
+                on_chunk()
+    attend_outside_image(q, k, v, out, lse, layout=layout, scale=scale, chunk_bytes=chunk_bytes, on_chunk=on_chunk)
+    return (out, lse) if return_lse else out
+
+
+def _attend_tiles(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, tiles: int, mask: Tensor | None,
+                  scale: float, pooled: list[Tensor] | None, apart: bool,
+                  return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """One chunk: (B, heads, queries, D) and, where it is at hand, (B, heads, queries)."""
+    batch, heads, _, head_dim = q.shape
+    # Tiles stand beside the heads: attention takes four dimensions, and the copies are contiguous.
+    by_tile = (batch, heads * tiles, -1, head_dim)
+    tile_q = q.index_select(2, queries)
+    tile_k, tile_v = (one.index_select(2, keys) for one in (k, v))
+    if pooled and not apart:
+        tile_k, tile_v = (
+            torch.cat([extra[:, :, None].expand(-1, -1, tiles, -1, -1), one.unflatten(2, (tiles, -1))], dim=3)
+            for one, extra in zip((tile_k, tile_v), pooled))
+    arguments = (tile_q.view(by_tile), tile_k.view(by_tile), tile_v.view(by_tile))
+    if not (return_lse or apart):
+        out = F.scaled_dot_product_attention(*arguments, attn_mask=mask, scale=scale)
+        return out.reshape(tile_q.shape), None
+    out, lse = attend_with_lse(*arguments, scale, mask)
+    out, lse = out.reshape(tile_q.shape), lse.reshape(tile_q.shape[:3])
+    if apart:
+        out, lse = merge(out, lse, *attend_with_lse(tile_q, *pooled, scale))
+    return out, lse
+
+
+def _tile_bytes(q: Tensor, queries: int, keys: int, with_lse: bool) -> int:
+    """Memory that one tile of a chunk takes while it is worked on."""
+    batch, heads, _, head_dim = q.shape
+    per_token = batch * heads * head_dim * q.element_size()
+    # Gathered keys and values, and on a CPU the packed copies that its attention makes of both; queries and results.
+    copies = 2 if q.device.type == "cpu" else 1
+    held = per_token * (2 * copies * keys + 3 * queries) + 8 * (keys + queries)
+    if with_lse:
+        # Results of both parts and of the whole in float32.
+        held += batch * heads * head_dim * 12 * queries
+        if q.device.type != "cpu":
+            held += batch * heads * 8 * queries * keys
+    return held
+
+
+def _seen_by_all(layout: SequenceLayout, device: torch.device) -> Tensor:
+    """Places of text and reference tokens in the sequence, int64."""
+    image = layout.image_slice
+    return torch.cat([torch.arange(image.start, device=device), torch.arange(image.stop, layout.length, device=device)])
+
+
+# ---- tiles ----
+
+
+def query_tile(device: torch.device, radius: int) -> tuple[int, int]:
+    """(height, width) in tokens that query tiles should have about.
+
+    On a CPU 16 x 16 was the fastest or within 5 % of it for every radius. Other devices pay more for each copied
+    key, so their tiles share keys among more queries.
+    """
+    if device.type == "cpu":
+        return 16, 16
+    return (16, 32) if radius <= 16 else (32, 32)
+
+
+@lru_cache(maxsize=16)
+def tile_classes(grid: tuple[int, int], radius: int, tile: tuple[int, int],
+                 device: torch.device) -> tuple[TileClass, ...]:
+    """All query tiles of a grid, class by class: every token in exactly one tile. Cached and never changed."""
+    # What is made under inference_mode would be refused by autograd for the rest of its life in the cache.
+    with torch.inference_mode(False):
+        classes = []
+        for (height, before_y, span_y), tops in _axis_classes(grid[0], tile[0], radius).items():
+            for (width, before_x, span_x), lefts in _axis_classes(grid[1], tile[1], radius).items():
+                y = torch.arange(span_y, dtype=torch.int32, device=device) - before_y
+                x = torch.arange(span_x, dtype=torch.int32, device=device) - before_x
+                # Distance to the nearest query: 0 inside the tile. The corners of the neighbourhood are too far.
+                gap_y, gap_x = y - y.clamp(0, height - 1), x - x.clamp(0, width - 1)
+                near = (gap_y.square()[:, None] + gap_x.square() < radius**2).nonzero()
+                reach_y = max(height - 1 + before_y, span_y - before_y - 1)
+                reach_x = max(width - 1 + before_x, span_x - before_x - 1)
+                covered = reach_y**2 + reach_x**2 < radius**2
+                first = (torch.tensor(tops, device=device)[:, None] * grid[1]
+                         + torch.tensor(lefts, device=device)).flatten()
+                classes.append(TileClass((height, width), first, y[near[:, 0]].to(torch.int16),
+                                         x[near[:, 1]].to(torch.int16), covered))
+        return tuple(classes)
+
+
+def _axis_classes(side: int, tile: int, radius: int) -> dict[tuple[int, int, int], list[int]]:
+    """Starts of the tiles along one axis, by (tile length, neighbours before the tile, tokens of the neighbourhood).
+
+    The side is split evenly, so that no tile is a thin rest with keys for a whole one.
+    """
+    count = max(1, round(side / tile))
+    bounds = [side * i // count for i in range(count + 1)]
+    classes: dict[tuple[int, int, int], list[int]] = {}
+    for start, stop in zip(bounds, bounds[1:]):
+        first, last = max(0, start - radius + 1), min(side, stop + radius - 1)
+        classes.setdefault((stop - start, start - first, last - first), []).append(start)
+    return classes
+
+
+def _offsets_and_mask(tiles: TileClass, grid: tuple[int, int], radius: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of queries and keys from a tile's first token in the row-major image, and who sees whom.
+
+    Returns:
+        (queries,) int64, (keys,) int64 and bool (queries, keys).
+    """
+    device = tiles.key_y.device
+    y = torch.arange(tiles.size[0], dtype=torch.int32, device=device)
+    x = torch.arange(tiles.size[1], dtype=torch.int32, device=device)
+    queries = (y[:, None].long() * grid[1] + x).flatten()
+    keys = tiles.key_y.long() * grid[1] + tiles.key_x
+    dy, dx = (y[:, None] - tiles.key_y).square(), (x[:, None] - tiles.key_x).square()
+    return queries, keys, (dy[:, None] + dx < radius**2).flatten(0, 1)

@@ -1,0 +1,157 @@
+"""The tile order and its block lists, against what each query sees, written out."""
+
+import concurrent.futures
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from clear_core import ClearSpec, SequenceLayout
+from clear_core.attention.dense import image_rows_mask
+from clear_core.attention.flex import kernel_lists, window_mask_mod
+from clear_core.attention.gather import tile_classes
+from clear_core.attention.plan import KEY_BLOCK, QUERY_BLOCK, tile_plan
+from clear_core.attention.tiles import copy_from_tiles, copy_to_tiles
+
+CPU = torch.device("cpu")
+
+
+def some_cases(number):
+    draw = random.Random(7)
+    for _ in range(number):
+        grid = draw.randint(1, 45), draw.randint(1, 45)
+        layout = SequenceLayout(draw.choice([0, 1, 63, 64, 65]), grid, draw.choice([0, 0, 5]))
+        spec = ClearSpec(draw.choice([1, 2, 5, 8, 16, 33, 100]), draw.choice([1, 1, 2, 4]))
+        yield pytest.param(layout, spec, id=f"{grid[0]}x{grid[1]}-T{layout.text}-R{layout.reference}-"
+                                            f"r{spec.radius}-d{spec.down_factor}")
+
+
+def oracle_in_tile_order(plan):
+    """bool (queries, keys) in the kernel's order from the oracle's mask; padded queries and keys see nothing."""
+    layout = plan.layout
+    seen = image_rows_mask(range(layout.grid[0]), layout, plan.spec, CPU)
+    image = layout.image_slice
+    # The oracle's keys are text, image, reference, pooled.
+    prefix = torch.cat([seen[:, : image.start], seen[:, image.stop :]], dim=1)
+    window = seen[:, image]
+    # Where each token of the kernel's order lies in the row-major image; padding points nowhere.
+    place = torch.zeros(1, 1, plan.query_tiles * QUERY_BLOCK, 1)
+    copy_to_tiles(torch.arange(1.0, layout.image + 1)[None, None, :, None], place, plan)
+    place = place.flatten().long() - 1
+    real = place >= 0
+    expected = torch.zeros(len(place), plan.prefix_blocks * KEY_BLOCK + len(place), dtype=torch.bool)
+    start = plan.prefix_blocks * KEY_BLOCK
+    expected[:, : plan.prefix] = prefix[place] & real[:, None]
+    expected[:, start:] = window[place][:, place] & real[:, None] & real
+    return expected, real
+
+
+@pytest.mark.parametrize("layout, spec", list(some_cases(40)))
+def test_lists_and_mask_are_the_oracles(layout, spec):
+    plan = tile_plan(layout, spec, CPU)
+    expected, real = oracle_in_tile_order(plan)
+    query, key = torch.arange(expected.shape[0])[:, None], torch.arange(expected.shape[1])
+    mask = window_mask_mod(plan)(0, 0, query, key)
+    assert torch.equal(mask[real], expected[real])
+
+    partial_count, partial, full_count, full = (one[0, 0] for one in kernel_lists(plan))
+    assert partial.shape == full.shape
+    for tile in range(plan.query_tiles):
+        rows = slice(tile * QUERY_BLOCK, (tile + 1) * QUERY_BLOCK)
+        blocks = expected[rows][real[rows]].unflatten(1, (-1, KEY_BLOCK))
+        listed_partial = partial[tile, : partial_count[tile]].tolist()
+        listed_full = full[tile, : full_count[tile]].tolist()
+        assert len({*listed_partial, *listed_full}) == len(listed_partial) + len(listed_full)
+        # What is listed as full runs without the mask, so a padded key must not be in it.
+        assert all(bool(blocks[:, one].all()) for one in listed_full)
+        seen = set(blocks.any(dim=2).any(dim=0).nonzero().flatten().tolist())
+        assert seen <= {*listed_partial, *listed_full}
+        if bool(real[rows].any()):
+            # Tight: each listed block is near enough for the corners of the two rectangles.
+            nearest = {one for one in listed_partial + listed_full if bool(blocks[:, one].any())}
+            assert nearest == {*listed_partial, *listed_full}
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (16, 8), (8, 16), (17, 9), (40, 33)], ids=str)
+def test_tile_order_and_back_is_the_identity(grid):
+    plan = tile_plan(SequenceLayout(0, grid), ClearSpec(3), CPU)
+    tokens = torch.randn(2, 3, grid[0] * grid[1], 5)
+    tiled = torch.full((2, 3, plan.query_tiles * QUERY_BLOCK, 5), float("nan"))
+    copy_to_tiles(tokens, tiled, plan)
+    back = torch.empty_like(tokens)
+    copy_from_tiles(tiled, back, plan)
+    assert torch.equal(back, tokens)
+    assert not tiled.isnan().any()
+
+
+def test_a_block_of_the_kernel_is_one_rectangle():
+    plan = tile_plan(SequenceLayout(0, (32, 32)), ClearSpec(3), CPU)
+    tiled = torch.empty(1, 1, 1024, 2)
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    copy_to_tiles(torch.stack([y, x], dim=-1).view(1, 1, 1024, 2), tiled, plan)
+    for tokens, sides in ((QUERY_BLOCK, {(16, 8), (8, 16)}), (KEY_BLOCK, {(8, 8)})):
+        for block in tiled.view(-1, tokens, 2):
+            spread = block.max(dim=0).values - block.min(dim=0).values + 1
+            assert tuple(spread.int().tolist()) in sides
+
+
+def test_orientation_pads_least():
+    assert tile_plan(SequenceLayout(512, (52, 76)), ClearSpec(8), CPU).padded_grid == (56, 80)
+    assert tile_plan(SequenceLayout(512, (48, 84)), ClearSpec(8), CPU).padded_grid == (48, 88)
+
+
+def test_plan_is_small_at_8k():
+    assert tile_plan(SequenceLayout(512, (512, 512)), ClearSpec(32), CPU).nbytes < 2**20
+
+
+def test_plan_is_shared_frozen_and_bounded():
+    layout, spec = SequenceLayout(3, (9, 9)), ClearSpec(2)
+    plan = tile_plan(layout, spec, CPU)
+    assert tile_plan(SequenceLayout(3, (9, 9)), ClearSpec(2), CPU) is plan
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.tiles = (1, 1)
+    for side in range(1, 60):
+        tile_plan(SequenceLayout(0, (side, side)), spec, CPU)
+    assert tile_plan.cache_info().currsize <= 16
+
+
+def test_plans_from_several_threads_agree():
+    layouts = [SequenceLayout(side % 5, (side, 31)) for side in range(1, 25)] * 4
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        plans = list(pool.map(lambda layout: tile_plan(layout, ClearSpec(5), CPU), layouts))
+    for layout, plan in zip(layouts, plans):
+        assert plan.layout == layout
+        assert torch.equal(plan.partial, tile_plan.__wrapped__(layout, ClearSpec(5), CPU).partial)
+
+
+def test_plan_made_under_inference_mode_serves_autograd():
+    layout, spec = SequenceLayout(1, (11, 13)), ClearSpec(3)
+    with torch.inference_mode():
+        plan = tile_plan.__wrapped__(layout, spec, CPU)
+    assert not plan.partial.is_inference()
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (7, 3), (16, 16), (24, 65), (100, 40)], ids=str)
+@pytest.mark.parametrize("radius", [1, 4, 16, 150])
+@pytest.mark.parametrize("tile", [(16, 16), (16, 32)], ids=str)
+def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius, tile):
+    height, width = grid
+    times_seen = torch.zeros(height * width, dtype=torch.int64)
+    for tiles in tile_classes(grid, radius, tile, CPU):
+        first_y, first_x = tiles.first // width, tiles.first % width
+        key_y, key_x = first_y[:, None] + tiles.key_y, first_x[:, None] + tiles.key_x
+        assert int(key_y.min()) >= 0 and int(key_y.max()) < height
+        assert int(key_x.min()) >= 0 and int(key_x.max()) < width
+        for y in range(tiles.size[0]):
+            for x in range(tiles.size[1]):
+                times_seen[(first_y + y) * width + first_x + x] += 1
+                inside = (tiles.key_y - y).int().square() + (tiles.key_x - x).int().square() < radius**2
+                # As many keys as the query's window has on this grid: none is missing, none is there twice.
+                all_y, all_x = torch.arange(height)[:, None], torch.arange(width)
+                for one_y, one_x in zip((first_y + y).tolist()[:2], (first_x + x).tolist()[:2]):
+                    window = (all_y - one_y).square() + (all_x - one_x).square() < radius**2
+                    assert int(inside.sum()) == int(window.sum())
+                if tiles.covered:
+                    assert bool(inside.all())
+    assert bool((times_seen == 1).all())
