@@ -136,7 +136,7 @@ def test(python: Path, arguments: list[str]) -> int:
             if hosts and browser:
                 say(f"testing the front end of {len(hosts)} ComfyUI in {browser}")
                 results.append(run_suite("frontend", [str(python), "-m", "pytest"], wanted, PROJECT, Path(reports),
-                                         COMFYUI_PATH=os.pathsep.join(map(str, hosts)), CLEAR_BROWSER=browser))
+                                         COMFYUI_PATH=os.pathsep.join(map(str, hosts))))
             elif hosts:
                 skipped.append("frontend tests are skipped: neither chromium nor google-chrome is on the PATH")
             else:
@@ -210,11 +210,16 @@ def host_version(checkout: Path) -> str:
     return found.group(1) if found else "of unknown version"
 
 
-def host_pytest(python: Path, checkout: Path) -> list[str]:
-    """The command that runs pytest with a ComfyUI's own interpreter, in which nothing is installed for it."""
+def host_interpreter(checkout: Path) -> Path:
+    """The Python that has a ComfyUI's requirements: of the environment beside it, else the one running this."""
     beside = [interpreter_in(checkout / name) for name in (".venv", "venv")]
     beside.append(checkout.parent / "python_embeded" / "python.exe")  # the portable build for Windows
-    host = next((path for path in beside if works(path)), Path(sys.executable))
+    return next((path for path in beside if works(path)), Path(sys.executable))
+
+
+def host_pytest(python: Path, checkout: Path) -> list[str]:
+    """The command that runs pytest with a ComfyUI's own interpreter, in which nothing is installed for it."""
+    host = host_interpreter(checkout)
     version = subprocess.check_output(
         [str(host), "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], text=True).strip()
     folder = ENVIRONMENT / f"host-pytest-{version}"

@@ -1,0 +1,125 @@
+"""Fixtures of the front-end tests: every ComfyUI found, as a server with the pack, and its real front end in a browser.
+
+They run in the project's own ``.venv`` (``python3 dev.py test tests/frontend``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dev import find_browser, find_hosts, host_interpreter, host_version
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+sys.path.append(str(Path(__file__).parents[1] / "host"))  # for support_comfy
+
+from support_comfy import boot  # noqa: E402
+from support_comfy.server import Server  # noqa: E402
+
+WORKFLOWS = sorted((boot.PROJECT / "example_workflows").glob("*.json"))
+
+BROWSER, HOSTS = find_browser(), find_hosts()
+
+if not (BROWSER and HOSTS):
+    collect_ignore_glob = ["*"]
+
+# Chromium looks for updates and its maker's services at every start; a test has no use for them.
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+
+# What the front end asks a newcomer on the first visit would lie over the graph.
+SETTINGS = '{"Comfy.TutorialCompleted": true, "Comfy.Release.Status": "skipped"}'
+
+
+def pytest_report_header() -> str | None:
+    if not (BROWSER and HOSTS):
+        return "frontend tests are left out: they need a ComfyUI (COMFYUI_PATH) and Chromium or Chrome on the PATH"
+    return None
+
+
+@dataclass
+class OpenPage:
+    """The front end in a browser tab, and what it complained about.
+
+    Attributes:
+        page: Playwright's page.
+        complaints: Errors and warnings of the console, uncaught errors and failed requests, with their source.
+    """
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def about_us(self) -> list[str]:
+        """Complaints that name the pack, its files or its nodes."""
+        return [text for text in self.complaints if "clear" in text.lower()]
+
+    def alerts(self) -> list[str]:
+        """What the front end shows over the graph: dialogs and messages in a corner."""
+        return [text for role in ("dialog", "alertdialog", "alert")
+                for text in self.page.get_by_role(role).all_inner_texts()]
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Opens a workflow as the menu does, and lets the front end settle."""
+        self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+        self.page.wait_for_timeout(1500)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    # Chromium refuses its sandbox to root, which tests in containers often are.
+    rootless = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS + rootless)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session", params=HOSTS, ids=lambda checkout: f"ComfyUI {host_version(checkout)}")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One ComfyUI with the pack installed, and an empty file under every model name that our examples ask for.
+
+    Neither the front end nor the server's checks of a workflow look further than the name.
+    """
+    base = boot.make_base(tmp_path_factory.mktemp("frontend"))
+    for path in WORKFLOWS:
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            for model in node["properties"].get("models", []):
+                (base / "models" / model["directory"] / model["name"]).touch()
+    boot.install_pack(base)
+    (base / "user" / "default").mkdir(parents=True)
+    (base / "user" / "default" / "comfy.settings.json").write_text(SETTINGS)
+    with Server(request.param, host_interpreter(request.param), base) as running:
+        yield running
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+def workflow(request: pytest.FixtureRequest, server: Server) -> dict[str, Any]:
+    """An example workflow as the server hands it to the template browser."""
+    assert request.param.stem in server.get("/workflow_templates")[boot.PACK_FOLDER]
+    return server.get(f"/api/workflow_templates/{boot.PACK_FOLDER}/{request.param.name}")
+
+
+@pytest.fixture
+def tab(browser: Browser, server: Server) -> Iterator[OpenPage]:
+    """A fresh tab with the front end ready."""
+    context = browser.new_context(viewport={"width": 1600, "height": 900})
+    opened = OpenPage(context.new_page())
+    opened.page.on("console", lambda message: opened.complaints.append(f"{message.text} ({message.location})")
+                   if message.type in ("error", "warning") else None)
+    opened.page.on("pageerror", lambda error: opened.complaints.append(f"{error.message}\n{error.stack}"))
+    opened.page.on("requestfailed", lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
+    opened.page.goto(server.url)
+    opened.page.wait_for_function(
+        "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']", timeout=90_000)
+    yield opened
+    context.close()
