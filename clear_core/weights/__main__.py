@@ -35,7 +35,8 @@ def tensor_bar(words: str) -> Iterator[object]:
 def list_releases(args: argparse.Namespace) -> None:
     for release in CATALOGUE.values():
         pooled = f", pooled {release.down_factor} x {release.down_factor}" if release.down_factor > 1 else ""
-        print(f"{release.stem:<24} {release.size / 1e9:.2f} GB  radius {release.radius}{pooled}\n    {release.meant_for}")
+        print(f"{release.stem:<24} {release.size / 1e9:.2f} GB  radius {release.radius}{pooled}")
+        print(f"    {release.meant_for}")
     print(f"From https://huggingface.co/{REPOSITORY}. {LICENCE}")
 
 
@@ -49,7 +50,8 @@ def inspect(args: argparse.Namespace) -> None:
     from .reader import read_clear_file
     file = read_clear_file(args.file)
     facts = {
-        "kind": file.kind, "radius": file.radius or "not stated: set the radius by hand", "down factor": file.down_factor,
+        "kind": file.kind, "radius": file.radius or "not stated: set the radius by hand",
+        "down factor": file.down_factor,
         "fits": f"width {file.width}, {file.num_double} double and {file.num_single} single blocks",
         "numbers": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in file.dtypes)),
         "names": file.layout, "size": f"{file.size / 1e6:,.1f} MB", "source": file.source or "not stated",

@@ -95,7 +95,7 @@ class ClearFile:
                 "{} double and {} single blocks, so choose a file made for it.".format(self.name, *mine, *model))
 
     def check_finite(self) -> None:
-        """Looks at every number, one tensor in memory at a time; costs one pass over the file.
+        """Looks at every number, one tensor in memory at a time; reads the whole file once (3.6 GB for FLUX.1-dev's).
 
         Raises:
             ClearFileError: Some are NaN or infinite.
@@ -142,15 +142,10 @@ def read_clear_file(path: str | os.PathLike[str]) -> ClearFile:
     try:
         header = handle.metadata() or {}
         names = checked_names(name, list(handle.keys()))
-        shapes = {key: (tuple(part.get_shape()), part.get_dtype())
-                  for key in [*{at.key for at in names.tensors.values()}, *names.spatial.values()]
-                  for part in [handle.get_slice(key)]}
         size = path.stat().st_size
     except (SafetensorError, OSError) as error:
         raise ClearFileError(f"{name} cannot be read: {shown(error)}.") from None
-    dtypes = checked_dtypes(name, {key: dtype for key, (_, dtype) in shapes.items()}, names)
-    width = checked_width(name, {key: shape for key, (shape, _) in shapes.items()}, names)
-    down_factor = checked_down_factor(name, {key: shapes[key][0] for key in names.spatial.values()}, names)
+    dtypes, width, down_factor = checked_tensors(name, handle, names)
     return ClearFile(
         path=path, name=name, kind=header_kind(name, header),
         radius=header_number(name, header, "clear.radius") or radius_from_name(path.name),
@@ -171,11 +166,28 @@ def checked_names(name: str, keys: list[str]) -> Names:
         raise ClearFileError(
             f"{name} is not a CLEAR file: besides {len(keys) - count} known tensors it holds {count} that CLEAR does "
             f"not train ({first_few(names.unknown, count)}); a LoRA or a whole model goes into its own loader.")
+    check_complete(name, names)
+    return names
+
+
+def check_complete(name: str, names: Names) -> None:
     missing = names.missing_count()
     if missing:
         raise ClearFileError(f"{name} is incomplete: {missing} trained tensors are missing "
-                             f"({first_few(names.missing(), missing)}); download it again.")
-    return names
+                             f"({first_few(names.missing(), missing)}); use a whole file.")
+
+
+def checked_tensors(name: str, handle: Any, names: Names) -> tuple[frozenset[torch.dtype], int, int]:
+    """dtypes of the trained weights, width and down factor, from what the header says of each known tensor."""
+    try:
+        parts = {key: handle.get_slice(key)
+                 for key in [*{at.key for at in names.tensors.values()}, *names.spatial.values()]}
+        shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
+        dtypes = {key: part.get_dtype() for key, part in parts.items()}
+    except SafetensorError as error:
+        raise ClearFileError(f"{name} cannot be read: {shown(error)}.") from None
+    floats, width = checked_dtypes(name, dtypes, names), checked_width(name, shapes, names)
+    return floats, width, checked_down_factor(name, {key: shapes[key] for key in names.spatial.values()}, names)
 
 
 def checked_dtypes(name: str, found: dict[str, str], names: Names) -> frozenset[torch.dtype]:
@@ -260,5 +272,6 @@ def read(name: str, handle: Any, key: str) -> Tensor:
 
 
 def finite(tensor: Tensor) -> bool:
-    # Float8 has no isfinite of its own.
-    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
+    # The extremes carry a NaN along and need no second tensor; float8 has neither.
+    low, high = torch.aminmax(tensor.float() if tensor.dtype.itemsize == 1 else tensor)
+    return bool(low.isfinite() and high.isfinite())

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .container import open_safetensors
 from .errors import ClearFileError, shown
 from .naming import Stream, recognise
-from .reader import TensorMap, checked_down_factor, checked_dtypes, checked_width, read
+from .reader import TensorMap, check_complete, checked_tensors, read
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,14 @@ def trained_state(path: str | os.PathLike[str]) -> TrainedState:
     """Opens a training state in any of the known forms.
 
     Raises:
-        ClearFileError: No safetensors file, no trained tensor in it, or wrong shapes, dtypes or down factors.
+        ClearFileError: No safetensors file, trained tensors missing, or wrong shapes, dtypes or down factors.
     """
     name, handle = shown(Path(path).name), open_safetensors(path)
     names = recognise(handle.keys())
     if names is None:
         raise ClearFileError(f"{name} holds no trained tensor; expected names like "
                              f"transformer_blocks.0.attn.to_q.weight.")
-    try:
-        parts = {key: handle.get_slice(key)
-                 for key in [*{at.key for at in names.tensors.values()}, *names.spatial.values()]}
-        shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
-        dtypes = {key: part.get_dtype() for key, part in parts.items()}
-    except SafetensorError as error:
-        raise ClearFileError(f"{name} cannot be read: {shown(error)}.") from None
-    checked_dtypes(name, dtypes, names)
-    width = checked_width(name, shapes, names)
-    d = checked_down_factor(name, {key: shapes[key] for key in names.spatial.values()}, names)
+    check_complete(name, names)
+    _, width, d = checked_tensors(name, handle, names)
     spatial = {block: read(name, handle, key).reshape(d, d) for block, key in names.spatial.items()}
     return TrainedState(TensorMap(name, handle, names.tensors, width), spatial, d, names.unknown)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import ClearFileError, dims, first_few, shown
 from .naming import Stream, spatial_name, trained_name, trained_names
-from .reader import DTYPES, ClearFile, Kind, finite, read_clear_file
+from .reader import DTYPES, ClearFile, Kind, finite, header_kind, header_number, read_clear_file
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -57,15 +57,15 @@ def write_safetensors(path: str | os.PathLike[str], plan: Mapping[str, tuple[tor
         offset = end
     text = json.dumps({"__metadata__": dict(header), **entries}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    # The suffix stays, so that the check sees the file as its readers will.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    # Not .safetensors: what a killed process leaves must not turn up in anybody's list of weights.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for count, key in enumerate(keys, 1):
                 dtype, shape = plan[key]
                 tensor = make(key).to("cpu", dtype).reshape(shape).contiguous()
-                file.write(memoryview(tensor.view(torch.uint8).flatten().numpy()))
+                file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
                 if on_tensor:
                     on_tensor(count, len(keys))
             file.flush()
@@ -113,6 +113,9 @@ def save_clear_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
         ClearFileError: Names, shapes or numbers (NaN, infinite) are not those of a CLEAR file.
     """
     name = shown(Path(path).name)
+    header = clear_header(kind, radius, down_factor, source)
+    header_number(name, header, "clear.radius")
+    header_kind(name, header)
     indices: dict[str, int] = {}
     for stream in ("double", "single"):
         indices[stream] = 0
@@ -125,8 +128,9 @@ def save_clear_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
                              f"({first_few(odd, len(odd))}).")
     blocks = {(stream, index) for stream in ("double", "single") for index in range(indices[stream])}
     if set(spatial_weights) != (blocks if down_factor > 1 else set()):
-        raise ClearFileError(f"{name} was not written: down factor {down_factor} needs "
-                             f"{len(blocks) if down_factor > 1 else 0} spatial weights, {len(spatial_weights)} are given.")
+        needed = len(blocks) if down_factor > 1 else 0
+        raise ClearFileError(f"{name} was not written: down factor {down_factor} needs {needed} spatial weights, "
+                             f"{len(spatial_weights)} are given.")
     d = down_factor
     spatial = {spatial_name(*block): weight for block, weight in spatial_weights.items()}
     for key, weight in spatial.items():
@@ -143,6 +147,5 @@ def save_clear_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
             raise ClearFileError(f"{name} was not written: {key} has NaN or infinite numbers.")
         return tensor
 
-    write_safetensors(path, plan, make, clear_header(kind, radius, down_factor, source), force=force,
-                      on_tensor=on_tensor, check=read_clear_file)
+    write_safetensors(path, plan, make, header, force=force, on_tensor=on_tensor, check=read_clear_file)
     return read_clear_file(path)
