@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
 from ...clear_core.attention import clear_attention
 from ...clear_core.layout import SequenceLayout, token_grid
 from ...clear_core.settings import ClearSettings
 from .embedder import foreign_embedder, ntk_factor
+from .frame import KEY as FRAME_PART
 from .notice import Notices
 
 BlockId = tuple[str, int]
@@ -56,13 +58,14 @@ class WindowPatch:
         references = sum(_tokens(latent) for latent in extra.get("ref_latents") or ())
         text = 0 if c_crossattn is None else c_crossattn.shape[1]
         layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
-        call = WindowCall(self, layout, transformer_options.get(OVERRIDE))
+        part = transformer_options.get(FRAME_PART)
+        call = WindowCall(self, layout, part.grid if part else layout.grid, transformer_options.get(OVERRIDE))
 
         options = transformer_options.copy()
         options[OVERRIDE] = call.attend
         patches = options.get("patches", {})
         options["patches"] = {**patches, "post_input": [*patches.get("post_input", ()), call.observe_input]}
-        factor = self.settings.ntk(layout.image)
+        factor = self.settings.ntk(call.frame.image)
         foreign = foreign_embedder(executor.class_obj.diffusion_model)
         if factor != 1.0 and foreign:
             self.notices.say("embedder", f"the model's position embedder is a {foreign} of another node; it is kept, "
@@ -78,11 +81,18 @@ class WindowPatch:
 class WindowCall:
     """The state of one call of the model, and the attention override that uses it."""
 
-    def __init__(self, patch: WindowPatch, layout: SequenceLayout, previous: Callable | None):
+    def __init__(self, patch: WindowPatch, layout: SequenceLayout, frame_grid: tuple[int, int],
+                 previous: Callable | None):
         self.patch = patch
         self.layout = layout
+        self.frame_grid = frame_grid
         self.previous = previous
         self.was_reached = False
+
+    @property
+    def frame(self) -> SequenceLayout:
+        """Text and image tokens of the whole frame, also where this call is a tile of it: scale and NTK go by them."""
+        return SequenceLayout(self.layout.text, self.frame_grid)
 
     # The host's compile nodes drop guards on transformer_options, so compiled code would keep the first call's state.
     @torch.compiler.disable
@@ -125,7 +135,8 @@ class WindowCall:
         out = clear_attention(
             q, k, v, grid=self.layout.grid, spec=settings.spec, reference_tokens=self.layout.reference,
             spatial_weight=self.patch.spatial_weights.get((options.get("block_type"), options.get("block_index"))),
-            scale=settings.scale(q.shape[-1], self.layout), backend=settings.backend)
+            scale=settings.scale(q.shape[-1], self.frame), backend=settings.backend,
+            on_chunk=throw_exception_if_processing_interrupted)
         if _argument("skip_output_reshape", 7, args, kwargs):
             return out
         return out.transpose(1, 2).flatten(2)
@@ -134,7 +145,7 @@ class WindowCall:
         """The attention that was there before this node, with the scale that the node asks for."""
         q = args[0]
         head_dim = q.shape[-1] if q.ndim == 4 else q.shape[-1] // args[3]
-        factor = self.patch.settings.scale(head_dim, self.layout) * head_dim**0.5
+        factor = self.patch.settings.scale(head_dim, self.frame) * head_dim**0.5
         if factor != 1.0:
             args = (q * factor, *args[1:])
         if self.previous is not None:

@@ -227,6 +227,30 @@ def test_a_forward_that_never_reaches_attention_is_named_once(tiny_flux, clear_n
     assert len(lines) == 1 and "not applied" in lines[0]
 
 
+@pytest.mark.parametrize("backend", ["gather", "dense"])
+def test_an_interrupt_lands_inside_the_attention(tiny_flux, clear_node, predict, backend):
+    import comfy.model_management as management
+
+    reached: list[int] = []
+
+    def cancel(args: dict[str, Any]) -> dict[str, Any]:
+        management.interrupt_current_processing()
+        return args
+
+    def after_block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        reached.append(1)
+        return extra["original_block"](args)
+
+    patched = clear_node(tiny_flux(), radius=3, backend=backend)
+    patched.set_model_patch(cancel, "post_input")
+    patched.set_model_patch_replace(after_block, "dit", "double_block", 1)
+    with pytest.raises(management.InterruptProcessingException):
+        predict(patched, noise(12, 14), SIGMA, prompt())
+    assert reached == [], "the first block's attention did not notice"
+    patched.model_options["transformer_options"].pop("patches")
+    assert predict(patched, noise(12, 14), SIGMA, prompt()).isfinite().all()
+
+
 def test_compiled_blocks_follow_radius_and_size(tiny_flux, clear_node, predict):
     """The host's compile node drops guards on transformer_options; the first window must not stay for good."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
