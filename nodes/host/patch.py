@@ -10,6 +10,7 @@ from ...clear_core.settings import ClearSettings
 from ...clear_core.weights import ClearFile
 from .embedder import install_embedder
 from .flux import flux_shape
+from .memory import MemoryPatch
 from .weights import add_weight_patches, remove_weight_patches, trained_tensors
 from .window import WindowPatch
 
@@ -41,5 +42,6 @@ def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | 
         patch.spatial_weights = {block: blend_with_mean(weight, strength)
                                  for block, weight in file.spatial_weights().items()}
     install_embedder(clone)
+    MemoryPatch().install(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, patch)
     return clone

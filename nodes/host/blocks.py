@@ -1,0 +1,103 @@
+"""FLUX's blocks computed a chunk of tokens at a time: the same numbers to rounding, a lower peak.
+
+Source: ``comfy.ldm.flux.layers.DoubleStreamBlock`` and ``SingleStreamBlock``, ComfyUI 0.9.0 to 0.33.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock, apply_mod
+from comfy.ldm.flux.math import apply_rope, attention
+from comfy.model_management import throw_exception_if_processing_interrupted
+from torch import Tensor, nn
+
+
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block is FLUX.1's, and not one of the variants that newer models put under the same name."""
+    if isinstance(block, SingleStreamBlock):
+        return bool(block.modulation) and not getattr(block, "yak_mlp", False) and isinstance(block.mlp_act, nn.GELU)
+    if isinstance(block, DoubleStreamBlock):
+        return (getattr(block, "modulation", True) and not getattr(block, "flipped_img_txt", False)
+                and isinstance(block.img_mlp, nn.Sequential))
+    return False
+
+
+def parts_of(tokens: int, chunk: int) -> Iterator[slice]:
+    """Slices of at most ``chunk`` tokens; a person can interrupt before each."""
+    for start in range(0, tokens, chunk):
+        throw_exception_if_processing_interrupted()
+        yield slice(start, min(start + chunk, tokens))
+
+
+class Projected:
+    """q, k and v of a whole sequence, (B, heads, L, D), filled in chunk by chunk."""
+
+    def __init__(self, like: Tensor, heads: int, tokens: int):
+        shape = (like.shape[0], heads, tokens, like.shape[-1] // heads)
+        self.q, self.k, self.v = (like.new_empty(shape) for _ in range(3))
+
+    def fill(self, place: slice, qkv: Tensor, norm: Callable, pe: Tensor | None) -> None:
+        """Normalise and rotate (B, n, 3 * width) and put it at ``place``."""
+        batch, heads, _, head_dim = self.q.shape
+        q, k, v = qkv.view(batch, qkv.shape[1], 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+        q, k = norm(q, k, v)
+        if pe is not None:
+            q, k = apply_rope(q, k, pe[:, :, place])
+        self.q[:, :, place], self.k[:, :, place], self.v[:, :, place] = q, k, v
+
+
+@torch.compiler.disable
+def run_single_block(block: SingleStreamBlock, args: dict[str, Any], chunk: int) -> dict[str, Tensor]:
+    """A single block; ``args`` and answer as the host's ``patches_replace`` has them."""
+    x, pe, options = args["img"], args["pe"], args["transformer_options"]
+    mod, _ = block.modulation(args["vec"])
+    width, inner = block.hidden_size, block.mlp_hidden_dim
+    tokens = x.shape[1]
+    projected = Projected(x, block.num_heads, tokens)
+    mlp = x.new_empty(x.shape[0], tokens, inner)
+    for part in parts_of(tokens, chunk):
+        qkv, hidden = torch.split(block.linear1(apply_mod(block.pre_norm(x[:, part]), 1 + mod.scale, mod.shift)),
+                                  [3 * width, inner], dim=-1)
+        projected.fill(part, qkv, block.norm, pe)
+        mlp[:, part] = block.mlp_act(hidden)
+        del qkv, hidden
+    attended = attention(projected.q, projected.k, projected.v, pe=None, mask=args.get("attn_mask"),
+                         transformer_options=options)
+    del projected
+    for part in parts_of(tokens, chunk):
+        x[:, part] += apply_mod(block.linear2(torch.cat((attended[:, part], mlp[:, part]), 2)), mod.gate)
+    return {"img": without_overflow(x)}
+
+
+@torch.compiler.disable
+def run_double_block(block: DoubleStreamBlock, args: dict[str, Any], chunk: int) -> dict[str, Tensor]:
+    """A double block; ``args`` and answer as the host's ``patches_replace`` has them."""
+    img, txt, pe, options = args["img"], args["txt"], args["pe"], args["transformer_options"]
+    streams = [(txt, block.txt_mod(args["vec"]), block.txt_norm1, block.txt_attn, block.txt_norm2, block.txt_mlp),
+               (img, block.img_mod(args["vec"]), block.img_norm1, block.img_attn, block.img_norm2, block.img_mlp)]
+    projected = Projected(img, block.num_heads, txt.shape[1] + img.shape[1])
+    offset = 0
+    for x, (mod, _), norm, attn, _, _ in streams:
+        for part in parts_of(x.shape[1], chunk):
+            place = slice(offset + part.start, offset + part.stop)
+            projected.fill(place, attn.qkv(apply_mod(norm(x[:, part]), 1 + mod.scale, mod.shift)), attn.norm, pe)
+        offset += x.shape[1]
+    attended = attention(projected.q, projected.k, projected.v, pe=None, mask=args.get("attn_mask"),
+                         transformer_options=options)
+    del projected
+    offset = 0
+    for x, (mod1, mod2), _, attn, norm, mlp in streams:
+        for part in parts_of(x.shape[1], chunk):
+            place = slice(offset + part.start, offset + part.stop)
+            x[:, part] += apply_mod(attn.proj(attended[:, place]), mod1.gate)
+            x[:, part] += apply_mod(mlp(apply_mod(norm(x[:, part]), 1 + mod2.scale, mod2.shift)), mod2.gate)
+        offset += x.shape[1]
+    return {"img": img, "txt": without_overflow(txt)}
+
+
+def without_overflow(x: Tensor) -> Tensor:
+    """What the host does to hidden states in fp16."""
+    return torch.nan_to_num(x, nan=0.0, posinf=65504, neginf=-65504) if x.dtype == torch.float16 else x

@@ -1,0 +1,120 @@
+"""A tile's share of the conditioning: areas, masks, latent-shaped inputs and ControlNet hints.
+
+Source: what ``comfy.samplers.get_area_and_mult`` reads from a conditioning, and ``comfy.controlnet.ControlBase``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.conds import CONDNoiseShape
+from torch import Tensor
+
+from ...clear_core.sdedit import Tile
+
+Cond = dict[str, Any]
+"""One conditioning as the samplers see it, after ``comfy.samplers.process_conds``."""
+
+
+def crop_cond(cond: Cond, tile: Tile, frame: Tensor, controls: dict[Any, Any]) -> Cond | None:
+    """What of a conditioning lies in a tile; None where nothing does.
+
+    Args:
+        cond: Of the whole frame.
+        frame: (B, C, H, W) latent of the whole frame.
+        controls: Cropped ControlNets by original and tile, so that a hint is cropped and encoded once.
+    """
+    rows, columns = tile.latents
+    cropped = dict(cond)
+    if "area" in cond:
+        if "mask" not in cond:
+            cropped["mask"] = area_weight(cond, frame)
+        area = crop_area(cond["area"], rows, columns)
+        if area is None:
+            return None
+        cropped["area"] = area
+    if "mask" in cropped:
+        cropped["mask"] = cropped["mask"][..., rows, columns]
+        if not cropped["mask"].any():
+            return None
+    image_tokens = (frame.shape[-2] // 2) * (frame.shape[-1] // 2)
+    cropped["model_conds"] = {name: crop_model_cond(name, value, tile, frame, image_tokens)
+                              for name, value in cond["model_conds"].items()}
+    if cond.get("control") is not None:
+        key = (id(cond["control"]), tile)
+        if key not in controls:
+            controls[key] = crop_control(cond["control"], rows, columns, frame)
+        cropped["control"] = controls[key]
+    return cropped
+
+
+def area_weight(cond: Cond, frame: Tensor) -> Tensor:
+    """(1, H, W): how much a conditioning area counts where, with the host's soft borders, over the whole frame."""
+    plain = {"area": cond["area"], "model_conds": {}, "uuid": None}
+    inside = comfy.samplers.get_area_and_mult(plain, frame[:1, :1], None)
+    weight = frame.new_zeros(1, *frame.shape[-2:])
+    height, width, y, x = inside.area[0], inside.area[1], inside.area[2], inside.area[3]
+    weight[:, y: y + height, x: x + width] = inside.mult[:, 0]
+    return weight
+
+
+def crop_area(area: tuple[int, ...], rows: slice, columns: slice) -> tuple[int, int, int, int] | None:
+    """The host's (height, width, y, x) in latents, of what lies in the tile, or None."""
+    height, width, y, x = area
+    top, left = max(y, rows.start), max(x, columns.start)
+    bottom, right = min(y + height, rows.stop), min(x + width, columns.stop)
+    if top >= bottom or left >= right:
+        return None
+    return bottom - top, right - left, top - rows.start, left - columns.start
+
+
+def crop_model_cond(name: str, value: Any, tile: Tile, frame: Tensor, image_tokens: int) -> Any:
+    """The tile's share of one input of the model; the same object where it is not laid out over the frame."""
+    tensor = getattr(value, "cond", None)
+    if not isinstance(tensor, Tensor):
+        return value
+    rows, columns = tile.latents
+    if isinstance(value, CONDNoiseShape) and tensor.shape[-2:] == frame.shape[-2:]:
+        return type(value)(tensor[..., rows, columns])
+    if name == "attention_mask" and tensor.ndim >= 2 and min(tensor.shape[-2:]) >= image_tokens:
+        return type(value)(crop_token_mask(tensor, tile, frame.shape[-1] // 2, image_tokens))
+    return value
+
+
+def crop_token_mask(mask: Tensor, tile: Tile, width: int, image_tokens: int) -> Tensor:
+    """An attention mask (..., T + N, T + N) for the tokens of a tile; ``width`` is the frame's in tokens."""
+    for dim in (-2, -1):
+        text = mask.shape[dim] - image_tokens
+        image = mask.narrow(dim, text, image_tokens).unflatten(dim, (-1, width))
+        # Counted from the end, the two new dimensions are where the old one was and the next.
+        first = dim - 1
+        image = image.narrow(first, tile.y, tile.height).narrow(first + 1, tile.x, tile.width)
+        mask = torch.cat([mask.narrow(dim, 0, text), image.flatten(first, first + 1)], dim=dim)
+    return mask
+
+
+def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor) -> Any:
+    """A ControlNet (and those before it in the chain) with the hint of a tile; the original stays as it is."""
+    cropped = copy.copy(control)
+    cropped.cond_hint = None
+    if getattr(control, "previous_controlnet", None) is not None:
+        cropped.previous_controlnet = crop_control(control.previous_controlnet, rows, columns, frame)
+    hint = getattr(control, "cond_hint_original", None)
+    if isinstance(hint, Tensor):
+        ratio = control.compression_ratio * (control.vae.spacial_compression_encode() if control.vae else 1)
+        cropped.cond_hint_original = crop_pixels(hint, ratio, rows, columns, frame, control.upscale_algorithm)
+    extra = getattr(control, "extra_concat_orig", None)
+    if extra:
+        cropped.extra_concat_orig = [crop_pixels(item, 1, rows, columns, frame, control.upscale_algorithm)
+                                     for item in extra]
+    return cropped
+
+
+def crop_pixels(picture: Tensor, ratio: int, rows: slice, columns: slice, frame: Tensor, method: str) -> Tensor:
+    """(B, C, h, w) of any size, brought to ``ratio`` px per latent of the frame as the host does, then cropped."""
+    whole = comfy.utils.common_upscale(picture, frame.shape[-1] * ratio, frame.shape[-2] * ratio, method, "center")
+    return whole[..., rows.start * ratio: rows.stop * ratio, columns.start * ratio: columns.stop * ratio]

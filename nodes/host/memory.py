@@ -1,0 +1,114 @@
+"""A lower peak and a truthful estimate of it, for every sampler that gets the model.
+
+Source: ``transformer_options["patches_replace"]["dit"]``, ``WrappersMP.APPLY_MODEL`` and ``PREPARE_SAMPLING``,
+``BaseModel.memory_required``, in ComfyUI 0.9.0 and later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+from comfy.ldm.flux.layers import SingleStreamBlock
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ...clear_core.layout import token_grid
+from ...clear_core.memory import CHUNK_TOKENS, FLUX_TEXT, Activations, is_chunked
+from .blocks import is_plain, run_double_block, run_single_block
+
+KEY = "clear_flux_memory"
+
+
+@dataclass(frozen=True)
+class MemoryPatch:
+    """The wrappers of the memory part.
+
+    Attributes:
+        chunk: Tokens that a block works on at a time; sequences of up to twice as many run as they are.
+    """
+
+    chunk: int = CHUNK_TOKENS
+
+    def install(self, model: ModelPatcher) -> None:
+        """Put it on a clone, in place of an earlier one."""
+        for wrapper_type, wrapper in ((WrappersMP.APPLY_MODEL, self.apply_model),
+                                      (WrappersMP.PREPARE_SAMPLING, self.prepare)):
+            model.remove_wrappers_with_key(wrapper_type, KEY)
+            model.add_wrapper_with_key(wrapper_type, KEY, wrapper)
+
+    def apply_model(self, executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None,
+                    c_crossattn: Tensor | None = None, control: Any = None, transformer_options: dict = {},
+                    **extra: Any) -> Tensor:
+        """Run one call of the model with its blocks in chunks, where the sequence is long."""
+        if self.wanted(x, c_crossattn, transformer_options, extra):
+            replaced = transformer_options.get("patches_replace", {})
+            blocks = {**self.block_patches(executor.class_obj.diffusion_model), **replaced.get("dit", {})}
+            transformer_options = {**transformer_options, "patches_replace": {**replaced, "dit": blocks}}
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
+
+    def wanted(self, x: Tensor, text: Tensor | None, options: dict[str, Any], extra: dict[str, Any]) -> bool:
+        """Whether this call is one whose blocks may be replaced, and long enough."""
+        if x.ndim != 4:
+            return False
+        # What these ask for happens inside the host's own blocks.
+        patches = options.get("patches", {})
+        if patches.get("attn1_patch") or patches.get("attn1_output_patch"):
+            return False
+        if extra.get("ref_latents_method") == "index_timestep_zero":
+            return False
+        latents = [x, *(extra.get("ref_latents") or ())]
+        tokens = sum(image_tokens(latent.shape) for latent in latents)
+        return is_chunked(tokens + (0 if text is None else text.shape[1]), self.chunk)
+
+    def block_patches(self, flux: nn.Module) -> dict[tuple[str, int], Callable]:
+        """Replacements by the host's names of the blocks."""
+        patches = {}
+        for name, blocks in (("double_block", flux.double_blocks), ("single_block", flux.single_blocks)):
+            for index, block in enumerate(blocks):
+                if is_plain(block):
+                    run = run_single_block if isinstance(block, SingleStreamBlock) else run_double_block
+                    patches[name, index] = partial(replacement, run, block, self.chunk)
+        return patches
+
+    def prepare(self, executor: Callable, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let the host make room for what a call really takes."""
+        base = model.model
+        own = base.memory_usage_factor
+        base.memory_usage_factor = self.factor(model, noise_shape)
+        try:
+            return executor(model, noise_shape, *args, **kwargs)
+        finally:
+            base.memory_usage_factor = own
+
+    def factor(self, model: ModelPatcher, noise_shape: Any) -> float:
+        """The ``memory_usage_factor`` by which the host's own formula gives our estimate."""
+        base = model.model
+        if len(noise_shape) != 4 or not base.memory_usage_factor:
+            return base.memory_usage_factor
+        host = base.memory_required([1, *noise_shape[1:]])
+        wanted = activations_of(model).peak_bytes(image_tokens(noise_shape) + FLUX_TEXT, chunk=self.chunk)
+        return base.memory_usage_factor * wanted / host
+
+
+def replacement(run: Callable, block: nn.Module, chunk: int, args: dict[str, Any],
+                extra: dict[str, Any]) -> dict[str, Tensor]:
+    """The form in which the host calls a replaced block."""
+    return run(block, args, chunk)
+
+
+def image_tokens(shape: Any) -> int:
+    """Tokens of a latent (B, C, H, W)."""
+    height, width = token_grid(*shape[-2:])
+    return height * width
+
+
+def activations_of(model: ModelPatcher) -> Activations:
+    """Shape of the hidden states of a FLUX in the host."""
+    config = model.model.model_config.unet_config
+    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    return Activations(config["hidden_size"], config.get("mlp_ratio", 4.0), comfy.model_management.dtype_size(dtype))
