@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class ClearSpec:
         """Whether every image query of ``grid`` = (h, w) sees the whole grid."""
         height, width = grid
         return (height - 1) ** 2 + (width - 1) ** 2 < self.radius**2
+
+    def within(self, grid: tuple[int, int]) -> ClearSpec:
+        """The same windows on ``grid`` = (h, w), with a radius whose square a 32-bit integer holds."""
+        return replace(self, radius=min(self.radius, sum(grid)))
 
     def __str__(self) -> str:
         pooled = f", pooled {self.down_factor} x {self.down_factor}" if self.pools else ""

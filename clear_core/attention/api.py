@@ -72,7 +72,7 @@ def clear_attention(
         scale = attention_scale(q.shape[-1])
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    return run_backend(backend, q, k, v, layout=layout, spec=spec, spatial_weight=weight, scale=scale,
+    return run_backend(backend, q, k, v, layout=layout, spec=spec.within(layout.grid), spatial_weight=weight, scale=scale,
                        chunk_bytes=chunk_bytes, on_chunk=on_chunk, return_lse=return_lse)
 
 

@@ -267,6 +267,14 @@ def test_a_scale_of_none_is_one_over_the_root_of_the_head_size():
     assert not torch.equal(call(q), call(q, scale=0.3))
 
 
+@pytest.mark.parametrize("backend", ["dense", "gather", "flex"])
+def test_a_radius_past_any_integer_type_is_a_window_over_the_grid(backend):
+    q, k, v = (torch.randn(1, 2, 40, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    wide, wider = (clear_attention(q, k, v, grid=(5, 7), spec=ClearSpec(radius, 2), backend=backend)
+                   for radius in (12, 10**12))
+    assert torch.equal(wide, wider)
+
+
 def test_a_radius_that_covers_the_grid_is_ordinary_attention():
     q, k, v = torch.randn(3, 1, 2, 17, 16).unbind()
     ordinary = torch.nn.functional.scaled_dot_product_attention(q, k, v)
