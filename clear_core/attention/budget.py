@@ -8,7 +8,7 @@ _LEAST, _MOST = 64 * 2**20, 2**30
 _CPU_DEFAULT = 128 * 2**20
 
 # Query-key pairs of one call on a CPU, about a third of a second on two cores at a head size of 128.
-_CPU_PAIRS = 2**26
+CPU_PAIRS = 2**26
 
 
 def default_chunk_bytes(device: torch.device) -> int:
@@ -40,6 +40,6 @@ def query_rows(device: torch.device, pairs_per_row: int, chunk_bytes: int) -> in
         # Fused and fast: nothing is materialised, and splitting would leave most of the card idle.
         return 2**31
     if device.type == "cpu":
-        return max(64, _CPU_PAIRS // pairs_per_row)
+        return max(64, CPU_PAIRS // pairs_per_row)
     # Elsewhere attention may write its scores out, in float32 and again in the values' dtype.
     return max(1, chunk_bytes // (8 * pairs_per_row))

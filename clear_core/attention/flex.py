@@ -59,7 +59,7 @@ def flex_attention(
         FlexFailure: The kernel cannot be compiled or run; nothing runs unfused instead.
     """
     plan = tile_plan(layout, spec, q.device)
-    mask = _block_mask(plan, wants_grad(q, k, v))
+    mask = block_mask(plan, wants_grad(q, k, v))
     out = empty_output(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
     for heads in _head_groups(q, plan, chunk_bytes):
@@ -163,7 +163,7 @@ def padded_head_dim(head_dim: int) -> int:
 # ---- what the kernel is told to visit ----
 
 
-def _block_mask(plan: TilePlan, needs_grad: bool) -> Any:
+def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
     known = inspect.signature(BlockMask.from_kv_blocks).parameters

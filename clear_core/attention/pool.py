@@ -28,12 +28,17 @@ def border_gain(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     d = weight.shape[0]
     rows, cols = (-(-side // d) for side in grid)
-    present = torch.zeros(rows, cols, dtype=weight.dtype, device=weight.device)
+    # Of each cell the sum of the weights that are there, and of their magnitudes.
+    present = torch.zeros(2, rows, cols, dtype=weight.dtype, device=weight.device)
+    both = torch.stack([weight, weight.abs()])
     for i in range(d):
         for j in range(d):
-            present[: len(range(i, grid[0], d)), : len(range(j, grid[1], d))] += weight[i, j]
-    # Learned weights may cancel in what is left of a cut cell; without a bound its key would blow up.
-    gain = (weight.sum() / present).nan_to_num(1.0, d * d, -d * d).clamp(-d * d, d * d)
+            present[:, : len(range(i, grid[0], d)), : len(range(j, grid[1], d))] += both[:, i, j, None, None]
+    signed, magnitude = present
+    # Weights of both signs may cancel in what is left of a cut cell; without a bound its key would blow up. Weights
+    # of one sign never reach the bound.
+    bound = d * d * weight.abs().sum() / magnitude
+    gain = (weight.sum() / signed).clamp(-bound, bound).nan_to_num(1.0, 1.0, 1.0)
     gain[: grid[0] // d, : grid[1] // d] = 1.0
     return gain
 
