@@ -197,6 +197,21 @@ def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(golden_f
         assert torch.allclose(on_other[name], other[name] + (expected[name] - base[name]), rtol=1e-6, atol=1e-6), name
 
 
+def test_the_delta_as_a_lora_is_the_students_weights_in_the_stock_loader(host, golden_flux, pack):
+    """Full rank, so that nothing is left out but the biases, which a LoRA cannot hold."""
+    from importlib import import_module
+
+    lora = host.base / "models" / "loras" / "student.safetensors"
+    named = host.base / "clear_local_7.safetensors"
+    named.write_bytes(LOCAL.read_bytes())
+    import_module(f"{pack.__name__}.clear_core.weights.lora").save_lora(
+        [golden.GOLDEN / "base.safetensors"], named, lora, 64)
+    loaded = state(run_node(host.stock("LoraLoaderModelOnly"), model=golden_flux, lora_name=lora.name,
+                            strength_model=1.0)[0])
+    expected = replaced(golden_flux, LOCAL, lambda base, new: new if new.ndim == 2 else base)
+    assert all(torch.allclose(loaded[name], expected[name], rtol=1e-5, atol=1e-6) for name in expected)
+
+
 def test_partial_loading_is_full_loading_bit_for_bit(host, golden_flux, clear_node, students, predict, monkeypatch):
     """The usual path on 12 to 24 GB cards: weights are patched each time they are cast for use."""
     import comfy.model_management as management
