@@ -7,13 +7,14 @@ from comfy_api.latest import ComfyExtension, io
 from .attention import CLEARAttention
 from .host.files import register_folder
 from .host.routes import register_routes
+from .upscale import CLEARUpscale, CLEARUpscaleStage
 
 
 class ClearExtension(ComfyExtension):
     """The nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CLEARAttention]
+        return [CLEARAttention, CLEARUpscale, CLEARUpscaleStage]
 
 
 async def comfy_entrypoint() -> ClearExtension:

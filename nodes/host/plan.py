@@ -1,0 +1,54 @@
+"""What a run of CLEARUpscale is going to do, in words: on the node at its start, and as its ``info`` output."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfyui_version import __version__ as host_version
+
+from ...clear_core.memory import FLUX_TEXT, GIB
+from ...clear_core.sdedit import Stage
+from .memory import activations_of
+from .patch import KEY as CLEAR
+from .shift import with_shift
+from .stage import StageInputs, StageSettings
+
+
+def attention_words(model: ModelPatcher) -> str:
+    """Which attention the model comes with."""
+    patches = model.get_wrappers(WrappersMP.APPLY_MODEL, CLEAR)
+    if not patches:
+        return "dense, no windows: there is no CLEARAttention before this node"
+    settings = patches[-1].settings
+    ntk = f"{settings.ntk_factor:g}" if settings.ntk_factor else "auto"
+    return (f"CLEAR, {settings.spec}, ntk {ntk}, proportional {settings.proportional_attention}, "
+            f"backend {settings.backend}, weights {'distilled' if patches[-1].tensors else 'none'}")
+
+
+def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings) -> str:
+    """One line on one stage."""
+    tiles = settings.tiles(inputs.model, stage)
+    vae_tile = settings.vae_tile(inputs.vae, stage)
+    memory = activations_of(inputs.model).peak_bytes(tiles.tile[0] * tiles.tile[1] + FLUX_TEXT) / GIB
+    height, width = stage.size
+    padded = "" if stage.padded == stage.size else f" (padded to {stage.padded[1]} x {stage.padded[0]})"
+    shape = "whole frame" if tiles.is_whole else (
+        f"{len(tiles.tiles)} tiles of {tiles.tile[1] * 16} x {tiles.tile[0] * 16} px, overlap {tiles.overlap * 16}")
+    return (f"stage {stage.number}: {stage.source[1]} x {stage.source[0]} to {width} x {height} px{padded}, "
+            f"{stage.tokens} tokens, {shape}, {settings.steps} steps at denoise {stage.denoise:g}, seed {stage.seed}, "
+            f"VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, about {memory:.1f} GiB beside the weights")
+
+
+def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSettings) -> str:
+    """Everything that decides the picture, a line each, stages first."""
+    lines = [stage_words(stage, inputs, settings) for stage in stages]
+    lines += [
+        f"sampler: {settings.sampler_name}, scheduler {settings.scheduler}, cfg {settings.cfg:g}",
+        f"shift: {with_shift(inputs.model, settings.shift)[1]}",
+        f"attention: {attention_words(inputs.model)}",
+        f"enlarged by: {'upscale model, then ' if inputs.upscale_model is not None else ''}Lanczos",
+        f"color fix: {settings.color_fix}",
+        f"mask: {'yes' if inputs.mask is not None else 'no'}",
+        f"ComfyUI: {host_version}",
+    ]
+    return "\n".join(lines)

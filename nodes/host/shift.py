@@ -1,0 +1,32 @@
+"""The static shift of the noise levels, unless another node has set the model's sampling already."""
+
+from __future__ import annotations
+
+import comfy.model_sampling
+from comfy.model_patcher import ModelPatcher
+
+KEY = "model_sampling"
+
+
+class StaticShift(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """Flow matching with a fixed shift, as the stock node ModelSamplingAuraFlow sets it."""
+
+
+def with_shift(model: ModelPatcher, shift: float) -> tuple[ModelPatcher, str]:
+    """A model with that shift, and where its shift comes from.
+
+    Args:
+        shift: 0 leaves the model's own.
+    """
+    if KEY in model.object_patches:
+        sampling = model.object_patches[KEY]
+        value = getattr(sampling, "shift", None)
+        kind = type(sampling).__mro__[1].__name__
+        return model, f"{kind} of a node upstream" + (f", shift {value:g}" if value is not None else "")
+    if not shift:
+        return model, "the model's own"
+    clone = model.clone()
+    sampling = StaticShift(model.model.model_config)
+    sampling.set_parameters(shift=shift, multiplier=1.0)
+    clone.add_object_patch(KEY, sampling)
+    return clone, f"{shift:g}"

@@ -1,0 +1,196 @@
+"""One stage of an enlargement through the host's own functions: enlarge, encode, noise and denoise, decode.
+
+Source: what the stock nodes ImageScale, ImageUpscaleWithModel, VAEEncode, ModelSamplingAuraFlow, KSampler and
+VAEDecode call, in ComfyUI 0.9.0 and later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...clear_core.memory import activation_budget
+from ...clear_core.sdedit import Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
+from .memory import activations_of
+from .progress import StageProgress
+from .shift import with_shift
+from .tiles import TiledModel
+
+VAE_TILE = 1024
+VAE_OVERLAP = 128
+LATENT_PIXELS = 8
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What the widgets say of every stage alike; names and units are the widgets'."""
+
+    steps: int = 20
+    cfg: float = 1.0
+    sampler_name: str = "euler"
+    scheduler: str = "simple"
+    tile_width: int = 0
+    tile_height: int = 0
+    tile_overlap: int = 128
+    color_fix: str = "none"
+    shift: float = 3.0
+
+    def tiles(self, model: ModelPatcher, stage: Stage) -> TileLayout:
+        """Whole frame or tiles: as asked for, or by the rule that knows the card's total memory, never the free one."""
+        total = comfy.model_management.get_total_memory(model.load_device)
+        return choose_tiles(
+            stage.grid, tile_height=self.tile_height, tile_width=self.tile_width, overlap=self.tile_overlap,
+            activations=activations_of(model), budget=activation_budget(total, model.model_size()))
+
+    def vae_tile(self, vae: Any, stage: Stage) -> int:
+        """Side in px of the tiles in which the VAE works, 0 for the whole picture."""
+        if not hasattr(vae, "memory_used_decode"):
+            return 0  # Another pack's VAE, which can encode and decode and need not do more.
+        asked = min((side for side in (self.tile_width, self.tile_height) if side), default=0)
+        height, width = stage.padded
+        latent = (1, 16, height // LATENT_PIXELS, width // LATENT_PIXELS)
+        total = comfy.model_management.get_total_memory(vae.device)
+        if not asked and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
+            return 0
+        tile = min(asked or VAE_TILE, VAE_TILE)
+        return 0 if tile >= max(height, width) else max(tile, 2 * VAE_OVERLAP)
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """The sockets of a stage."""
+
+    model: ModelPatcher
+    positive: list
+    vae: Any
+    negative: list | None = None
+    upscale_model: Any = None
+    mask: Tensor | None = None
+
+
+def run_stage(image: Tensor, inputs: StageInputs, stage: Stage, settings: StageSettings,
+              progress: StageProgress) -> tuple[Tensor, dict[str, Tensor]]:
+    """Runs it.
+
+    Args:
+        image: (B, H, W, C) in 0 to 1; H and W are ``stage.source``.
+
+    Returns:
+        The picture (B, *stage.size, 3), and the latent of the padded frame as the host passes it on.
+
+    Raises:
+        ValueError: A setting does not fit; the sentence names it.
+        comfy.model_management.OOM_EXCEPTION: The memory did not suffice; the sentence names what to set.
+    """
+    if settings.cfg != 1.0 and inputs.negative is None:
+        raise ValueError(f"cfg is {settings.cfg:g} but negative is not connected; connect it or set cfg to 1.")
+    tiles = settings.tiles(inputs.model, stage)
+    vae_tile = settings.vae_tile(inputs.vae, stage)
+    with progress.phase("enlarge"), memory_advice("enlarging", stage, ADVICE_ENLARGE):
+        enlarged = enlarge(image, stage, inputs.upscale_model)
+    with progress.phase("encode"), memory_advice("encoding", stage, ADVICE_VAE):
+        latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile)
+    with progress.phase("denoise"), memory_advice("denoising", stage, ADVICE_TILES.format(side=smaller_side(tiles))):
+        latent = denoise(latent, inputs, stage, settings, tiles, progress)
+    with progress.phase("decode"), memory_advice("decoding", stage, ADVICE_VAE):
+        picture = decode(inputs.vae, latent, vae_tile)[:, : stage.size[0], : stage.size[1]]
+    if settings.color_fix == "wavelet":
+        picture = wavelet_color_fix(picture, enlarged.to(picture))
+    if inputs.mask is not None:
+        weight = mask_to(inputs.mask, stage.size).movedim(1, -1).to(picture)
+        picture = picture * weight + enlarged.to(picture) * (1 - weight)
+    return picture, {"samples": latent}
+
+
+def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
+    """(B, *stage.size, 3): by the upscale model where there is one, brought to size by Lanczos."""
+    image = image[..., :3]
+    if not stage.enlarges:
+        return image
+    if upscale_model is not None:
+        from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
+
+        image = ImageUpscaleWithModel.execute(upscale_model, image)[0]
+    height, width = stage.size
+    if image.shape[1:3] == (height, width):
+        return image
+    return comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
+
+
+def encode(vae: Any, picture: Tensor, tile: int) -> Tensor:
+    """The latent of a picture, in tiles of ``tile`` px, or whole where that is 0."""
+    if tile:
+        return vae.encode_tiled(picture, tile_x=tile, tile_y=tile, overlap=VAE_OVERLAP)
+    return vae.encode(picture)
+
+
+def decode(vae: Any, latent: Tensor, tile: int) -> Tensor:
+    """The picture (B, H, W, 3) of a latent."""
+    if tile:
+        return vae.decode_tiled(latent, tile_x=tile // LATENT_PIXELS, tile_y=tile // LATENT_PIXELS,
+                                overlap=VAE_OVERLAP // LATENT_PIXELS)
+    return vae.decode(latent)
+
+
+def denoise(latent: Tensor, inputs: StageInputs, stage: Stage, settings: StageSettings, tiles: TileLayout,
+            progress: StageProgress) -> Tensor:
+    """The latent, noised to the stage's strength and denoised again as KSampler does it."""
+    model, _ = with_shift(inputs.model, settings.shift)
+    if not tiles.is_whole:
+        model = TiledModel(tiles, progress.on_tile).install(model)
+    latent = comfy.sample.fix_empty_latent_channels(model, latent)
+    noise_mask = None
+    if inputs.mask is not None:
+        noise_mask = reflect_to(mask_to(inputs.mask, stage.size).movedim(1, -1), stage.padded).movedim(-1, 1)
+    callback = progress.on_step(latent_preview.prepare_callback(model, settings.steps))
+    return comfy.sample.sample(
+        model, comfy.sample.prepare_noise(latent, stage.seed), settings.steps, settings.cfg, settings.sampler_name,
+        settings.scheduler, inputs.positive, inputs.negative or [], latent, denoise=stage.denoise,
+        noise_mask=noise_mask, callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=stage.seed)
+
+
+def mask_to(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (B, h, w) or (h, w) at another size, (B, 1, *size)."""
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    return mask if mask.shape[-2:] == size else F.interpolate(mask, size=size, mode="bilinear")
+
+
+ADVICE_ENLARGE = "use a smaller upscale model or leave upscale_model unconnected"
+ADVICE_VAE = "set tile_width and tile_height to 512, or lower upscale_by"
+ADVICE_TILES = "set tile_width and tile_height to {side}, or lower upscale_by"
+
+
+def smaller_side(tiles: TileLayout) -> int:
+    """What to set tiles to where these did not fit: about half as many tokens, in steps of 128 px."""
+    return max(256, int(min(tiles.tile) * 16 * 0.7) // 128 * 128)
+
+
+@contextmanager
+def memory_advice(doing: str, stage: Stage, advice: str) -> Iterator[None]:
+    """Turn running out of memory into a sentence that says what to set."""
+    try:
+        yield
+    except Exception as error:
+        is_oom = getattr(comfy.model_management, "is_oom", None)
+        if not (is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)):
+            raise
+        # What ran out holds on to its tensors until its traceback is gone.
+        error.__traceback__ = None
+    else:
+        return
+    comfy.model_management.soft_empty_cache()
+    height, width = stage.size
+    raise comfy.model_management.OOM_EXCEPTION(
+        f"Out of memory while {doing} stage {stage.number} ({width} x {height} px): {advice}; finished stages are "
+        "kept, so running again goes on from there.")

@@ -1,0 +1,41 @@
+"""Pictures, and a VAE for them that the stock loader loads: TAEF1's form with seeded random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+VAE_NAME = "taef1"
+"""What the stock VAELoader lists it as."""
+
+
+def write_vae_files(folder: Path, seed: int = 0) -> None:
+    """Writes encoder and decoder into a models/vae_approx folder.
+
+    The weights are random, scaled so that latents and pixels are of order one: pictures are unrecognisable, but every
+    pixel and every latent counts.
+    """
+    from comfy.taesd.taesd import Decoder, Encoder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in (("encoder", Encoder(16)), ("decoder", Decoder(16))):
+        weights = {}
+        for key, weight in module.state_dict().items():
+            noise = torch.randn(weight.shape, generator=generator)
+            weights[key] = noise * (2 / weight[0].numel()) ** 0.5 * 0.8 if weight.ndim == 4 else noise * 0.1
+        if name == "decoder":
+            last = max(int(key.split(".")[0]) for key in weights)
+            weights[f"{last}.weight"] *= 0.2
+            weights[f"{last}.bias"] = torch.full((3,), 0.5)
+        save_file(weights, folder / f"{VAE_NAME}_{name}.safetensors")
+
+
+def picture(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """(B, H, W, 3) in 0 to 1: smooth shapes with detail, different in every item and every place."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, max(2, height // 24), max(2, width // 24), generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
+    return (smooth + 0.1 * torch.rand(batch, 3, height, width, generator=generator)).clamp(0, 1).movedim(1, -1)
