@@ -1,0 +1,63 @@
+"""How many query-key pairs are computed for each that is asked for: 2-D tiles beside the published row-major order.
+
+    python -m benchmarks.overcompute
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from clear_core import ClearSpec, SequenceLayout, cost
+from clear_core.attention.plan import tile_plan
+
+from .row_major import visited_pairs
+from .timing import write_record
+
+GRIDS = {"1K": (64, 64), "2K": (128, 128), "4K": (256, 256), "8K": (512, 512), "52x76": (52, 76), "48x84": (48, 84),
+         "68x120": (68, 120), "90x160": (90, 160), "144x256": (144, 256)}
+RADII = (8, 16, 32)
+CPU = torch.device("cpu")
+
+
+def measure(text: int) -> list[dict[str, float | int | str]]:
+    """One row for each grid and radius; the plan's time is that of building it anew, best of five."""
+    rows = []
+    for name, grid in tqdm(GRIDS.items(), desc="grids", leave=False):
+        for radius in RADII:
+            layout, spec = SequenceLayout(text, grid), ClearSpec(radius)
+            plan, exact = tile_plan(layout, spec, CPU), cost.clear_pairs(layout, spec)
+            rows.append({"grid": name, "radius": radius, "exact_pairs": exact,
+                         "dense_over_exact": round(cost.dense_pairs(layout) / exact, 2),
+                         "row_major": round(visited_pairs(layout, spec) / exact, 2),
+                         "tiles": round(cost.overcompute(plan), 2), "plan_bytes": plan.nbytes,
+                         "plan_ms": round(min(_plan_seconds(layout, spec) for _ in range(5)) * 1e3, 2)})
+    return rows
+
+
+def _plan_seconds(layout: SequenceLayout, spec: ClearSpec) -> float:
+    start = time.perf_counter()
+    tile_plan.__wrapped__(layout, spec, CPU)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overcompute", description=__doc__.splitlines()[0])
+    parser.add_argument("--text", type=int, default=512, help="text tokens")
+    parser.add_argument("--output", type=Path, help="write a JSON record here")
+    options = parser.parse_args()
+    rows = measure(options.text)
+    print(f"{'grid':>8} {'radius':>6} {'dense':>8} {'row-major':>9} {'tiles':>6} {'plan':>9} {'built in':>9}")
+    for row in rows:
+        print(f"{row['grid']:>8} {row['radius']:>6} {row['dense_over_exact']:>8.2f} {row['row_major']:>9.2f} "
+              f"{row['tiles']:>6.2f} {row['plan_bytes'] / 1024:>6.0f} KB {row['plan_ms']:>6.1f} ms")
+    if options.output:
+        write_record(options.output, CPU, {"text": options.text}, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The machinery of all measurements: interleaved rounds, peak memory, and the record with what it was measured on."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], device: torch.device, rounds: int,
+                clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+    """Seconds of every function in every round; a round runs each once, so that a busy machine slows all alike.
+
+    Args:
+        clock: ``time.process_time`` leaves out what other programs took; it adds up the threads.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in tqdm(range(rounds), desc="rounds", leave=False):
+        for name, function in functions.items():
+            synchronize(device)
+            start = clock()
+            function()
+            synchronize(device)
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def summary(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """Median milliseconds, and how many times faster than the baseline: the median over rounds of the ratio."""
+    return {name: {"median_ms": round(median(own) * 1e3, 3),
+                   "speed_up": round(median(b / s for b, s in zip(seconds[baseline], own)), 3)}
+            for name, own in seconds.items()}
+
+
+def peak_bytes(function: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
+    """The function's result, and the most memory it took over what was held before; None where that is unknown.
+
+    On CUDA it is what torch allocated, on Linux's CPU the resident memory of the process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = function()
+        return result, torch.cuda.max_memory_allocated(device) - before
+    peak = Path("/proc/self/clear_refs")
+    c_library = ctypes.CDLL(None) if peak.exists() else None
+    if device.type != "cpu" or not hasattr(c_library, "malloc_trim"):
+        return function(), None
+    # Memory that was freed and kept would be taken again without being counted.
+    c_library.malloc_trim(0)
+    peak.write_text("5")
+    before = _resident("VmRSS")
+    result = function()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the code's options."""
+    return {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "device": _device_name(device),
+            "torch": torch.__version__, "python": platform.python_version(), "system": platform.system(),
+            "threads": torch.get_num_threads(), "revision": _revision()}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
+             if line.startswith("model name")] if info.exists() else []
+    return f"{device.type}: {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def _revision() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def write_record(path: Path, device: torch.device, options: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+              **environment(device), "options": options, "results": results}
+    path.write_text(json.dumps(record, indent=1) + "\n")
