@@ -28,7 +28,7 @@ from .shift import with_shift
 from .tiles import TiledModel
 
 VAE_TILE = 1024
-VAE_OVERLAP = 128
+LEAST_VAE_TILE = 256
 LATENT_PIXELS = 8
 
 
@@ -64,7 +64,8 @@ class StageSettings:
         if not asked and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
             return 0
         tile = min(asked or VAE_TILE, VAE_TILE)
-        return 0 if tile >= max(height, width) else max(tile, 2 * VAE_OVERLAP)
+        tile = max(tile, LEAST_VAE_TILE)
+        return 0 if tile >= max(height, width) else tile
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
 def encode(vae: Any, picture: Tensor, tile: int) -> Tensor:
     """The latent of a picture, in tiles of ``tile`` px, or whole where that is 0."""
     if tile:
-        return vae.encode_tiled(picture, tile_x=tile, tile_y=tile, overlap=VAE_OVERLAP)
+        return vae.encode_tiled(picture, tile_x=tile, tile_y=tile, overlap=tile // 8)
     return vae.encode(picture)
 
 
@@ -139,7 +140,7 @@ def decode(vae: Any, latent: Tensor, tile: int) -> Tensor:
     """The picture (B, H, W, 3) of a latent."""
     if tile:
         return vae.decode_tiled(latent, tile_x=tile // LATENT_PIXELS, tile_y=tile // LATENT_PIXELS,
-                                overlap=VAE_OVERLAP // LATENT_PIXELS)
+                                overlap=tile // 8 // LATENT_PIXELS)
     return vae.decode(latent)
 
 
