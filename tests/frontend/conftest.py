@@ -98,8 +98,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     boot.install_pack(base)
     (base / "user" / "default").mkdir(parents=True)
     (base / "user" / "default" / "comfy.settings.json").write_text(SETTINGS)
-    with Server(request.param, host_interpreter(request.param), base) as running:
-        yield running
+    # Nothing in these tests may reach the network, whatever button they press.
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        with Server(request.param, host_interpreter(request.param), base) as running:
+            yield running
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
