@@ -19,12 +19,11 @@ from ..tiny_flux.caption import encode_captions
 from ..tiny_flux.codec import decode, encode
 from ..tiny_flux.data import draw_latents, held_out_scenes
 from ..tiny_flux.evaluate import seeded_noise
-from ..tiny_flux.model import velocity
+from ..tiny_flux.model import GUIDANCE, velocity
 from ..tiny_flux.weights import load_tiny_flux
 from ..world import Scene, draw_scene
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
-GUIDANCE = 3.0
 # A place's mean colour says what stands there, not how it is drawn.
 PLACE = 32
 

@@ -36,6 +36,9 @@ class Batch:
     context: Tensor
     pooled: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     @property
     def noisy(self) -> Tensor:
         sigma = self.sigma[:, None, None, None]

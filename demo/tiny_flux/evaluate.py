@@ -20,7 +20,7 @@ from ..world import Scene
 from .caption import encode_captions
 from .codec import decode
 from .data import draw_latents, held_out_scenes
-from .model import velocity
+from .model import GUIDANCE, velocity
 from .weights import load_tiny_flux
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -84,7 +84,6 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="held-out scenes")
     parser.add_argument("--sheet", type=Path, help="also write a PNG: drawn pictures above, sampled ones below")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     model = load_tiny_flux(args.weights)
@@ -95,7 +94,7 @@ def main() -> None:
                       "caption_match": caption_match(model, scenes, size)}))
     if args.sheet:
         shown = scenes[:6]
-        denoiser = FluxDenoiser(model, *encode_captions([s.caption for s in shown]), args.guidance)
+        denoiser = FluxDenoiser(model, *encode_captions([s.caption for s in shown]), GUIDANCE)
         with torch.no_grad():
             latents = euler(denoiser, seeded_noise(6, size, 2), sdedit_sigmas(args.steps, 1.0))
         save_png(contact_sheet(torch.cat([decode(draw_latents(shown, size)), decode(latents)]), 6), args.sheet)

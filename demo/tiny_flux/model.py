@@ -23,6 +23,9 @@ CONFIG = dict(
     axes_dims_rope=(16, 56, 56),
 )
 
+# The guidance input is there as in FLUX.1-dev, but there is no guidance: it is always asked this.
+GUIDANCE = 1.0
+
 
 def new_tiny_flux(seed: int = 0) -> FluxTransformer2DModel:
     """An untrained tiny FLUX whose blocks start as the identity (modulation and output at zero)."""
@@ -47,7 +50,7 @@ def velocity(model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, 
         latents: (B, 16, H, W), ``sigma * noise + (1 - sigma) * x``; H and W even.
         sigma: (B,) noise level, 0 to 1.
         context: (B, T, 128) and pooled: (B, 64), from the caption encoder.
-        guidance: (B,) guidance strength, 1 for none.
+        guidance: (B,) guidance strength, ``GUIDANCE``.
 
     Returns:
         (B, 16, H, W).

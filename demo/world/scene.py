@@ -22,7 +22,6 @@ class Thing:
     Attributes:
         size, colour, texture, shape, place: One of the module's words each; the caption names all five.
         shift: (x, y) deviation from the place, each -1 to 1.
-        phase: Where its texture starts, 0 to 1.
     """
 
     size: str
@@ -31,7 +30,6 @@ class Thing:
     shape: str
     place: str
     shift: tuple[float, float] = (0.0, 0.0)
-    phase: float = 0.0
 
     def __str__(self) -> str:
         return f"a {self.size} {self.colour} {self.texture} {self.shape} {self.place}"
@@ -73,7 +71,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
     things = tuple(
         Thing(size=str(rng.choice(SIZES)), colour=str(colour), texture=str(rng.choice(TEXTURES)),
               shape=str(rng.choice(SHAPES)), place=PLACES[place],
-              shift=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))), phase=float(rng.random()))
+              shift=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))))
         for place, colour in zip(places, colours))
     light = (None, "left", "right")[int(rng.integers(3))]
     return Scene(ground=str(rng.choice(GROUNDS)), time=str(rng.choice(TIMES)), light=light, things=things,
