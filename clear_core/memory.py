@@ -20,6 +20,9 @@ FLUX_TEXT = 512
 # Rotary embedding of one token: 64 frequencies, 2 x 2 float32.
 ROTATION_BYTES = 64 * 4 * 4
 
+# Latents of one token in float32, 64 numbers: the sampler's, the guider's and the model's input, eight in all.
+LATENT_BYTES = 8 * 64 * 4
+
 # Text encoders are unloaded by then; what remains is the CUDA context, cuBLAS workspaces and fragmentation.
 RUNTIME_BYTES = GIB
 
@@ -50,8 +53,8 @@ class Activations:
         """Most bytes alive at once in one call of the model, weights not counted.
 
         The peak is in a single block, during attention: hidden state, q, k, v, the MLP's inner state and the
-        attention's output, with what the engine holds. Without chunks it is at the MLP's activation: both ends of
-        it beside the projection that its input is a part of.
+        attention's output, with what the engine holds. Without chunks it is where the MLP is activated: both ends of
+        that beside the projection that its input is a part of.
 
         Args:
             tokens: Text, image and reference tokens of the sequence: of a tile where there are tiles.
@@ -59,18 +62,15 @@ class Activations:
             chunk: Tokens that are worked on at a time.
             engine_copies: Hidden states the attention holds besides q, k, v and its output.
         """
-        chunked = is_chunked(tokens, chunk)
-        attending = 1 + 3 + 1 + engine_copies
-        if chunked:
-            states = attending + self.mlp_ratio
+        if is_chunked(tokens, chunk):
+            kept = 1 + 3 + self.mlp_ratio
             # The widest moment of a chunk: projection of all, activation, and what goes into it.
-            working = self.hidden_bytes(min(chunk, tokens), batch) * (3 + 2 * self.mlp_ratio + 2)
+            states = max(kept + 1 + engine_copies, kept + (3 + 2 * self.mlp_ratio + 2) * chunk / tokens)
         else:
             projection = 3 + self.mlp_ratio
             # Normalised q and k are new; v is a part of the projection, which stays whole as long as the MLP's part.
             states = max(1 + projection + 2 + 1 + engine_copies, 2 + projection + self.mlp_ratio + 1)
-            working = 0.0
-        return int(states * self.hidden_bytes(tokens, batch) + working + batch * tokens * ROTATION_BYTES)
+        return int(states * self.hidden_bytes(tokens, batch) + batch * tokens * (ROTATION_BYTES + LATENT_BYTES))
 
 
 def is_chunked(tokens: int, chunk: int = CHUNK_TOKENS) -> bool:

@@ -66,14 +66,11 @@ class MemoryPatch:
         return is_chunked(tokens + (0 if text is None else text.shape[1]), self.chunk)
 
     def block_patches(self, flux: nn.Module) -> dict[tuple[str, int], Callable]:
-        """Replacements by the host's names of the blocks."""
-        patches = {}
-        for name, blocks in (("double_block", flux.double_blocks), ("single_block", flux.single_blocks)):
-            for index, block in enumerate(blocks):
-                if is_plain(block):
-                    run = run_single_block if isinstance(block, SingleStreamBlock) else run_double_block
-                    patches[name, index] = partial(replacement, run, block, self.chunk)
-        return patches
+        """Replacements for one call of the model, by the host's names of the blocks."""
+        call = ChunkedCall(self.chunk)
+        return {(name, index): partial(call.run, block)
+                for name, blocks in (("double_block", flux.double_blocks), ("single_block", flux.single_blocks))
+                for index, block in enumerate(blocks) if is_plain(block)}
 
     def prepare(self, executor: Callable, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
         """Let the host make room for what a call really takes."""
@@ -95,10 +92,20 @@ class MemoryPatch:
         return base.memory_usage_factor * wanted / host
 
 
-def replacement(run: Callable, block: nn.Module, chunk: int, args: dict[str, Any],
-                extra: dict[str, Any]) -> dict[str, Tensor]:
-    """The form in which the host calls a replaced block."""
-    return run(block, args, chunk)
+class ChunkedCall:
+    """The replaced blocks of one call of the model."""
+
+    def __init__(self, chunk: int):
+        self.chunk = chunk
+        self.answer: dict[str, Tensor] = {}
+
+    def run(self, block: nn.Module, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
+        """A block in the form in which the host calls a replaced one."""
+        # The host keeps the last answer until the next comes, and with it a hidden state that it has copied by then.
+        self.answer.clear()
+        run = run_single_block if isinstance(block, SingleStreamBlock) else run_double_block
+        self.answer = run(block, args, self.chunk)
+        return self.answer
 
 
 def image_tokens(shape: Any) -> int:

@@ -1,0 +1,53 @@
+"""Peak memory by resolution, card and weights, calculated: ``python -m clear_core.memory_table`` prints it."""
+
+from __future__ import annotations
+
+from .memory import FLUX_TEXT, GIB, RUNTIME_BYTES, Activations, activation_budget
+from .sdedit import TileLayout, choose_tiles
+
+CARDS = (8, 12, 16, 24, 48)
+SIDES = (2048, 4096, 8192)
+WEIGHTS = {"fp8": 11.9e9, "GGUF Q4": 6.8e9}
+"""Bytes of FLUX.1's weights as they are published in these forms."""
+
+
+def whole_frame_rows() -> list[str]:
+    """What one call takes over the whole frame, in bf16."""
+    shape = Activations()
+    rows = ["| picture | tokens | beside the weights, GiB | the same without chunks |", "| --- | --- | --- | --- |"]
+    for side in SIDES:
+        tokens = (side // 16) ** 2
+        chunked = shape.peak_bytes(tokens + FLUX_TEXT) / GIB
+        plain = shape.peak_bytes(tokens + FLUX_TEXT, chunk=tokens + FLUX_TEXT) / GIB
+        rows.append(f"| {side} x {side} | {tokens} | {chunked:.1f} | {plain:.1f} |")
+    return rows
+
+
+def card_rows() -> list[str]:
+    """Tiles by the automatic rule and the peak they lead to."""
+    head = [f"{gigabytes} GB" for gigabytes in CARDS]
+    rows = [f"| picture | weights | {' | '.join(head)} |", f"| --- | --- |{' --- |' * len(CARDS)}"]
+    for side in SIDES:
+        for name, weights in WEIGHTS.items():
+            cells = [card_cell(side, gigabytes * GIB, int(weights)) for gigabytes in CARDS]
+            rows.append(f"| {side} x {side} | {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def card_cell(side: int, total: int, weights: int) -> str:
+    """Tile and peak on one card; an asterisk where the host has to keep a part of the weights in main memory."""
+    shape, budget = Activations(), activation_budget(total, weights)
+    layout = choose_tiles((side // 16, side // 16), activations=shape, budget=budget)
+    resident = min(weights, total // 2)
+    peak = resident + RUNTIME_BYTES + shape.peak_bytes(layout.tile[0] * layout.tile[1] + FLUX_TEXT)
+    return f"{tile_words(layout)}, {peak / GIB:.1f}{'*' if resident < weights else ''}"
+
+
+def tile_words(layout: TileLayout) -> str:
+    if layout.is_whole:
+        return "whole"
+    return f"{len(layout.tiles)} of {layout.tile[1] * 16} x {layout.tile[0] * 16}"
+
+
+if __name__ == "__main__":
+    print("\n".join([*whole_frame_rows(), "", *card_rows()]))

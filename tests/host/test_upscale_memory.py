@@ -1,0 +1,156 @@
+"""The memory part that rides on CLEARAttention's model: same numbers, a lower peak, a truthful estimate."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from support_comfy.live_bytes import LiveBytes
+from support_comfy.sampling import conditioning, predict, relative_error, run_node
+
+SIGMA = 0.6
+
+
+def noise(height: int, width: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(batch, 16, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def prompt(text: int = 7, **extra: Any) -> list:
+    generator = torch.Generator().manual_seed(2)
+    out = conditioning(torch.randn(1, text, 64, generator=generator), torch.randn(1, 32, generator=generator))
+    out[0][1].update(extra)
+    return out
+
+
+@pytest.fixture(scope="module")
+def memory(pack):
+    return importlib.import_module(f"{pack.__name__}.nodes.host.memory")
+
+
+@pytest.fixture
+def with_chunks(memory):
+    """``with_chunks(model, chunk)`` is a clone whose blocks work on ``chunk`` tokens at a time."""
+    def install(model: Any, chunk: int) -> Any:
+        clone = model.clone()
+        memory.MemoryPatch(chunk).install(clone)
+        return clone
+    return install
+
+
+@pytest.mark.parametrize("windows", [True, False], ids=["windows", "dense"])
+@pytest.mark.parametrize("chunk", [1, 20, 59], ids=str)
+def test_chunks_give_the_same_numbers(tiny_flux, clear_node, with_chunks, chunk, windows):
+    model, x = tiny_flux(), noise(20, 24, batch=2)
+    model = clear_node(model, radius=3) if windows else model
+    positive = prompt(reference_latents=[noise(6, 8)])
+    expected = predict(model, x, SIGMA, positive)
+    assert relative_error(predict(with_chunks(model, chunk), x, SIGMA, positive), expected) < 2e-6
+
+
+def test_a_control_and_lora_still_count_in_chunks(tiny_flux, with_chunks):
+    """What is added between the blocks, and weights that are patched when they are cast."""
+    model, x = tiny_flux(), noise(20, 24)
+    key = "diffusion_model.single_blocks.0.linear1.weight"
+    weight = model.model.state_dict()[key]
+    model.add_patches({key: ("diff", (0.1 * torch.ones_like(weight),))}, 1.0)
+    expected = predict(model, x, SIGMA, prompt())
+    assert relative_error(predict(with_chunks(model, 16), x, SIGMA, prompt()), expected) < 2e-6
+
+
+def test_short_sequences_and_foreign_block_patches_are_left_alone(tiny_flux, with_chunks, memory, monkeypatch):
+    ran = []
+    original = memory.ChunkedCall.run
+    monkeypatch.setattr(memory.ChunkedCall, "run", lambda *args: ran.append(args[1]) or original(*args))
+    model, x = tiny_flux(), noise(20, 24)
+    predict(with_chunks(model, 120), x, SIGMA, prompt())
+    assert ran == []
+    predict(with_chunks(model, 40), x, SIGMA, prompt())
+    assert len(ran) == 4
+    theirs = model.clone()
+    theirs.set_model_patch_replace(lambda args, extra: ran.append("theirs") or extra["original_block"](args), "dit",
+                                   "single_block", 1)
+    ran.clear()
+    patched = with_chunks(theirs, 40)
+    assert relative_error(predict(patched, x, SIGMA, prompt()), predict(model, x, SIGMA, prompt())) < 2e-6
+    assert len(ran) == 4 and ran[3] == "theirs"
+
+
+def test_an_interrupt_lands_between_chunks(tiny_flux, with_chunks):
+    import comfy.model_management
+
+    model, x = with_chunks(tiny_flux(), 16), noise(20, 24)
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        predict(model, x, SIGMA, prompt())
+
+
+def counted_peak(model: Any, x: torch.Tensor, positive: list) -> int:
+    """Most bytes alive in one call of the model, without what was there before."""
+    predict(model, noise(2, 2, dtype=x.dtype), SIGMA, positive)
+    with LiveBytes() as count:
+        predict(model, x, SIGMA, positive)
+    return count.peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("chunk", [128, 4096], ids=["chunked", "whole"])
+def test_the_calculated_peak_is_what_is_counted(pack, tiny_flux, clear_node, with_chunks, memory, monkeypatch, chunk,
+                                                dtype):
+    """At a scaled-down width, with an attention that makes its output and no more: the count is exact."""
+    window = importlib.import_module(f"{pack.__name__}.nodes.host.window")
+    monkeypatch.setattr(window, "clear_attention", lambda q, k, v, **rest: v.clone())
+    model = with_chunks(clear_node(tiny_flux(dtype), radius=3), chunk)
+    shape = memory.activations_of(model)
+    assert shape.width == 256 and shape.element_size == dtype.itemsize
+    # The window brings the output from (B, heads, L, D) into the blocks' own order: one copy.
+    calculated = shape.peak_bytes(48 * 48 + 7, chunk=chunk, engine_copies=1)
+    assert counted_peak(model, noise(96, 96), prompt()) == pytest.approx(calculated, rel=0.02)
+
+
+@pytest.mark.parametrize("chunk", [128, 4096], ids=["chunked", "whole"])
+def test_the_engine_stays_within_what_is_planned_for_it(tiny_flux, clear_node, with_chunks, memory, chunk):
+    model = with_chunks(clear_node(tiny_flux(), radius=3, backend="gather"), chunk)
+    planned = memory.activations_of(model).peak_bytes(48 * 48 + 7, chunk=chunk)
+    assert counted_peak(model, noise(96, 96), prompt()) < 1.05 * planned
+
+
+def test_chunks_lower_the_counted_peak(tiny_flux, clear_node, with_chunks):
+    model, x = clear_node(tiny_flux(), radius=3, backend="gather"), noise(96, 96)
+    whole, chunked = (counted_peak(with_chunks(model, chunk), x, prompt()) for chunk in (4096, 128))
+    assert chunked < 0.8 * whole
+
+
+@pytest.mark.parametrize("side", [128, 512, 1024], ids=str)
+def test_the_host_is_told_what_a_call_takes(tiny_flux, clear_node, memory, side):
+    """The node's model brings the estimate to every sampler, and leaves the model's own factor as it was."""
+    model = clear_node(tiny_flux(), radius=3)
+    patch = memory.MemoryPatch()
+    own = model.model.memory_usage_factor
+    told = []
+
+    def executor(patcher: Any, shape: Any, conds: Any) -> None:
+        told.append(patcher.model.memory_required([1, *shape[1:]]))
+
+    patch.prepare(executor, model, (1, 16, side, side), {})
+    tokens = (side // 2) ** 2 + 512
+    assert told[0] == pytest.approx(memory.activations_of(model).peak_bytes(tokens), rel=1e-6)
+    assert model.model.memory_usage_factor == own
+
+
+def test_a_plain_ksampler_has_the_memory_part(host, tiny_flux, clear_node, memory, monkeypatch):
+    seen = []
+    original = memory.MemoryPatch.factor
+    monkeypatch.setattr(memory.MemoryPatch, "factor", lambda self, *args: seen.append(args) or original(self, *args))
+    with torch.inference_mode():
+        run_node(host.stock("KSampler"), model=clear_node(tiny_flux(), radius=3), seed=0, steps=1, cfg=1.0,
+                 sampler_name="euler", scheduler="simple", positive=prompt(), negative=prompt(),
+                 latent_image={"samples": noise(16, 16)}, denoise=1.0)
+    assert len(seen) == 1
+
+
+def test_two_nodes_in_series_have_it_once(tiny_flux, clear_node, memory):
+    model = clear_node(clear_node(tiny_flux(), radius=3), radius=4)
+    for kind in ("apply_model", "prepare_sampling"):
+        assert len(model.get_wrappers(kind, memory.KEY)) == 1
