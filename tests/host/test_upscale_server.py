@@ -1,0 +1,120 @@
+"""CLEARUpscale over HTTP in a server of its own: large and awkward sizes, a batch, a mask, an interrupt."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from support_comfy.pictures import picture
+from support_comfy.sampling import Graph
+from support_comfy.server import Server, error_message, output_files
+
+TEST_PIXELS = Path(__file__).parent / "support_comfy" / "test_only_pixels.py"
+UPSCALE, SAVE_LATENT, SAVE_IMAGE, MASK, BATCH = "6", "7", "8", "9", "10"
+
+WORKFLOW: Graph = {
+    "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "tiny_flux.safetensors", "weight_dtype": "default"}},
+    "2": {"class_type": "CLEARAttention", "inputs": {"model": ["1", 0], "weights_name": "none", "radius": 3}},
+    "3": {"class_type": "ClearTestConditioning", "inputs": {"seed": 1, "tokens": 16, "guidance": 3.5}},
+    "4": {"class_type": "ClearTestPixels", "inputs": {}},
+    "5": {"class_type": "LoadImage", "inputs": {"image": "96x64.png"}},
+    UPSCALE: {"class_type": "CLEARUpscale", "inputs": {
+        "image": ["5", 0], "model": ["2", 0], "positive": ["3", 0], "vae": ["4", 0], "upscale_by": 2.0, "seed": 7,
+        "steps": 1, "denoise": 0.5}},
+    SAVE_LATENT: {"class_type": "SaveLatent", "inputs": {"samples": [UPSCALE, 1], "filename_prefix": "latents/up"}},
+    SAVE_IMAGE: {"class_type": "SaveImage", "inputs": {"images": [UPSCALE, 0], "filename_prefix": "up"}},
+}
+
+SIZES = [(496, 1520), (1000, 1000), (768, 3072), (1024, 1024)]
+
+
+def workflow(image: str = "96x64.png", **widgets: Any) -> Graph:
+    graph = copy.deepcopy(WORKFLOW)
+    graph["5"]["inputs"]["image"] = image
+    graph[UPSCALE]["inputs"].update(widgets)
+    return graph
+
+
+@pytest.fixture(scope="module")
+def upscale_server(server_base: Path) -> Iterator[Server]:
+    """A server with pictures to enlarge and a VAE that costs nothing."""
+    for height, width in [*SIZES, (64, 96)]:
+        pixels = (picture(height, width)[0] * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(server_base / "input" / f"{width}x{height}.png", compress_level=1)
+    left = Image.new("RGB", (96, 64))
+    left.paste((255, 255, 255), (0, 0, 40, 64))
+    left.save(server_base / "input" / "left.png")
+    shutil.copyfile(TEST_PIXELS, server_base / "custom_nodes" / TEST_PIXELS.name)
+    checkout = Path(sys.modules["nodes"].__file__).parent
+    with Server(checkout, Path(sys.executable), server_base) as running:
+        yield running
+    (server_base / "custom_nodes" / TEST_PIXELS.name).unlink()
+
+
+def results(server: Server, graph: Graph) -> tuple[torch.Tensor, list[Image.Image]]:
+    """Latent and pictures of a run."""
+    files = output_files(server.run(graph, seconds=500), server.base)
+    latents = [load_file(file)["latent_tensor"] for file in files if file.suffix == ".latent"]
+    return latents[0], [Image.open(file) for file in files if file.suffix == ".png"]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
+def test_full_sizes(upscale_server, height, width):
+    latent, (image,) = results(upscale_server, workflow(f"{width}x{height}.png"))
+    assert image.size == (2 * width, 2 * height)
+    assert latent.shape == (1, 16, height // 4, width // 4) and latent.isfinite().all()
+
+
+def test_tiles_and_stages(upscale_server):
+    latent, (image,) = results(upscale_server, workflow(upscale_by=4.0, tile_width=192, tile_height=128, tile_overlap=32,
+                                                        color_fix="wavelet", steps=2))
+    assert image.size == (384, 256) and latent.shape == (1, 16, 32, 48)
+
+
+def test_a_batch_of_two(upscale_server):
+    graph = workflow()
+    graph[BATCH] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["5", 0], "amount": 2}}
+    graph[UPSCALE]["inputs"]["image"] = [BATCH, 0]
+    latent, images = results(upscale_server, graph)
+    alone, _ = results(upscale_server, workflow())
+    assert latent.shape == (2, 16, 16, 24) and len(images) == 2
+    assert torch.allclose(latent[:1], alone, atol=1e-5) and not torch.allclose(latent[1:], alone, atol=1e-2)
+
+
+def test_a_mask(upscale_server):
+    graph = workflow()
+    graph[MASK] = {"class_type": "LoadImageMask", "inputs": {"image": "left.png", "channel": "red"}}
+    graph[UPSCALE]["inputs"]["mask"] = [MASK, 0]
+    latent, (image,) = results(upscale_server, graph)
+    _, (whole,) = results(upscale_server, workflow())
+    enlarged = Image.open(upscale_server.base / "input" / "96x64.png").resize((192, 128), Image.Resampling.LANCZOS)
+    right, left = (90, 0, 192, 128), (0, 0, 70, 128)
+    assert image.crop(right).tobytes() == enlarged.crop(right).tobytes()
+    assert image.crop(left).tobytes() != enlarged.crop(left).tobytes()
+    assert whole.crop(right).tobytes() != enlarged.crop(right).tobytes()
+
+
+def test_an_interrupt_ends_a_run_and_the_next_one_works(upscale_server):
+    server = upscale_server
+    prompt = server.post("/prompt", {"prompt": workflow("3072x768.png", steps=500, seed=8)})["prompt_id"]
+    deadline = time.monotonic() + 300
+    while "/500" not in server.log and time.monotonic() < deadline:
+        time.sleep(0.2)
+    urllib.request.urlopen(urllib.request.Request(server.url + "/interrupt", b"", method="POST"), timeout=30).close()
+    entry = None
+    while not entry and time.monotonic() < deadline:
+        time.sleep(0.1)
+        entry = server.get(f"/history/{prompt}").get(prompt)
+    kinds = [kind for kind, _ in entry["status"]["messages"]]
+    assert "execution_interrupted" in kinds and error_message(entry) == ""
+    results(server, workflow(seed=9))
