@@ -16,8 +16,10 @@ from ..spec import ClearSpec
 from .dense import dense_attention
 from .flex import FlexFailure, flex_attention, padded_head_dim
 from .gather import gather_attention
+from .sdpa import wants_grad
+from .triton_backend import TritonFailure, triton_attention, triton_unavailable_reason
 
-BACKENDS = ("auto", "dense", "gather", "flex")
+BACKENDS = ("auto", "dense", "gather", "flex", "triton")
 """Names that ``clear_attention`` takes as ``backend``."""
 
 logger = logging.getLogger(__name__)
@@ -29,21 +31,24 @@ _SELF_TEST_TOLERANCE = 0.03
 
 _said: set[str] = set()
 
-# (device, dtype, head size, log-sum-exp) for which the kernel failed after its self-test: it is not tried again.
-_dropped: set[tuple[torch.device, torch.dtype, int, bool]] = set()
+# (name, device, dtype, head size, log-sum-exp) for which a kernel failed after its self-test: it is not tried again.
+_dropped: set[tuple[str, torch.device, torch.dtype, int, bool]] = set()
 
 
 def unavailable_reason(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, *,
                        needs_grad: bool = False, return_lse: bool = False) -> str | None:
     """Why a backend cannot run, as the end of a sentence; None where it can.
 
-    The first question about "flex" compiles a small self-test, which takes seconds.
+    The first question about "flex" or "triton" compiles a small self-test, which takes seconds.
 
     Args:
         name: One of :data:`BACKENDS`.
         needs_grad: Whether gradients are wanted.
         return_lse: Whether the log-sum-exp is wanted.
     """
+    if name == "triton":
+        reason = triton_unavailable_reason(device, dtype, needs_grad)
+        return reason or _triton_self_test(device, dtype, padded_head_dim(head_dim))
     if name != "flex":
         return None
     if device.type not in ("cuda", "cpu"):
@@ -90,8 +95,7 @@ def run_backend(name: str, q: Tensor, k: Tensor, v: Tensor, *, layout: SequenceL
     Raises:
         ValueError: The backend cannot run here.
     """
-    needs_grad = torch.is_grad_enabled() and any(one.requires_grad for one in (q, k, v))
-    wanted = dict(needs_grad=needs_grad, return_lse=return_lse)
+    wanted = dict(needs_grad=wants_grad(q, k, v), return_lse=return_lse)
     if name == "auto":
         name, why = choose_backend(q.device, q.dtype, q.shape[-1], layout.grid, spec, **wanted)
         if name == "gather" and q.device.type == "cuda":
@@ -100,16 +104,17 @@ def run_backend(name: str, q: Tensor, k: Tensor, v: Tensor, *, layout: SequenceL
         reason = unavailable_reason(name, q.device, q.dtype, q.shape[-1], **wanted)
         if reason is not None:
             raise ValueError(f"backend is {name!r}, but {reason}; use 'auto' or 'gather'.")
-    case = (q.device, q.dtype, q.shape[-1], return_lse)
-    if name == "flex" and case in _dropped:
+    case = (name, q.device, q.dtype, q.shape[-1], return_lse)
+    if case in _dropped:
         name = "gather"
-    run: Callable[..., Any] = {"dense": dense_attention, "gather": gather_attention, "flex": flex_attention}[name]
+    run: Callable[..., Any] = {"dense": dense_attention, "gather": gather_attention, "flex": flex_attention,
+                               "triton": triton_attention}[name]
     options.update(layout=layout, spec=spec, return_lse=return_lse)
     try:
         return run(q, k, v, **options)
-    except FlexFailure as failure:
+    except (FlexFailure, TritonFailure) as failure:
         _dropped.add(case)
-        _say_once(f"FlexAttention failed ({failure}).")
+        _say_once(f"{'FlexAttention' if name == 'flex' else 'The Triton kernel'} failed ({failure}).")
     return gather_attention(q, k, v, **options)
 
 
@@ -121,7 +126,17 @@ def _say_once(cause: str) -> None:
 
 @lru_cache(maxsize=32)
 def _flex_self_test(device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool) -> str | None:
-    """Runs the kernel on a small odd case beside the oracle; what is wrong, or None. Asked once for each cause."""
+    return _self_test(flex_attention, device, dtype, head_dim, return_lse)
+
+
+@lru_cache(maxsize=32)
+def _triton_self_test(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    return _self_test(triton_attention, device, dtype, head_dim, return_lse=True)
+
+
+def _self_test(run: Callable[..., Any], device: torch.device, dtype: torch.dtype, head_dim: int,
+               return_lse: bool) -> str | None:
+    """Runs a kernel on a small odd case beside the oracle; what is wrong, or None. Asked once for each cause."""
     layout, spec = SequenceLayout.of(20 * 13 + 7, (20, 13), reference=2), ClearSpec(5)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, layout.length, head_dim, generator=generator).to(device, dtype) for _ in range(3))
@@ -129,8 +144,8 @@ def _flex_self_test(device: torch.device, dtype: torch.dtype, head_dim: int, ret
     expected = dense_attention(q.float(), k.float(), v.float(), **options)
     options["return_lse"] = return_lse
     try:
-        found = flex_attention(q, k, v, **options)
-    except (FlexFailure, torch.OutOfMemoryError) as error:
+        found = run(q, k, v, **options)
+    except (FlexFailure, TritonFailure, torch.OutOfMemoryError) as error:
         return f"its kernel does not run here ({str(error).splitlines()[0]})"
     found = found if return_lse else (found,)
     error = max(float((a.float() - b).abs().max()) for a, b in zip(found, expected))

@@ -1,0 +1,139 @@
+"""Runs the Triton kernel in Triton's interpreter, beside the dense oracle.
+
+Meant for a process of its own, started with TRITON_INTERPRET=1: the variable is read when Triton is imported.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clear_core import ClearSpec, SequenceLayout, clear_attention
+from clear_core.attention import backends, triton_backend, triton_launch
+from clear_core.attention.pool import mean_weight
+from clear_core.attention.plan import tile_plan
+from clear_core.attention.triton_launch import TileShape, launch
+
+BLOCKS = ((128, 64), (128, 64), (64, 64), (128, 32), (64, 32), (64, 16))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One random call, small because the interpreter is slow."""
+
+    seed: int
+    grid: tuple[int, int]
+    text: int
+    reference: int
+    radius: int
+    down_factor: int
+    batch: int
+    heads: int
+    head_dim: int
+    weight: str
+    strided: bool
+    scale: float | None
+    chunk_bytes: int | None
+    blocks: tuple[int, int]
+
+    def __str__(self) -> str:
+        parts = [f"{self.seed}", f"{self.grid[0]}x{self.grid[1]}", f"T{self.text}", f"R{self.reference}",
+                 f"r{self.radius}", f"d{self.down_factor}-{self.weight}", f"b{self.batch}x{self.heads}x{self.head_dim}",
+                 f"scale{self.scale}", f"blocks{self.blocks[0]}x{self.blocks[1]}"]
+        return "-".join(parts + ["strided"] * self.strided + ["chunked"] * (self.chunk_bytes is not None))
+
+    @classmethod
+    def draw(cls, seed: int) -> Case:
+        draw = random.Random(seed)
+        longest = draw.choice([1, 8, 18, 18, 27])
+        grid = draw.randint(1, longest), draw.randint(1, longest)
+        batch = draw.choice([1, 1, 2])
+        return cls(seed=seed, grid=grid, text=draw.choice([0, 0, 1, 7, 64, 77]),
+                   reference=draw.choice([0, 0, 0, 1, 30]), radius=draw.choice([1, 2, 3, 5, 8, 8, 13, 16, 32, 80]),
+                   down_factor=draw.choice([1, 1, 2, 3, 4]), batch=batch,
+                   heads=1 if batch == 2 or grid[0] * grid[1] > 200 else draw.choice([1, 2, 3]),
+                   head_dim=draw.choice([16, 17, 32, 50, 64, 72, 128]), weight=draw.choice(["mean", "learned"]),
+                   strided=draw.random() < 0.5, scale=draw.choice([None, None, None, None, 0.11, -0.2, 0.0]),
+                   chunk_bytes=draw.choice([None, 1, 100_000]), blocks=draw.choice(BLOCKS))
+
+    def tensors(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """q, k, v: contiguous, or views as ComfyUI's blocks hand them over (V inside a wider tensor)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        length = self.text + self.grid[0] * self.grid[1] + self.reference
+        wide = torch.randn(self.batch, length, 5, self.heads, self.head_dim, generator=generator).to(dtype)
+        q, k, v = wide[:, :, :3].permute(2, 0, 3, 1, 4)
+        return (q, k, v) if self.strided else (q.contiguous(), k.contiguous(), v.contiguous())
+
+    def options(self) -> dict[str, object]:
+        d = self.down_factor
+        weight = None
+        if self.weight == "learned":
+            weight = mean_weight(d) * (0.5 + torch.rand(d, d, generator=torch.Generator().manual_seed(self.seed)))
+        return dict(grid=self.grid, spec=ClearSpec(self.radius, d), spatial_weight=weight, scale=self.scale,
+                    reference_tokens=self.reference, return_lse=True)
+
+
+def prepare() -> None:
+    """What is read before it was written is NaN, in this process."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    # Of rows that lie in the padding, which are computed and never written.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
+
+
+def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
+    """Largest difference of the output from the oracle's (of values above 1 relative to the largest), and of the
+    log-sum-exp; both NaN-proof."""
+    triton_backend.tile_shapes = lambda *asked: (TileShape(*case.blocks, 4, 2),)
+    q, k, v = case.tensors(dtype)
+    found, lse = clear_attention(q, k, v, backend="triton", chunk_bytes=case.chunk_bytes, **case.options())
+    assert found.dtype == dtype and lse.dtype == torch.float32
+    expected, expected_lse = clear_attention(*(one.float() for one in (q, k, v)), backend="dense", **case.options())
+    difference = (found.float() - expected).abs().max() / expected.abs().max().clamp(min=1)
+    return float(difference), float((lse - expected_lse).abs().max())
+
+
+def said() -> list[str]:
+    """What was said about backends that were replaced by another."""
+    return sorted(backends._said)
+
+
+def refusal(dtype: torch.dtype) -> str | None:
+    return backends.unavailable_reason("triton", torch.device("cpu"), dtype, 16)
+
+
+def refusal_of_another_window() -> str | None:
+    """What the self-test says of a kernel that sees a token too far."""
+    sizes = triton_launch.kernel_sizes
+    triton_launch.kernel_sizes = lambda plan, heads: {**sizes(plan, heads), "inside": (plan.spec.radius + 1)**2}
+    try:
+        return backends._triton_self_test.__wrapped__(torch.device("cpu"), torch.float32, 16)
+    finally:
+        triton_launch.kernel_sizes = sizes
+
+
+def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float, int]:
+    """Tokens and heads so far apart that their places need more than 32 bits, in files that are all but empty.
+
+    Returns:
+        Largest difference of the image rows from the oracle, and the place of the last number in each tensor.
+    """
+    layout, spec, heads, head_dim = SequenceLayout(5, (9, 7), 0), ClearSpec(4), 2, 16
+    last = (heads - 1) * head_stride + (layout.length - 1) * token_stride + head_dim - 1
+    close = torch.randn(3, 1, heads, layout.length, head_dim, generator=torch.Generator().manual_seed(0)).half()
+    far = [torch.from_file(str(folder / name), shared=True, size=last + 1, dtype=torch.float16).as_strided(
+        close[0].shape, (last + 1, head_stride, token_stride, 1)) for name in ("q", "k", "v", "out")]
+    for view, one in zip(far, close):
+        view.copy_(one)
+    q, k, v, out = far
+    text, image = slice(0, layout.text), layout.image_slice
+    launch(TileShape(128, 64, 4, 1), q, k, v, k[:, :, text], v[:, :, text], out, torch.empty(out.shape[:3]),
+           tile_plan(layout, spec, torch.device("cpu")), 0.25)
+    expected = clear_attention(*close.float(), grid=layout.grid, spec=spec, scale=0.25, backend="dense")
+    return float((out[:, :, image].float() - expected[:, :, image]).abs().max()), last
