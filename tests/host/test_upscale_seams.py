@@ -1,0 +1,81 @@
+"""Borders of tiles against the whole frame: the picture changes there no more than it does without tiles."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support_comfy.pictures import picture
+from support_comfy.sampling import conditioning, run_node
+
+TRAINED = Path(__file__).parents[2] / "demo" / "tiny_flux" / "tiny_flux.safetensors"
+HEIGHT, WIDTH, TILE = 192, 256, 256
+
+
+class Means:
+    """A VAE of plain means over 8 x 8 pixels, so that a seam in the latent is one in the picture."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        means = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return (means * 2 - 1).repeat(1, 6, 1, 1)[:, :16]
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(samples[:, :3] / 2 + 0.5, scale_factor=8, mode="nearest").movedim(1, -1)
+
+
+@pytest.fixture(scope="module", params=["random", *(["trained"] if TRAINED.exists() else [])])
+def model(request, host, pack) -> tuple[Any, list]:
+    """A small FLUX with windows, and a prompt for it: the random one, and the trained one where it is there."""
+    from support_comfy.flux import build_flux
+
+    generator = torch.Generator().manual_seed(2)
+    width, pooled = (64, 32) if request.param == "random" else (128, 64)
+    prompt = conditioning(torch.randn(1, 7, width, generator=generator), torch.randn(1, pooled, generator=generator), 1.0)
+    if request.param == "random":
+        patcher = build_flux()
+    else:
+        import comfy.sd
+
+        patcher = comfy.sd.load_diffusion_model(str(TRAINED))
+    return run_node(host.stock("CLEARAttention"), model=patcher, weights_name="none", radius=8)[0], prompt
+
+
+@pytest.fixture(scope="module")
+def enlarged(host, pack, model):
+    """``enlarged(**widgets)`` is the picture at twice its size, (H, W, 3)."""
+    patched, prompt = model
+
+    def run(**widgets: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            out, _, _ = run_node(host.stock("CLEARUpscale"), image=picture(HEIGHT, WIDTH), model=patched, vae=Means(),
+                                 positive=prompt, steps=4, denoise=0.5, seed=3, **widgets)
+        return out[0]
+    return run
+
+
+def change_at_borders(pixels: torch.Tensor, layout: Any) -> float:
+    """Mean absolute difference across the rows and columns where a tile begins or ends."""
+    steps = []
+    for axis in (0, 1):
+        edges = {16 * edge for start in layout.starts(axis) for edge in (start, start + layout.tile[axis])}
+        places = torch.tensor(sorted(edges - {0, pixels.shape[axis]}))
+        steps.append((pixels.index_select(axis, places) - pixels.index_select(axis, places - 1)).abs().mean())
+    return float(sum(steps) / 2)
+
+
+def test_borders_change_no_more_than_the_whole_frame_does(pack, enlarged):
+    sdedit = importlib.import_module(f"{pack.__name__}.clear_core.sdedit")
+    grid = (2 * HEIGHT // 16, 2 * WIDTH // 16)
+    whole = enlarged(tile_width=2 * WIDTH, tile_height=2 * HEIGHT)
+    ratios = {}
+    for overlap in (128, 0):
+        layout = sdedit.TileLayout.of_pixels(grid, TILE, TILE, overlap)
+        assert len(layout.tiles) >= 4
+        tiled = enlarged(tile_width=TILE, tile_height=TILE, tile_overlap=overlap)
+        ratios[overlap] = change_at_borders(tiled, layout) / change_at_borders(whole, layout)
+    assert abs(ratios[128] - 1) < 0.05
+    # The measure sees a seam where there is one.
+    assert abs(ratios[0] - 1) > 2 * abs(ratios[128] - 1), ratios
