@@ -1,0 +1,133 @@
+"""What the Triton kernel compiles to, without a GPU: registers, spills, shared memory and programs on a multiprocessor.
+
+    python -m benchmarks.triton_compile --output benchmarks/records/triton_compile.json
+
+The compiler and the assembler come with Triton. A count of what was generated, not a measurement of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from clear_core.attention.triton_launch import TileShape, kernel_constants
+from clear_core.attention.triton_tiles import candidate_shapes
+
+from .timing import write_record
+
+# Shared memory in KB by compute capability: of a multiprocessor, and the most that one program may take.
+SHARED_KB = {80: (164, 163), 86: (100, 99), 89: (100, 99), 90: (228, 227), 100: (228, 227), 120: (100, 99)}
+REGISTERS = 65536
+WARPS = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
+
+
+def compile_kernel(capability: int, dtype: str, head_dim: int, shape: TileShape, **constants: Any) -> Any:
+    """The kernel as it is compiled at the first call with ordinary tensors: aligned, strides multiples of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from clear_core.attention.triton_kernel import SIZES, STRIDES, clear_kernel
+
+    fixed = {**kernel_constants(shape, head_dim, inside=16**2), "UNIT": 16, **constants}
+    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}
+    types = {"lse": "*fp32", "scale": "fp32", **dict.fromkeys(fixed, "constexpr"), **dict.fromkeys(SIZES, "i32"),
+             **dict.fromkeys(STRIDES, "i64"), **dict.fromkeys(("q", "k", "v", "prefix_k", "prefix_v", "out"),
+                                                              f"*{DTYPES[dtype]}")}
+    signature = {name: types.get(name, "*i32") for name in clear_kernel.arg_names}
+    aligned = {(place,): [["tt.divisibility", 16]] for place, (name, kind) in enumerate(signature.items())
+               if kind.startswith("*") and name != "lse"}
+    places = {name: place for place, name in enumerate(signature)}
+    source = triton.compiler.ASTSource(clear_kernel, signature, {(places[name],): value for name, value in fixed.items()},
+                                       aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(compiled: Any, capability: int, warps: int) -> dict[str, Any]:
+    """What a compiled kernel takes, and what a multiprocessor holds of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(compiled.asm["ptx"])
+        target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"]).group(1)
+        report = _tool("ptxas-blackwell" if capability >= 100 else "ptxas", "--verbose", f"--gpu-name={target}",
+                       str(source), "--output-file", str(binary)).stderr
+        loops = inner_loops(_tool("nvdisasm", "--print-code", str(binary)).stdout)
+    registers = int(re.search(r"Used (\d+) registers", report).group(1))
+    shared = compiled.metadata.shared
+    whole, most = (1024 * kb for kb in SHARED_KB[capability])
+    # Registers are handed out by warp in steps of 256, and every program takes 1 KB of shared memory besides its own.
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
+    programs = 0 if shared > most else min(by_registers, whole // (shared + 1024), WARPS[capability] // warps)
+    ptx = compiled.asm["ptx"]
+    return {"registers": registers, "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report).group(1)),
+            "spills_in_loops": sum(loop["LDL"] + loop["STL"] for loop in loops),
+            "loop_instructions": [sum(loop.values()) for loop in loops],
+            "shared_bytes": shared, "fits": shared <= most, "programs_per_sm": programs,
+            "tensor_cores": next((name for name in TENSOR_CORES if name in ptx), "none"),
+            "wide_async_copies": len(re.findall(r"cp\.async\.cg", ptx))}
+
+
+def inner_loops(disassembly: str) -> list[Counter[str]]:
+    """How many of each instruction are in every loop, in the order of the code."""
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    loops = []
+    for line in disassembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label.group(1)] = len(names)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", line):
+            names.append(instruction.group(1))
+            target = re.search(r"BRA.*?`\((\.L_x_\d+)\)", line)
+            # A branch to itself closes the code.
+            if target and labels.get(target.group(1), len(names)) < len(names) - 1:
+                loops.append(Counter(names[labels[target.group(1)] :]))
+    return loops
+
+
+def _tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_compile", description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", default="80,86,89,90,100,120", help="compute capabilities times ten")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--output", type=Path, help="write a JSON record here")
+    options = parser.parse_args()
+    wanted = [(int(one), shape) for one in options.capability.split(",")
+              for shape in candidate_shapes("cuda", divmod(int(one), 10), getattr(torch, options.dtype), options.head_dim)]
+    results = []
+    for capability, shape in tqdm(wanted, desc="compiling", leave=False):
+        start = time.perf_counter()
+        compiled = compile_kernel(capability, options.dtype, options.head_dim, shape)
+        results.append({"capability": capability, "shape": str(shape), **resources(compiled, capability, shape.warps),
+                        "compile_seconds": round(time.perf_counter() - start, 1)})
+    print(f"{'card':>5} {'queries x keys':>30} {'registers':>9} {'spilled':>8} {'in loops':>8} {'shared':>7} "
+          f"{'programs':>8}  tensor cores")
+    for one in results:
+        print(f"{one['capability'] / 10:>5} {one['shape']:>30} {one['registers']:>9} {one['spilled_bytes']:>6} B "
+              f"{one['spills_in_loops']:>8} {one['shared_bytes'] // 1024:>4} KB {one['programs_per_sm']:>8}  "
+              f"{one['tensor_cores']}")
+    if options.output:
+        import triton
+
+        shown = {"triton": triton.__version__, "dtype": options.dtype, "head_dim": options.head_dim}
+        write_record(options.output, torch.device("cpu"), shown, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What Triton makes of the kernel for cards that are not here, and how often it would have to."""
+
+import pytest
+import torch
+
+from clear_core import ClearSpec, SequenceLayout
+from clear_core.attention import triton_tiles
+from clear_core.attention.plan import tile_plan
+from clear_core.attention.triton_launch import TileShape, launch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+# These need the tools in Triton's wheel.
+triton_compile = pytest.importorskip("benchmarks.triton_compile")
+
+
+def binder():
+    """Triton's own: from arguments to what a kernel is compiled for."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    from clear_core.attention.triton_kernel import clear_kernel
+
+    return create_function_from_signature(clear_kernel.signature, clear_kernel.params,
+                                          make_backend(GPUTarget("cuda", 80, 32)))
+
+
+def compiled_for(monkeypatch, grid, text=512, reference=0, radius=16, down_factor=1, batch=1, heads=2, head_dim=16,
+                 scale=0.25, strided=False, inside_heads=slice(None)):
+    """What the kernel would be compiled for by a call of such a size."""
+    from clear_core.attention import triton_kernel
+
+    asked = []
+
+    class Recorder:
+        def __getitem__(self, launch_grid):
+            return lambda **arguments: asked.append(arguments)
+
+    bind = binder()
+    monkeypatch.setattr(triton_kernel, "clear_kernel", Recorder())
+    layout = SequenceLayout(text, grid, reference)
+    q, k, v, out, wide = torch.empty(5, batch, heads, layout.length, head_dim).unbind()
+    if strided:
+        v = torch.empty(batch, layout.length, 7, heads, head_dim)[:, :, 2].transpose(1, 2)
+    plan = tile_plan(layout, ClearSpec(radius, down_factor).within(grid), torch.device("cpu"))
+    prefix = torch.empty(batch, heads, plan.prefix, head_dim)
+    lse = torch.empty(out.shape[:3])
+    parts = (one[:, inside_heads] for one in (q, k, v, prefix, prefix, out, lse))
+    launch(TileShape(128, 64, 8, 3), *parts, plan, scale)
+    monkeypatch.undo()
+    options = {name: asked[0].pop(name) for name in ("num_warps", "num_stages")}
+    return str(bind(**asked[0])[1]), options
+
+
+def test_one_compilation_serves_every_size(monkeypatch):
+    first = compiled_for(monkeypatch, (64, 64))
+    for other in (dict(grid=(1, 1), text=0), dict(grid=(17, 33), text=1, heads=3), dict(grid=(16, 8), radius=1),
+                  dict(grid=(90, 160), batch=2), dict(grid=(20, 41), reference=7, down_factor=4),
+                  dict(grid=(20, 41), scale=1.0), dict(grid=(33, 16), strided=True, heads=24),
+                  dict(grid=(33, 9), text=3, heads=3, inside_heads=slice(1, 2))):
+        assert compiled_for(monkeypatch, **other) == first, other
+
+
+def test_what_does_change_the_kernel(monkeypatch):
+    first = compiled_for(monkeypatch, (64, 64))
+    assert compiled_for(monkeypatch, (64, 64), head_dim=32) != first
+    # Past it a square no longer fits a float32.
+    assert compiled_for(monkeypatch, (1, 3000), radius=2500) != first
+
+
+COMPILED = [(capability, dtype, shape) for capability in (80, 89, 90) for dtype in ("bfloat16", "float32")
+            for shape in triton_tiles.candidate_shapes("cuda", divmod(capability, 10), getattr(torch, dtype), 128)]
+QUICK = (80, "bfloat16", TileShape(64, 32, 4, 2))
+
+
+@pytest.mark.parametrize("capability, dtype, shape", [
+    pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2].block_m}x{case[2].block_n}",
+                 marks=[] if case == QUICK else [pytest.mark.slow]) for case in COMPILED])
+def test_it_compiles_and_fits_the_card(capability, dtype, shape):
+    compiled = triton_compile.compile_kernel(capability, dtype, 128, shape)
+    found = triton_compile.resources(compiled, capability, shape.warps)
+    assert found["fits"] and found["programs_per_sm"] >= 1
+    # Five walks: what everyone sees in whole blocks and the rest of it, tiles whole, cut by a circle, by the border.
+    assert len(found["loop_instructions"]) >= 4
+    if dtype != "float32":
+        assert found["tensor_cores"] == ("wgmma.mma_async" if capability == 90 else "mma.sync")
+        assert found["wide_async_copies"] > 0
+        assert found["spills_in_loops"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", [16, 50, 72])
+def test_other_head_sizes_compile(head_dim):
+    shape = triton_tiles.candidate_shapes("cuda", (8, 9), torch.float16, head_dim)[0]
+    compiled = triton_compile.compile_kernel(89, "float16", head_dim, shape)
+    assert triton_compile.resources(compiled, 89, shape.warps)["fits"]
+
+
+@pytest.mark.slow
+def test_far_windows_and_odd_strides_compile():
+    import triton.language as tl
+
+    shape = TileShape(64, 32, 4, 2)
+    compiled = triton_compile.compile_kernel(80, "float16", 64, shape, UNIT=1, DISTANCE=tl.int32)
+    assert triton_compile.resources(compiled, 80, shape.warps)["fits"]
