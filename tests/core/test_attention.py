@@ -96,11 +96,23 @@ class Case:
                                backend="dense", **options)
 
 
-def assert_close(found, expected, dtype):
+def error(found, expected):
+    # Of values above 1 the last digit of a dtype is worth more.
+    return float((found.float() - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+def assert_close(found, expected, dtype, case=None):
+    """Within the tolerance; or, with ``case``, no farther off than ``dense`` itself is in ``dtype``.
+
+    The latter decides about one bfloat16 case in 300, whose result lies between 1 and 2, where half of bfloat16's
+    last digit is 0.0039 already.
+    """
     assert found.dtype == dtype and found.shape == expected.shape
-    # Of values above 1 the last digit of the dtype is worth more.
-    error = (found.float() - expected).abs().max() / expected.abs().max().clamp(min=1)
-    assert float(error) <= TOLERANCE[dtype]
+    off = error(found, expected)
+    if off > TOLERANCE[dtype] and case is not None and dtype == torch.bfloat16:
+        assert off <= 1.01 * error(case.run(dtype, "dense"), expected)
+    else:
+        assert off <= TOLERANCE[dtype]
 
 
 def cases(number, every_day, **options):
@@ -114,7 +126,7 @@ def cases(number, every_day, **options):
 @pytest.mark.parametrize("case", cases(300, every_day=60))
 def test_gather_is_dense(case, dtype):
     found = case.run(dtype, "gather", chunk_bytes=case.chunk_bytes)
-    assert_close(found, case.oracle(dtype), dtype)
+    assert_close(found, case.oracle(dtype), dtype, case)
 
 
 @pytest.mark.parametrize("return_lse", [False, True], ids=["out", "lse"])
@@ -137,8 +149,8 @@ def test_many_pooled_keys_are_merged_exactly(dtype, return_lse, monkeypatch):
 @pytest.mark.parametrize("case", cases(300, every_day=30))
 def test_auto_and_dense_are_dense_in_float32(case, dtype):
     expected = case.oracle(dtype)
-    assert_close(case.run(dtype, "auto"), expected, dtype)
-    assert_close(case.run(dtype, "dense", chunk_bytes=case.chunk_bytes), expected, dtype)
+    assert_close(case.run(dtype, "auto"), expected, dtype, case)
+    assert_close(case.run(dtype, "dense", chunk_bytes=case.chunk_bytes), expected, dtype, case)
 
 
 @pytest.fixture
@@ -163,7 +175,7 @@ def test_flex_is_dense(case, flex_does_not_fall_back):
 @pytest.mark.parametrize("case", cases(300, every_day=300, head_dims=(128, 100)))
 def test_flex_is_dense_in_bfloat16(case, flex_does_not_fall_back):
     found = case.run(torch.bfloat16, "flex", chunk_bytes=case.chunk_bytes)
-    assert_close(found, case.oracle(torch.bfloat16), torch.bfloat16)
+    assert_close(found, case.oracle(torch.bfloat16), torch.bfloat16, case)
 
 
 @pytest.mark.slow
