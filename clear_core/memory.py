@@ -12,7 +12,11 @@ from .cost import FLUX_WIDTH
 GIB = 2**30
 
 CHUNK_TOKENS = 8192
-"""Tokens that projections and MLPs work on at a time; sequences of more than twice as many are chunked."""
+"""Fewest tokens that projections and MLPs work on at a time; sequences of more than twice as many are chunked."""
+
+MOST_CHUNKS = 4
+"""More would not lower the peak, which is in the attention; and weights that the host keeps in main memory are brought
+to the card once for every chunk."""
 
 FLUX_TEXT = 512
 """Text tokens that are planned with: FLUX's default is 256 or 512, long prompts have more."""
@@ -59,13 +63,13 @@ class Activations:
         Args:
             tokens: Text, image and reference tokens of the sequence: of a tile where there are tiles.
             batch: Sequences in one call; 2 where cfg is above 1.
-            chunk: Tokens that are worked on at a time.
+            chunk: Fewest tokens that are worked on at a time.
             engine_copies: Hidden states the attention holds besides q, k, v and its output.
         """
         if is_chunked(tokens, chunk):
             kept = 1 + 3 + self.mlp_ratio
-            # The widest moment of a chunk: projection of all, activation, and what goes into it.
-            states = max(kept + 1 + engine_copies, kept + (3 + 2 * self.mlp_ratio + 2) * chunk / tokens)
+            # The widest moment of a chunk: both ends of the activation beside the projection.
+            states = max(kept + 1 + engine_copies, kept + (3 + 2 * self.mlp_ratio) * chunk_of(tokens, chunk) / tokens)
         else:
             projection = 3 + self.mlp_ratio
             # Normalised q and k are new; v is a part of the projection, which stays whole as long as the MLP's part.
@@ -74,8 +78,13 @@ class Activations:
 
 
 def is_chunked(tokens: int, chunk: int = CHUNK_TOKENS) -> bool:
-    """Whether a sequence of this length is worked on in chunks."""
+    """Whether a sequence of this length is worked on in chunks of at least ``chunk``."""
     return tokens > 2 * chunk
+
+
+def chunk_of(tokens: int, least: int = CHUNK_TOKENS) -> int:
+    """Tokens that are worked on at a time in a sequence that is chunked."""
+    return max(least, -(-tokens // MOST_CHUNKS))
 
 
 def activation_budget(total: int, weights: int) -> int:

@@ -12,7 +12,7 @@ from .attention import ADVANCED
 from .host.expansion import STAGE_NODE, expand_stages, links_of
 from .host.flux import flux_shape
 from .host.plan import attention_words, info_text
-from .host.progress import RunPlan, StageProgress, plan_of_running_node, say_on_node
+from .host.progress import RunPlan, StageProgress, plan_of_running_node, say_on_node, time_words
 from .host.stage import StageInputs, StageSettings, run_stage
 
 MOST_PIXELS = 65536
@@ -118,11 +118,11 @@ class CLEARUpscale(io.ComfyNode):
         inputs = StageInputs(model, positive, vae, negative, upscale_model, mask)
         settings = StageSettings(steps, cfg, sampler_name, scheduler, tile_width, tile_height, tile_overlap, color_fix,
                                  shift)
-        info = info_text(plan, inputs, settings)
+        info = info_text(plan, inputs, settings, image.shape[0])
         if "dense" in (words := attention_words(model)):
             logging.warning("CLEAR: attention is %s.", words)
         node = cls.hidden.unique_id
-        say_on_node(info, node)
+        say_on_node(f"{info}\n{time_words(plan, steps)}", node)
         links = links_of(cls.hidden.dynprompt, node)
         if links is not None and {"image", "model", "positive", "vae"} <= links.keys():
             graph, picture, latent = expand_stages(plan, settings, links, node)

@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...clear_core.layout import token_grid
-from ...clear_core.memory import CHUNK_TOKENS, FLUX_TEXT, Activations, is_chunked
+from ...clear_core.memory import CHUNK_TOKENS, FLUX_TEXT, Activations, chunk_of, is_chunked
 from .blocks import is_plain, run_double_block, run_single_block
 
 KEY = "clear_flux_memory"
@@ -29,7 +29,7 @@ class MemoryPatch:
     """The wrappers of the memory part.
 
     Attributes:
-        chunk: Tokens that a block works on at a time; sequences of up to twice as many run as they are.
+        chunk: Fewest tokens that a block works on at a time; sequences of up to twice as many run as they are.
     """
 
     chunk: int = CHUNK_TOKENS
@@ -45,29 +45,29 @@ class MemoryPatch:
                     c_crossattn: Tensor | None = None, control: Any = None, transformer_options: dict = {},
                     **extra: Any) -> Tensor:
         """Run one call of the model with its blocks in chunks, where the sequence is long."""
-        if self.wanted(x, c_crossattn, transformer_options, extra):
+        tokens = self.tokens(x, c_crossattn, extra)
+        if is_chunked(tokens, self.chunk) and self.wanted(transformer_options, extra):
             replaced = transformer_options.get("patches_replace", {})
-            blocks = {**self.block_patches(executor.class_obj.diffusion_model), **replaced.get("dit", {})}
+            blocks = {**self.block_patches(executor.class_obj.diffusion_model, tokens), **replaced.get("dit", {})}
             transformer_options = {**transformer_options, "patches_replace": {**replaced, "dit": blocks}}
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
 
-    def wanted(self, x: Tensor, text: Tensor | None, options: dict[str, Any], extra: dict[str, Any]) -> bool:
-        """Whether this call is one whose blocks may be replaced, and long enough."""
+    def tokens(self, x: Tensor, text: Tensor | None, extra: dict[str, Any]) -> int:
+        """Tokens of one call's sequence; 0 where it is no picture."""
         if x.ndim != 4:
-            return False
-        # What these ask for happens inside the host's own blocks.
-        patches = options.get("patches", {})
-        if patches.get("attn1_patch") or patches.get("attn1_output_patch"):
-            return False
-        if extra.get("ref_latents_method") == "index_timestep_zero":
-            return False
+            return 0
         latents = [x, *(extra.get("ref_latents") or ())]
-        tokens = sum(image_tokens(latent.shape) for latent in latents)
-        return is_chunked(tokens + (0 if text is None else text.shape[1]), self.chunk)
+        return sum(image_tokens(latent.shape) for latent in latents) + (0 if text is None else text.shape[1])
 
-    def block_patches(self, flux: nn.Module) -> dict[tuple[str, int], Callable]:
+    def wanted(self, options: dict[str, Any], extra: dict[str, Any]) -> bool:
+        """Whether the blocks of this call may be replaced: these ask for what happens inside the host's own."""
+        patches = options.get("patches", {})
+        return not (patches.get("attn1_patch") or patches.get("attn1_output_patch")
+                    or extra.get("ref_latents_method") == "index_timestep_zero")
+
+    def block_patches(self, flux: nn.Module, tokens: int) -> dict[tuple[str, int], Callable]:
         """Replacements for one call of the model, by the host's names of the blocks."""
-        call = ChunkedCall(self.chunk)
+        call = ChunkedCall(chunk_of(tokens, self.chunk))
         return {(name, index): partial(call.run, block)
                 for name, blocks in (("double_block", flux.double_blocks), ("single_block", flux.single_blocks))
                 for index, block in enumerate(blocks) if is_plain(block)}

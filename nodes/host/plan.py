@@ -25,11 +25,11 @@ def attention_words(model: ModelPatcher) -> str:
             f"backend {settings.backend}, weights {'distilled' if patches[-1].tensors else 'none'}")
 
 
-def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings) -> str:
+def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> str:
     """One line on one stage."""
-    tiles = settings.tiles(inputs.model, stage)
+    tiles = settings.tiles(inputs.model, stage, batch)
     vae_tile = settings.vae_tile(inputs.vae, stage)
-    memory = activations_of(inputs.model).peak_bytes(tiles.tile[0] * tiles.tile[1] + FLUX_TEXT) / GIB
+    memory = activations_of(inputs.model).peak_bytes(tiles.tile[0] * tiles.tile[1] + FLUX_TEXT, batch=batch) / GIB
     height, width = stage.size
     padded = "" if stage.padded == stage.size else f" (padded to {stage.padded[1]} x {stage.padded[0]})"
     shape = "whole frame" if tiles.is_whole else (
@@ -39,10 +39,11 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings) -> s
             f"VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, about {memory:.1f} GiB beside the weights")
 
 
-def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSettings) -> str:
+def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSettings, batch: int) -> str:
     """Everything that decides the picture, a line each, stages first."""
-    lines = [stage_words(stage, inputs, settings) for stage in stages]
+    lines = [stage_words(stage, inputs, settings, batch) for stage in stages]
     lines += [
+        f"pictures: {batch}",
         f"sampler: {settings.sampler_name}, scheduler {settings.scheduler}, cfg {settings.cfg:g}",
         f"shift: {with_shift(inputs.model, settings.shift)[1]}",
         f"attention: {attention_words(inputs.model)}",

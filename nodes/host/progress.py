@@ -71,6 +71,18 @@ def plan_of_running_node() -> RunPlan | None:
     return _plans.get(context.node_id.rpartition(".")[0] + ".") if context else None
 
 
+# Seconds that the last run took for one step of one token; runs alike take alike.
+_pace: list[float] = []
+
+
+def time_words(stages: tuple[Stage, ...], steps: int) -> str:
+    """How long denoising will take, as far as that is known."""
+    if not _pace:
+        return "time: told after the first step"
+    seconds = _pace[-1] * steps * sum(stage.tokens for stage in stages)
+    return f"time: about {duration(seconds)} of denoising, at the pace of the last run"
+
+
 def say_on_node(text: str, node: str | None) -> None:
     """Write a line on a node; nothing where there is no server or no node."""
     server = getattr(PromptServer, "instance", None)
@@ -136,7 +148,9 @@ class StageProgress:
             if longest > PREVIEW_LATENTS:
                 x0 = F.interpolate(x0.float(), scale_factor=PREVIEW_LATENTS / longest, mode="area").to(x0.dtype)
             callback(step, x0, x, total)
-            left = (time.monotonic() - self.started) / (step + 1) * (total - step - 1)
+            pace = (time.monotonic() - self.started) / (step + 1)
+            _pace[:] = [pace / self.stage.tokens]
+            left = pace * (total - step - 1)
             height, width = self.stage.size
             say_on_node(f"Stage {self.stage.number} of {len(self.plan.stages)}: {width} x {height} px, step {step + 1} "
                         f"of {total}, {duration(left)} left in this stage", self.plan.node)

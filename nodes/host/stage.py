@@ -46,12 +46,12 @@ class StageSettings:
     color_fix: str = "none"
     shift: float = 3.0
 
-    def tiles(self, model: ModelPatcher, stage: Stage) -> TileLayout:
+    def tiles(self, model: ModelPatcher, stage: Stage, batch: int = 1) -> TileLayout:
         """Whole frame or tiles: as asked for, or by the rule that knows the card's total memory, never the free one."""
         total = comfy.model_management.get_total_memory(model.load_device)
         return choose_tiles(
             stage.grid, tile_height=self.tile_height, tile_width=self.tile_width, overlap=self.tile_overlap,
-            activations=activations_of(model), budget=activation_budget(total, model.model_size()))
+            activations=activations_of(model), budget=activation_budget(total, model.model_size()), batch=batch)
 
     def vae_tile(self, vae: Any, stage: Stage) -> int:
         """Side in px of the tiles in which the VAE works, 0 for the whole picture."""
@@ -96,7 +96,7 @@ def run_stage(image: Tensor, inputs: StageInputs, stage: Stage, settings: StageS
     """
     if settings.cfg != 1.0 and inputs.negative is None:
         raise ValueError(f"cfg is {settings.cfg:g} but negative is not connected; connect it or set cfg to 1.")
-    tiles = settings.tiles(inputs.model, stage)
+    tiles = settings.tiles(inputs.model, stage, image.shape[0])
     vae_tile = settings.vae_tile(inputs.vae, stage)
     with progress.phase("enlarge"), memory_advice("enlarging", stage, ADVICE_ENLARGE):
         enlarged = enlarge(image, stage, inputs.upscale_model)

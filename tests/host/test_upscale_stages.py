@@ -163,6 +163,7 @@ def test_one_bar_over_all_stages_steps_and_tiles(one_cache, host):
     # The second stage has four times the tokens, and says so.
     last_of_first = max(value for node, value, _ in moves if node == FIRST)
     assert last_of_first == pytest.approx(moves[-1][2] / 5, rel=0.01)
+    assert one_cache.previews == 2 * 2
     # Tiles move it within a step: more moves than phases and steps.
     assert len({value for node, value, _ in moves if node == SECOND}) > 3 + 2
 
@@ -172,7 +173,7 @@ def test_the_plan_is_written_on_the_node_at_the_start(one_cache):
     node, text = one_cache.texts[0]
     assert node == UPSCALE
     for words in ("stage 1: 48 x 32 to 96 x 64 px, 24 tokens", "stage 2: 96 x 64 to 192 x 128 px, 96 tokens",
-                  "2 steps at denoise 0.7", "GiB"):
+                  "2 steps at denoise 0.7", "GiB", "time: "):
         assert words in text
     later = [line for node, line in one_cache.texts[1:] if node == UPSCALE]
     assert any("Stage 2 of 2: 192 x 128 px, step 1 of 2" in line and "left" in line for line in later)

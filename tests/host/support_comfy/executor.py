@@ -37,7 +37,7 @@ class Executor:
         original = self._server.send_sync
         self._server.send_sync = lambda event, data, sid=None: self.sent.append((event, data))
         try:
-            self._executor.execute(copy.deepcopy(graph), f"prompt-{next(_numbers)}", {"client_id": "test"}, outputs)
+            self._executor.execute(copy.deepcopy(graph), f"prompt-{next(_numbers)}", {"client_id": "test", "preview_method": "latent2rgb"}, outputs)
         finally:
             self._server.send_sync = original
         return self._executor.success
