@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,6 +108,15 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(seconds) / 1e12
 
 
+def failure(function: Callable[[], Any]) -> str | None:
+    """What goes wrong when it runs, in one line; None where nothing does. One backend that breaks is a result."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return None
+
+
 # ---- one layer ----
 
 
@@ -120,19 +130,15 @@ def layer(name: str, layout: SequenceLayout, spec: ClearSpec, peak: float, optio
     for run in options.runs:
         reason = skip_reason(run, device, dtype, options.head_dim, spec)
         if reason is None:
-            try:
-                function = partial(attention(run, layout, spec, device), q, k, v)
-                out = function()
-                off = None if run == ORDINARY else sampled_error(out, q, k, v, layout, spec)
-                del out
-                if off is None or off <= TOLERANCE[dtype]:
-                    functions[run] = function
-                    checked[run] = {"error": off, "peak_bytes": peak_bytes(function, device)[1]}
-                else:
-                    reason = f"it is off by {off:.2g} from the oracle"
-            except Exception as error:
-                # One backend that breaks is a result; the others are measured all the same.
-                reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            function = partial(attention(run, layout, spec, device), q, k, v)
+            reason = failure(function)
+        if reason is None:
+            off = None if run == ORDINARY else sampled_error(function(), q, k, v, layout, spec)
+            if off is None or off <= TOLERANCE[dtype]:
+                functions[run] = function
+                checked[run] = {"error": off, "peak_bytes": peak_bytes(function, device)[1]}
+            else:
+                reason = f"it is off by {off:.2g} from the oracle"
         if reason is not None:
             skipped[run] = reason
     exact, ordinary = cost.clear_pairs(layout, spec), cost.dense_pairs(layout)
@@ -142,8 +148,8 @@ def layer(name: str, layout: SequenceLayout, spec: ClearSpec, peak: float, optio
         took = median(seconds)
         runs[run] = {"median_ms": round(took * 1e3, 3), "share_of_peak": round(flops / took / 1e12 / peak, 3),
                      **checked[run]}
-    return {"size": name, "grid": list(layout.grid), "radius": spec.radius, "down_factor": spec.down_factor,
-            "dense_over_exact_pairs": round(ordinary / exact, 2),
+    return {"kind": "layer", "size": name, "grid": list(layout.grid), "radius": spec.radius,
+            "down_factor": spec.down_factor, "dense_over_exact_pairs": round(ordinary / exact, 2),
             "auto": explain_backend(device, dtype, options.head_dim, layout.grid, spec)[0], "runs": runs,
             "skipped": skipped}
 
@@ -194,17 +200,23 @@ def step(name: str, layout: SequenceLayout, spec: ClearSpec, runs: list[str], op
     blocks = {"double": DoubleBlock(width, options.heads, device=device, dtype=dtype),
               "single": SingleBlock(width, options.heads, device=device, dtype=dtype)}
     x = torch.randn(1, layout.length, width, device=device, dtype=dtype)
-    found: dict[str, dict[str, Any]] = {run: {} for run in runs}
+    attentions = {run: attention(run, layout, spec, device) for run in runs}
+    skipped: dict[str, str] = {}
+    for run, attend in attentions.items():
+        reason = failure(lambda: [block(x, attend) for block in blocks.values()])
+        if reason is not None:
+            skipped[run] = reason
+    found: dict[str, dict[str, Any]] = {run: {} for run in runs if run not in skipped}
     for kind, block in blocks.items():
-        functions = {run: partial(block, x, attention(run, layout, spec, device)) for run in runs}
+        functions = {run: partial(block, x, attentions[run]) for run in found}
         for run, function in functions.items():
-            function()
             found[run][f"{kind}_peak_bytes"] = peak_bytes(function, device)[1]
         for run, seconds in interleaved(functions, device, options.rounds).items():
             found[run][f"{kind}_ms"] = round(median(seconds) * 1e3, 3)
     for one in found.values():
         one["step_ms"] = round(DOUBLE_BLOCKS * one["double_ms"] + SINGLE_BLOCKS * one["single_ms"], 1)
-    return {"size": name, "grid": list(layout.grid), "radius": spec.radius, "down_factor": spec.down_factor, "runs": found}
+    return {"kind": "step", "size": name, "grid": list(layout.grid), "radius": spec.radius,
+            "down_factor": spec.down_factor, "runs": found, "skipped": skipped}
 
 
 # ---- what people read ----
@@ -228,6 +240,8 @@ def show_step(result: dict[str, Any]) -> None:
     for name, run in result["runs"].items():
         speed = f"{ordinary / run['step_ms']:.2f}x" if ordinary else ""
         print(f"{name:>10} {run['step_ms'] / 1e3:>9.3f} s {speed:>8}")
+    for name, reason in result["skipped"].items():
+        print(f"{name:>10} skipped: {reason}")
 
 
 def main() -> None:
@@ -253,7 +267,8 @@ def main() -> None:
             parser.error(f"{option} has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     device = torch.device(options.device)
     results: list[dict[str, Any]] = []
-    with torch.inference_mode():
+    # Row-major attention is compiled for every size, as the published code does, and that is more than the usual limit.
+    with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=64):
         measure(device, options, results)
     if options.output:
         shown = {name: value for name, value in vars(options).items() if name != "output"}
@@ -263,7 +278,7 @@ def main() -> None:
 def measure(device: torch.device, options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     clock = Clock(options.minutes)
     peak = matmul_tflops(device, getattr(torch, options.dtype))
-    results.append({"matmul_tflops": round(peak, 3)})
+    results.append({"kind": "peak", "matmul_tflops": round(peak, 3)})
     print(f"a large matrix product: {peak:.3g} TFLOP/s; shares of peak refer to it")
     for down_factor in (1, DOWN_FACTOR):
         for size in options.sizes:
@@ -284,7 +299,7 @@ def measure(device: torch.device, options: argparse.Namespace, results: list[dic
                     show_step(results[-1])
                 synchronize(device)
     if clock.left_out:
-        results.append({"left_out": clock.left_out})
+        results.append({"kind": "left out", "what": clock.left_out})
         print(f"\nleft out: {'; '.join(clock.left_out)}")
 
 

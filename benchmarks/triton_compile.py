@@ -61,37 +61,45 @@ def resources(compiled: Any, capability: int, warps: int) -> dict[str, Any]:
         target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"]).group(1)
         report = _tool("ptxas-blackwell" if capability >= 100 else "ptxas", "--verbose", f"--gpu-name={target}",
                        str(source), "--output-file", str(binary)).stderr
-        loops = inner_loops(_tool("nvdisasm", "--print-code", str(binary)).stdout)
+        code = _tool("nvdisasm", "--print-code", str(binary)).stdout
+    ptx = compiled.asm["ptx"]
+    tensor_cores = next((name for name in TENSOR_CORES if name in ptx), "none")
+    loops = inner_loops(code, "FFMA" if tensor_cores == "none" else "MMA")
     registers = int(re.search(r"Used (\d+) registers", report).group(1))
     shared = compiled.metadata.shared
     whole, most = (1024 * kb for kb in SHARED_KB[capability])
     # Registers are handed out by warp in steps of 256, and every program takes 1 KB of shared memory besides its own.
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
     programs = 0 if shared > most else min(by_registers, whole // (shared + 1024), WARPS[capability] // warps)
-    ptx = compiled.asm["ptx"]
     return {"registers": registers, "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report).group(1)),
             "spills_in_loops": sum(loop["LDL"] + loop["STL"] for loop in loops),
             "loop_instructions": [sum(loop.values()) for loop in loops],
             "shared_bytes": shared, "fits": shared <= most, "programs_per_sm": programs,
-            "tensor_cores": next((name for name in TENSOR_CORES if name in ptx), "none"),
+            "tensor_cores": tensor_cores,
             "wide_async_copies": len(re.findall(r"cp\.async\.cg", ptx))}
 
 
-def inner_loops(disassembly: str) -> list[Counter[str]]:
-    """How many of each instruction are in every loop, in the order of the code."""
+def inner_loops(disassembly: str, multiplies: str) -> list[Counter[str]]:
+    """How many of each instruction are in every innermost loop, in the order of the code.
+
+    Args:
+        multiplies: End of an instruction's name that a loop must have; others wait or divide.
+    """
     names: list[str] = []
     labels: dict[str, int] = {}
-    loops = []
+    spans = []
     for line in disassembly.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label.group(1)] = len(names)
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", line):
             names.append(instruction.group(1))
             target = re.search(r"BRA.*?`\((\.L_x_\d+)\)", line)
-            # A branch to itself closes the code.
-            if target and labels.get(target.group(1), len(names)) < len(names) - 1:
-                loops.append(Counter(names[labels[target.group(1)] :]))
-    return loops
+            start = labels.get(target.group(1), len(names)) if target else len(names)
+            if any(name.endswith(multiplies) for name in names[start:]):
+                spans.append((start, len(names)))
+    inner = [(start, stop) for start, stop in spans
+             if not any(start <= a and b < stop for a, b in spans)]
+    return [Counter(names[start:stop]) for start, stop in inner]
 
 
 def _tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

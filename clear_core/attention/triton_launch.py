@@ -106,7 +106,8 @@ def tile_lists(plan: TilePlan) -> TileLists:
         height, width = plan.layout.grid
         border = ((row + 1) * KEY_TILE_SIDE > height) | ((col + 1) * KEY_TILE_SIDE > width)
         unused = torch.arange(row.shape[1], device=row.device) >= plan.partial_count[:, None]
-        order = (border.to(torch.int8) + 2 * unused.to(torch.int8)).argsort(dim=1, stable=True)
+        # What is unused lies at the end, and stays there.
+        order = (border | unused).to(torch.int8).argsort(dim=1, stable=True)
         circle_count = (~border & ~unused).sum(dim=1, dtype=torch.int32)
         partial = (row * 2**16 + col).gather(1, order)
         row, col = _row_and_column(plan.full, plan)

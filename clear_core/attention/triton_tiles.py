@@ -34,20 +34,22 @@ _TRIAL_RUNS = 10
 
 def candidate_shapes(device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype,
                      head_dim: int) -> tuple[TileShape, ...]:
-    """Shapes to try, the likeliest first; the last needs the least. Chosen by compiled code, see benchmarks/notes.md.
+    """Shapes to try, the likeliest first; the last needs the least. Chosen by compiled code, see benchmarks/README.md.
 
     Args:
         device_type: "cuda" with a compute capability is NVIDIA, without one ROCm.
         capability: Compute capability of an NVIDIA device.
     """
-    large = padded_head_dim(head_dim) == 128
     if dtype == torch.float32:
         # Without tensor cores, products are made in registers: larger blocks would spill.
-        return TileShape(64, 32, 8, 1), TileShape(64, 16, 8, 1)
+        return TileShape(64, 32, 16, 1), TileShape(64, 16, 16, 1)
     if device_type == "cuda" and capability is not None:
-        stages = 3 if capability in LARGE_SHARED_MEMORY else 2
-        return (TileShape(128, 64, 8 if large else 4, stages), TileShape(64, 64, 4, 2), TileShape(128, 32, 8, stages),
-                TileShape(64, 32, 4, 2))
+        warps = 8 if padded_head_dim(head_dim) == 128 else 4
+        if capability in LARGE_SHARED_MEMORY:
+            return (TileShape(128, 64, warps, 3), TileShape(64, 64, 4, 2), TileShape(128, 32, warps, 3),
+                    TileShape(64, 32, 4, 2))
+        # Half a query tile by a whole key tile would leave room for one program of four warps.
+        return TileShape(128, 64, warps, 2), TileShape(128, 32, warps, 2), TileShape(64, 32, 4, 2)
     if device_type == "cuda":
         return TileShape(128, 64, 8, 1), TileShape(64, 64, 4, 1), TileShape(64, 32, 4, 1)
     return TileShape(128, 64, 16, 2), TileShape(64, 64, 8, 2), TileShape(64, 32, 8, 1)

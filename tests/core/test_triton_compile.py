@@ -81,11 +81,11 @@ def test_it_compiles_and_fits_the_card(capability, dtype, shape):
     compiled = triton_compile.compile_kernel(capability, dtype, 128, shape)
     found = triton_compile.resources(compiled, capability, shape.warps)
     assert found["fits"] and found["programs_per_sm"] >= 1
-    # Five walks: what everyone sees in whole blocks and the rest of it, tiles whole, cut by a circle, by the border.
-    assert len(found["loop_instructions"]) >= 4
     if dtype != "float32":
         assert found["tensor_cores"] == ("wgmma.mma_async" if capability == 90 else "mma.sync")
         assert found["wide_async_copies"] > 0
+        # Five walks: what everyone sees in whole blocks and the rest of it, tiles whole, cut by a circle, by the border.
+        assert len(found["loop_instructions"]) == 5
         assert found["spills_in_loops"] == 0
 
 
