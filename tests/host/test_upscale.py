@@ -8,7 +8,7 @@ import pytest
 import torch
 from support_comfy.boot import Recorder
 from support_comfy.golden import TOLERANCE, GoldenCase
-from support_comfy.pictures import VAE_NAME, picture, write_vae_files
+from support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write_vae_files
 from support_comfy.sampling import conditioning, relative_error, run_node
 
 SOCKETS = ["image", "model", "positive", "vae"]
@@ -124,6 +124,23 @@ def test_several_stages_are_single_ones_in_a_row(upscale, tiny_flux, clear_node)
     assert out.shape == (1, 160, 224, 3)
     assert torch.equal(out, second) and torch.equal(latent, second_latent)
     assert "stage 2: 112 x 80 to 224 x 160" in info and "denoise 0.4, seed 6" in info
+
+
+def test_an_upscale_model_enlarges_before_each_stage(host, pack, upscale, tiny_flux):
+    from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel, UpscaleModelLoader
+
+    write_upscale_model(host.base / "models" / "upscale_models" / "small_4x.safetensors")
+    (upscale_model,) = run_node(UpscaleModelLoader, model_name="small_4x.safetensors")
+    image = picture(40, 56)
+    with torch.inference_mode():
+        (larger,) = run_node(ImageUpscaleWithModel, upscale_model=upscale_model, image=image)
+    assert larger.shape == (1, 160, 224, 3)
+    (resized,) = run_node(host.stock("ImageScale"), image=larger, upscale_method="lanczos", width=112, height=80,
+                          crop="disabled")
+    out, latent, info = upscale(image, tiny_flux(), upscale_model=upscale_model)
+    expected, expected_latent, _ = upscale(resized, tiny_flux(), upscale_by=1.0)
+    assert torch.equal(latent, expected_latent) and torch.equal(out, expected)
+    assert "upscale model" in info
 
 
 @pytest.mark.parametrize(("height", "width", "upscale_by"), [(62, 190, 2.0), (125, 125, 1.0), (48, 192, 2.0), (37, 50, 1.5)],

@@ -39,3 +39,17 @@ def picture(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Ten
     coarse = torch.rand(batch, 3, max(2, height // 24), max(2, width // 24), generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
     return (smooth + 0.1 * torch.rand(batch, 3, height, width, generator=generator)).clamp(0, 1).movedim(1, -1)
+
+
+def write_upscale_model(path: Path, scale: int = 4, width: int = 8, seed: int = 0) -> None:
+    """Writes a small upscale model (SRVGGNetCompact) with seeded random weights for the stock loader."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    sides = [3, width, width, 3 * scale**2]
+    weights = {}
+    for number, (before, after) in enumerate(zip(sides, sides[1:])):
+        weights[f"body.{2 * number}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * 0.05
+        weights[f"body.{2 * number}.bias"] = torch.randn(after, generator=generator) * 0.01
+        if number < len(sides) - 2:
+            weights[f"body.{2 * number + 1}.weight"] = torch.full((after,), 0.25)
+    save_file(weights, path)
