@@ -7,7 +7,6 @@ of their own. Experimental: "auto" does not take it before a measurement on a GP
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 
 import torch
@@ -18,7 +17,7 @@ from ..spec import ClearSpec
 from .plan import TilePlan, tile_plan
 from .pool import pool_tokens
 from .sdpa import attend_outside_image, empty_output
-from .triton_launch import launch
+from .triton_launch import interpreted, launch
 from .triton_tiles import tile_shapes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,11 +28,6 @@ OLDEST_CAPABILITY = (8, 0)
 
 class TritonFailure(RuntimeError):
     """The kernel could not be compiled or run. The message is one line."""
-
-
-def interpreted() -> bool:
-    """Whether Triton was told to run kernels in its interpreter, which works on a CPU and is slow."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def triton_unavailable_reason(device: torch.device, dtype: torch.dtype, needs_grad: bool) -> str | None:

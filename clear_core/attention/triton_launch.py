@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -36,6 +38,11 @@ class TileShape:
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to run kernels in its interpreter, which works on a CPU and is slow."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -122,6 +129,6 @@ def _row_and_column(tiles: Tensor, plan: TilePlan) -> tuple[Tensor, Tensor]:
     return (row * 2 + second, col) if plan.upright else (row, col * 2 + second)
 
 
-def _current_device(device: torch.device) -> Any:
+def _current_device(device: torch.device) -> AbstractContextManager[Any]:
     # Triton starts kernels on the current device, whatever device its tensors are on.
-    return torch.device(device) if device.type == "cpu" else getattr(torch, device.type).device(device)
+    return nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)

@@ -20,7 +20,7 @@ import torch
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
 from .plan import tile_plan
-from .triton_launch import TileShape, launch, padded_head_dim
+from .triton_launch import TileShape, interpreted, launch, padded_head_dim
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _tile_shapes(device: torch.device, dtype: torch.dtype, head_dim: int) -> tup
     nvidia = device.type == "cuda" and torch.version.hip is None
     capability = torch.cuda.get_device_capability(device) if nvidia else None
     shapes = candidate_shapes(device.type, capability, dtype, head_dim)
-    if device.type == "cpu":
+    if device.type == "cpu" or interpreted():
         return shapes
     import triton
 
@@ -103,7 +103,10 @@ def _seconds(device: torch.device, dtype: torch.dtype, head_dim: int, shape: Til
     """Time of one layer."""
     layout, spec, heads = _TRIAL
     synchronize = getattr(torch, device.type).synchronize
-    q, k, v, out = torch.randn(4, 1, heads, layout.length, head_dim, device=device, dtype=dtype).unbind()
+    # A generator of its own: the user's next picture keeps its noise.
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v, out = torch.randn(4, 1, heads, layout.length, head_dim, generator=generator, device=device,
+                               dtype=dtype).unbind()
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     prefix = slice(0, layout.text)
     run = partial(launch, shape, q, k, v, k[:, :, prefix], v[:, :, prefix], out, lse, tile_plan(layout, spec, device),

@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 # The first: rows of which the first blocks show no key, nothing seen by all, ragged on both sides.
 CASES = [dataclasses.replace(Case.draw(0), grid=(25, 19), text=0, reference=0, radius=4, down_factor=1),
          *(Case.draw(seed) for seed in range(1, 150))]
-EVERY_DAY = CASES[:30]
+EVERY_DAY = CASES[:20]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_the_cases_of_every_day_reach_every_branch():
     lists = [triton_launch.tile_lists(plan) for plan in plans]
     assert {case.blocks for case in EVERY_DAY} == set(interpreted_triton.BLOCKS)
     assert {case.scale for case in EVERY_DAY} >= {None, 0.0, -0.2}
+    assert {case.integers for case in EVERY_DAY} == {True, False}
     assert {case.down_factor > 1 for case in EVERY_DAY} == {plan.upright for plan in plans} == {True, False}
     assert any(plan.full_count.any() for plan in plans)
     assert any(one.circle_count.any() for one in lists)
@@ -185,9 +186,9 @@ def pretended(monkeypatch):
     return pretend
 
 
-def run(backend="triton", **options):
+def run(backend="triton", down_factor=1, **options):
     q, k, v = torch.randn(3, 1, 2, 5 + 9 * 11, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    return clear_attention(q, k, v, grid=(9, 11), spec=ClearSpec(4), backend=backend, **options)
+    return clear_attention(q, k, v, grid=(9, 11), spec=ClearSpec(4, down_factor), backend=backend, **options)
 
 
 def test_blocks_that_do_not_fit_make_room_for_smaller_ones(pretended):
@@ -226,6 +227,27 @@ def test_what_the_host_handles_is_passed_on(error, pretended):
     with pytest.raises(type(error)):
         run()
     assert not backends._dropped
+
+
+@pytest.mark.parametrize("chunk_bytes, down_factor, launches", [(None, 2, 1), (1, 1, 1), (1, 2, 2), (10**6, 2, 1)])
+def test_chunks_are_heads_where_keys_are_pooled(chunk_bytes, down_factor, launches, pretended):
+    tried, chunks = pretended(lambda shape: None), []
+    run(chunk_bytes=chunk_bytes, down_factor=down_factor, on_chunk=lambda: chunks.append(len(tried)))
+    assert len(tried) == launches
+    assert chunks[:launches] == list(range(1, launches + 1))
+
+
+def test_an_interrupt_ends_it(pretended):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt():
+        raise Interrupted
+
+    tried = pretended(lambda shape: None)
+    with pytest.raises(Interrupted):
+        run(chunk_bytes=1, down_factor=2, on_chunk=interrupt)
+    assert len(tried) == 1 and not backends._dropped
 
 
 # ---- block shapes ----
@@ -272,6 +294,15 @@ def test_nothing_is_kept_where_nothing_was_measured(error, tmp_path):
 
     assert triton_tiles.measured_order(tmp_path / "tiles.json", "card", (SLOW, FAST), raises) == (SLOW, FAST)
     assert not list(tmp_path.iterdir())
+
+
+def test_trying_shapes_out_leaves_the_users_random_numbers_alone(monkeypatch):
+    ran = []
+    monkeypatch.setattr(triton_tiles, "launch", lambda shape, *arguments: ran.append(shape))
+    monkeypatch.setattr(triton_tiles, "_TRIAL", (SequenceLayout(3, (9, 10)), ClearSpec(4), 2))
+    before = torch.get_rng_state()
+    assert triton_tiles._seconds(CPU, torch.float32, 16, FAST) > 0
+    assert set(ran) == {FAST} and torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("capability, stages", [((8, 0), 3), ((8, 6), 2), ((8, 9), 2), ((9, 0), 3), ((12, 0), 2)], ids=str)
