@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .flex import padded_head_dim
 from .plan import KEY_TILE_SIDE, QUERY_BLOCK, TilePlan, query_tile_size
 
 # Squares of distances in a visited tile stay below 2**24, where float32 is exact, up to this radius.
@@ -43,11 +44,6 @@ class TileShape:
 def interpreted() -> bool:
     """Whether Triton was told to run kernels in its interpreter, which works on a CPU and is slow."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def padded_head_dim(head_dim: int) -> int:
-    """The kernel's blocks have powers of two; what is past the head size reads as zero."""
-    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def launch(shape: TileShape, q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, out: Tensor,

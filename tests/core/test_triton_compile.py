@@ -58,8 +58,15 @@ def test_one_compilation_serves_every_size(monkeypatch):
     for other in (dict(grid=(1, 1), text=0), dict(grid=(17, 33), text=1, heads=3), dict(grid=(16, 8), radius=1),
                   dict(grid=(90, 160), batch=2), dict(grid=(20, 41), reference=7, down_factor=4),
                   dict(grid=(20, 41), scale=1.0), dict(grid=(33, 16), strided=True, heads=24),
-                  dict(grid=(33, 9), text=3, heads=3, inside_heads=slice(1, 2))):
+                  dict(grid=(33, 9), text=4, heads=3, inside_heads=slice(1, 2))):
         assert compiled_for(monkeypatch, **other) == first, other
+
+
+def test_strides_are_64_bits_whatever_their_size():
+    from clear_core.attention.triton_kernel import STRIDES, clear_kernel
+
+    kinds = {param.name: param.annotation_type for param in clear_kernel.params}
+    assert {kinds[name] for name in STRIDES} == {"i64"}
 
 
 def test_what_does_change_the_kernel(monkeypatch):
