@@ -10,6 +10,8 @@ defaults are small; they show that the command works, not how fast a GPU is.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
@@ -268,10 +270,12 @@ def main() -> None:
     device = torch.device(options.device)
     results: list[dict[str, Any]] = []
     # Row-major attention is compiled for every size, as the published code does, and that is more than the usual limit.
-    with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=64):
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    with torch.inference_mode(), torch._dynamo.config.patch({limit: 64}):
         measure(device, options, results)
     if options.output:
         shown = {name: value for name, value in vars(options).items() if name != "output"}
+        shown["triton"] = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
         write_record(options.output, device, shown, results)
 
 
