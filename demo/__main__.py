@@ -1,4 +1,4 @@
-"""``python -m demo``: prints one table and writes a picture of the window."""
+"""``python -m demo``: one contact sheet, one table, and a picture of the window."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from clear_core import ClearSpec
 from clear_core.cost import FLUX_WIDTH
 
-NEEDS = ("diffusers", "tqdm", "Pillow")
+from .tiny_flux.model import CONFIG
+
+NEEDS = ("diffusers", "numpy", "tqdm", "Pillow")
+WIDTH = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,51 +25,56 @@ def main(arguments: list[str] | None = None) -> int:
 
         from clear_core.draw import draw_window
 
-        from .job import model_width, run_job, total_steps
-        from .model import ABOUT, build_denoiser
+        from .job import run_job, total_calls
+        from .model import ABOUT, CAPTION
+        from .sheet import contact_sheet
 
-        denoiser = build_denoiser()
-        with tqdm(total=total_steps(), unit="step", desc="starting") as bar:
+        caption = options.caption or CAPTION
+        with tqdm(total=total_calls(), unit="step", desc="starting") as bar:
             def on_call(name: str) -> None:
                 bar.set_description(name)
                 bar.update()
 
-            rows = run_job(denoiser, options.size, options.spec, on_call)
-        picture = draw_window(rows[-1].layout, options.spec)
+            rows = run_job(caption, options.size, options.spec, on_call)
+        pictures = {"sheet.png": contact_sheet(rows, caption), "window.png": draw_window(rows[-1].layout, options.spec)}
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
     except ImportError as error:
         print(f"python -m demo needs {', '.join(NEEDS)} ({error}): pip install {' '.join(NEEDS)}", file=sys.stderr)
         return 1
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "window.png"
-    picture.save(path)
+    for name, picture in pictures.items():
+        picture.save(options.output / name)
 
     print()
-    print(table([("pass", "tokens", "GFLOPs per layer", "s per step", "vs oracle", "vs ordinary")] + [
+    print(table([("pass", "tokens", "GFLOPs per layer", "s per step", "vs oracle", "PSNR dB")] + [
         (row.name, f"{row.layout.length:,}", f"{row.gflops:,.2f}", f"{row.seconds:.2f}",
-         cell(row.oracle_difference), cell(row.dense_difference)) for row in rows]))
-    width = model_width(denoiser)
+         cell(row.oracle_difference, ".1e"), cell(row.psnr, ".1f")) for row in rows]))
     print(f"""
-Counted:   tokens ({rows[0].layout.text} text + image), and the GFLOPs of one layer's attention at this model's width, {width};
-           at FLUX.1's width, {FLUX_WIDTH}, they are {FLUX_WIDTH / width:g} times as many.
+Counted:   tokens ({rows[0].layout.text} text + image), and the GFLOPs of one layer's attention at this model's width, {WIDTH};
+           at FLUX.1's width, {FLUX_WIDTH}, they are {FLUX_WIDTH / WIDTH:g} times as many.
 Measured:  seconds per step (whole model, this machine, one run), and the two differences:
-           vs oracle    CLEAR as it ran against the plain exact backend, same input: largest difference / largest value
-           vs ordinary  final latents with CLEAR and with ordinary attention: norm of the difference / norm
+           vs oracle  CLEAR as it ran against the plain exact backend, same input: largest difference / largest value
+           PSNR       of the picture against the one with full attention
 {ABOUT}
-Picture:   {path}, the window over the grid
+Pictures:  {options.output / "sheet.png"} (to be looked at), {options.output / "window.png"} (the window over the grid)
 Time:      {time.perf_counter() - began:.0f} s in all""")
     return 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m demo", description="CLEAR attention on a small FLUX, without "
-                                     "ComfyUI: ordinary attention and CLEAR side by side.")
+    parser = argparse.ArgumentParser(prog="python -m demo", description="CLEAR attention on the tiny FLUX, without "
+                                     "ComfyUI: full attention, windows, and distilled windows side by side.")
+    parser.add_argument("--caption", default="", help='what to show: things ("a big red striped ball left"), then the '
+                        'land and the time ("sea dusk"), then the sky ("sun right"), with commas between')
     parser.add_argument("--radius", type=int, default=8, help="window radius in tokens of 16 px (default: 8)")
-    parser.add_argument("--size", type=int, default=1536,
-                        help="side in px of the high-resolution pass, a multiple of 32 (default: 1536)")
-    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the picture (default: out)")
+    parser.add_argument("--size", type=int, default=256,
+                        help="side in px of the base picture, a multiple of 16; redone at 2 and 4 times (default: 256)")
+    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the pictures (default: out)")
     options = parser.parse_args(arguments)
-    if options.size < 32 or options.size % 32:
-        parser.error(f"--size is {options.size}; expected a multiple of 32 (the base pass has half of it).")
+    if options.size < 16 or options.size % 16:
+        parser.error(f"--size is {options.size}; expected a multiple of 16.")
     try:
         options.spec = ClearSpec(options.radius)
     except ValueError as error:
@@ -74,8 +82,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
+def cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

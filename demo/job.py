@@ -1,10 +1,12 @@
-"""The job: a base latent, enlarged and redone at twice the size, with ordinary attention and with CLEAR."""
+"""The job: a base picture, redone at two and four times the size with full attention, with windows, and with
+windows that were distilled."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +17,16 @@ from clear_core import ClearSpec, SequenceLayout, token_grid
 from clear_core.cost import clear_pairs, dense_pairs, gflops
 from clear_core.integrations.diffusers import apply_clear
 from clear_core.integrations.flux_denoiser import FluxDenoiser
-from clear_core.sdedit import noised, sdedit, sdedit_sigmas
+from clear_core.sdedit import euler, noised, sdedit, sdedit_sigmas
 
-from .model import LATENT_CHANNELS
+from .model import build_denoiser, with_distilled_weights
+from .tiny_flux.codec import BLOCK, CHANNELS, decode, encode
 
-STEPS = 4
-STRENGTH = 0.7
-LATENT_PIXELS = 8
+BASE_STEPS = 20
+STEPS = 10
+STRENGTH = 0.4
 NOISE_SEED = 42
+FACTORS = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -34,86 +38,123 @@ class Row:
         layout: Its sequence.
         gflops: Attention of one layer, counted.
         seconds: One step, measured (the median of its steps).
+        picture: (3, H, W), 0 to 1.
         oracle_difference: Largest difference from the dense oracle over the largest value, same input; None where
             the oracle itself ran.
-        dense_difference: Final latent against ordinary attention's, norm of the difference over norm; None where
-            there is nothing to compare.
+        psnr: Of the picture against full attention's, dB; None where there is nothing to compare.
     """
 
     name: str
     layout: SequenceLayout
     gflops: float
     seconds: float
+    picture: Tensor
     oracle_difference: float | None = None
-    dense_difference: float | None = None
+    psnr: float | None = None
 
 
-def total_steps() -> int:
+def total_calls() -> int:
     """Calls of the model in a whole job, for a progress bar."""
-    return STEPS + 2 * (len(sdedit_sigmas(STEPS, STRENGTH)) - 1) + 2
+    redone = len(sdedit_sigmas(STEPS, STRENGTH)) - 1
+    return BASE_STEPS + len(FACTORS) * (3 * redone + 4)
 
 
 @torch.inference_mode()
-def run_job(denoiser: FluxDenoiser, size: int, spec: ClearSpec,
+def run_job(caption: str, base_size: int, spec: ClearSpec,
             on_call: Callable[[str], None] = lambda name: None) -> list[Row]:
     """Runs it.
 
     Args:
-        denoiser: The model; it is left as it was found.
-        size: Side in px of the high-resolution picture, a multiple of 32.
-        spec: The window of the high-resolution pass.
+        caption: What to show, in the world's words.
+        base_size: Side in px of the base picture, a multiple of 16.
+        spec: The window of the high-resolution passes; there must be distilled weights for it.
         on_call: Called with the name of the pass after every call of the model.
 
     Returns:
-        Base pass, high-resolution pass with ordinary attention, the same with CLEAR.
+        The base, then at each size full attention, windows, distilled windows: each begins with the same enlarged
+        picture, full attention's of the size before.
     """
-    transformer = denoiser.transformer
-    base_noise, noise = (make_noise(side // LATENT_PIXELS) for side in (size // 2, size))
+    plain, distilled = build_denoiser(caption), build_denoiser(caption)
+    with_distilled_weights(distilled.transformer, spec)
 
-    name = f"base {size // 2} px, ordinary attention"
-    base, seconds = timed(denoiser, torch.zeros_like(base_noise), base_noise, 1.0, lambda: on_call(name))
-    rows = [dense_row(name, denoiser, base_noise, seconds)]
-
-    # Without an image decoder the latent itself is enlarged, not the picture.
-    enlarged = F.interpolate(base, scale_factor=2, mode="bilinear")
-    name = f"{size} px, ordinary attention"
-    # A window past the diagonal is ordinary attention under the same scale and rotary recipe.
-    with apply_clear(transformer, ClearSpec(size), backend="dense"):
-        dense, seconds = timed(denoiser, enlarged, noise, STRENGTH, lambda: on_call(name))
-    rows.append(dense_row(name, denoiser, noise, seconds))
-
-    name = f"{size} px, CLEAR {spec}"
-    sigma = float(sdedit_sigmas(STEPS, STRENGTH)[0])
-    start = noised(enlarged, noise, sigma)
-    answers = {}
-    for backend in ("dense", "auto"):
-        with apply_clear(transformer, spec, backend=backend):
-            answers[backend] = denoiser(start, sigma)
-            on_call(name)
-    with apply_clear(transformer, spec):
-        out, seconds = timed(denoiser, enlarged, noise, STRENGTH, lambda: on_call(name))
-    layout = layout_of(denoiser, noise)
-    largest = (answers["auto"] - answers["dense"]).abs().max() / answers["dense"].abs().max()
-    rows.append(Row(name, layout, gflops(clear_pairs(layout, spec), model_width(denoiser)), seconds, largest.item(),
-                    ((out - dense).norm() / dense.norm()).item()))
+    name = f"base {base_size} px, full attention"
+    noise = make_noise(base_size)
+    seconds: list[float] = []
+    latent = euler(plain, noise, sdedit_sigmas(BASE_STEPS, 1.0), watch(seconds, lambda: on_call(name)))
+    rows = [full_row(name, plain, noise, latent, seconds)]
+    previous = rows[0].picture
+    for factor in FACTORS:
+        size = factor * base_size
+        noise = make_noise(size)
+        start = encode(F.interpolate(previous[None], size=(size, size), mode="bicubic"))
+        name = f"{size} px, full attention"
+        # A window past the diagonal is full attention under the same scale and rotary recipe.
+        latent, seconds = redo(plain, ClearSpec(size), "dense", start, noise, lambda: on_call(name))
+        full = full_row(name, plain, noise, latent, seconds)
+        rows.append(full)
+        previous = full.picture
+        for denoiser, words in ((plain, "as it is"), (distilled, "distilled")):
+            name = f"{size} px, {spec}, {words}"
+            difference = oracle_difference(denoiser, spec, start, noise, lambda: on_call(name))
+            latent, seconds = redo(denoiser, spec, "auto", start, noise, lambda: on_call(name))
+            picture = decoded(latent)
+            layout = layout_of(denoiser, noise)
+            rows.append(Row(name, layout, gflops(clear_pairs(layout, spec), model_width(denoiser)),
+                            statistics.median(seconds), picture, difference, psnr(picture, full.picture)))
     return rows
 
 
-def timed(denoiser: FluxDenoiser, latent: Tensor, noise: Tensor, strength: float,
-          on_call: Callable[[], None]) -> tuple[Tensor, float]:
-    """An SDEdit pass and the seconds of its median step."""
-    ends = [time.perf_counter()]
+def redo(denoiser: FluxDenoiser, spec: ClearSpec, backend: str, start: Tensor, noise: Tensor,
+         on_call: Callable[[], None]) -> tuple[Tensor, list[float]]:
+    """An SDEdit pass under a window, and the seconds of its steps."""
+    seconds: list[float] = []
+    with window(denoiser, spec, backend):
+        latent = sdedit(denoiser, start, noise, steps=STEPS, strength=STRENGTH, on_step=watch(seconds, on_call))
+    return latent, seconds
+
+
+def window(denoiser: FluxDenoiser, spec: ClearSpec, backend: str) -> AbstractContextManager[object]:
+    return apply_clear(denoiser.transformer, spec, backend=backend)
+
+
+def oracle_difference(denoiser: FluxDenoiser, spec: ClearSpec, start: Tensor, noise: Tensor,
+                      on_call: Callable[[], None]) -> float:
+    """Largest difference of the chosen backend from the dense oracle over the largest value, one call."""
+    sigma = float(sdedit_sigmas(STEPS, STRENGTH)[0])
+    answers = []
+    for backend in ("dense", "auto"):
+        with window(denoiser, spec, backend):
+            answers.append(denoiser(noised(start, noise, sigma), sigma))
+        on_call()
+    return ((answers[1] - answers[0]).abs().max() / answers[0].abs().max()).item()
+
+
+def watch(seconds: list[float], on_call: Callable[[], None]) -> Callable[[int, int], None]:
+    """An ``on_step`` that notes how long each step took."""
+    last = time.perf_counter()
 
     def on_step(done: int, steps: int) -> None:
-        ends.append(time.perf_counter())
+        nonlocal last
+        now = time.perf_counter()
+        seconds.append(now - last)
+        last = now
         on_call()
 
-    out = sdedit(denoiser, latent, noise, steps=STEPS, strength=strength, on_step=on_step)
-    return out, statistics.median(end - begin for begin, end in zip(ends, ends[1:]))
+    return on_step
 
 
 def make_noise(side: int) -> Tensor:
-    return torch.randn(1, LATENT_CHANNELS, side, side, generator=torch.Generator().manual_seed(NOISE_SEED))
+    """(1, 16, side / 8, side / 8) for a picture of ``side`` px."""
+    return torch.randn(1, CHANNELS, side // BLOCK, side // BLOCK, generator=torch.Generator().manual_seed(NOISE_SEED))
+
+
+def decoded(latent: Tensor) -> Tensor:
+    return decode(latent)[0].clamp(0, 1)
+
+
+def psnr(picture: Tensor, wanted: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in 0 to 1."""
+    return -10 * torch.log10((picture - wanted).square().mean().clamp(min=1e-10)).item()
 
 
 def layout_of(denoiser: FluxDenoiser, latent: Tensor) -> SequenceLayout:
@@ -126,6 +167,7 @@ def model_width(denoiser: FluxDenoiser) -> int:
     return config.num_attention_heads * config.attention_head_dim
 
 
-def dense_row(name: str, denoiser: FluxDenoiser, latent: Tensor, seconds: float) -> Row:
-    layout = layout_of(denoiser, latent)
-    return Row(name, layout, gflops(dense_pairs(layout), model_width(denoiser)), seconds)
+def full_row(name: str, denoiser: FluxDenoiser, noise: Tensor, latent: Tensor, seconds: list[float]) -> Row:
+    layout = layout_of(denoiser, noise)
+    return Row(name, layout, gflops(dense_pairs(layout), model_width(denoiser)), statistics.median(seconds),
+               decoded(latent))

@@ -1,37 +1,48 @@
-"""The embedded default: a small FLUX with random weights. Only this file knows that there is nothing trained."""
+"""The embedded default: the tiny FLUX that comes with the repository, with and without distilled windows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+from clear_core import ClearSpec
+
+from .tiny_flux.caption import encode_captions
+from .tiny_flux.model import GUIDANCE
 
 if TYPE_CHECKING:
-    from clear_core.integrations.flux_denoiser import FluxDenoiser
-
-SEED = 0
-TEXT_TOKENS = 64
-TEXT_WIDTH = 64
-POOLED_WIDTH = 32
-LATENT_CHANNELS = 16
-HEADS = 2
-HEAD_SIZE = 128
-
-ABOUT = """\
-Model:     FLUX.1's blocks, head size and rotary axes, but 1 + 1 blocks for 19 + 38 and 2 heads for 24. Its weights are
-           random: the latents show nothing, and no figure here says anything about how pictures look."""
-
-
-def build_denoiser() -> FluxDenoiser:
-    """The small FLUX with its conditioning, the same on every call; torch's own random state is left as it was."""
     from diffusers import FluxTransformer2DModel
 
     from clear_core.integrations.flux_denoiser import FluxDenoiser
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        transformer = FluxTransformer2DModel(
-            in_channels=4 * LATENT_CHANNELS, num_layers=1, num_single_layers=1, attention_head_dim=HEAD_SIZE,
-            num_attention_heads=HEADS, joint_attention_dim=TEXT_WIDTH, pooled_projection_dim=POOLED_WIDTH,
-            guidance_embeds=True, axes_dims_rope=(16, 56, 56)).eval().requires_grad_(False)
-        return FluxDenoiser(transformer, torch.randn(1, TEXT_TOKENS, TEXT_WIDTH), torch.randn(1, POOLED_WIDTH))
+CAPTION = "a big red striped ball left, a small yellow plain cone middle, a big blue checked box right, meadow day, sun left"
+
+ABOUT = """\
+Model:     the tiny FLUX of this repository: FLUX.1's blocks, head size and rotary axes, but 1 + 3 blocks for 19 + 38 and
+           2 heads for 24, trained on drawn scenes (demo/tiny_flux/README.md). It shows what windows and distillation
+           do to pictures; it says nothing about FLUX.1's own."""
+
+
+def build_denoiser(caption: str = CAPTION) -> FluxDenoiser:
+    """The tiny FLUX under a caption of its world; a new one on every call."""
+    from clear_core.integrations.flux_denoiser import FluxDenoiser
+
+    from .tiny_flux.weights import load_tiny_flux
+
+    return FluxDenoiser(load_tiny_flux(), *encode_captions([caption]), GUIDANCE)
+
+
+def with_distilled_weights(transformer: FluxTransformer2DModel, spec: ClearSpec) -> None:
+    """Puts the weights distilled for a window into the model; the window itself is the caller's.
+
+    Raises:
+        FileNotFoundError: None were distilled for it.
+    """
+    from clear_core.weights import read_clear_file
+
+    from .laboratory.windows import window_file
+
+    path = window_file(spec)
+    if not path.exists():
+        known = sorted(file.stem for file in path.parent.glob("clear_local_*.safetensors"))
+        raise FileNotFoundError(f"there are no weights for {spec}; expected one of {', '.join(known) or 'none yet'}.")
+    transformer.load_state_dict(dict(read_clear_file(path).tensors()), strict=False)

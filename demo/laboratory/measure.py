@@ -88,7 +88,7 @@ def redraw(model: torch.nn.Module, scenes: Sequence[Scene], starts: Tensor, nois
     pictures = []
     for scene, start, grain in zip(scenes, starts, noise):
         denoiser = FluxDenoiser(model, *encode_captions([scene.caption]), GUIDANCE)
-        pictures.append(decode(sdedit(denoiser, start[None], grain[None], steps=12, strength=0.6)))
+        pictures.append(decode(sdedit(denoiser, start[None], grain[None], steps=10, strength=0.4)))
     return torch.cat(pictures).clamp(0, 1)
 
 

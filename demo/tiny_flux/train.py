@@ -50,8 +50,8 @@ USUAL = ((256, 256, 16), (256, 256, 16), (512, 512, 4))
 # Small pictures first: what stands where is learnt cheaper on them.
 STAGES = (
     Stage(850, SMALL, (1e-3, 1e-3)),
-    Stage(1500, USUAL, (1e-3, 1e-3), shift=0.6),
-    Stage(100, USUAL, (1e-3, 5e-5), shift=0.4),
+    Stage(500, USUAL, (1e-3, 1e-3), shift=0.6),
+    Stage(850, USUAL, (1e-3, 2e-5), shift=0.4),
 )
 
 
@@ -103,7 +103,7 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class Optimizers:
-    """Muon for the matrices inside the blocks, AdamW for all else, which is twice as fast here as AdamW alone."""
+    """Muon for the matrices inside the blocks, AdamW for all else, which needs far fewer steps here than AdamW alone."""
 
     def __init__(self, model: nn.Module) -> None:
         hidden = [p for name, p in model.named_parameters()
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120, help="seconds between two saved states")
     parser.add_argument("--longer", type=float, default=1.0, metavar="TIMES",
-                        help="lengthen every stage; 30 is a night on two cores (default: 1)")
+                        help="lengthen every stage; 30 is meant for a night on two cores (default: 1)")
     parser.add_argument("--threads", type=int, help="threads to compute with; all cores by default")
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler needed)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
