@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     distil.add_argument("--out", type=Path, default=Path("out/windows"), help="folder for samples, states and weights")
     distil.add_argument("--samples", type=int, default=240)
     distil.add_argument("--steps", type=int, default=60)
+    distil.add_argument("--rate", type=float, default=3e-4, help="learning rate; wide windows want less (default: 3e-4)")
     distil.add_argument("--radius", type=int, nargs="*", help="only these radii")
     distil.add_argument("--down-factor", type=int, nargs="*", help="only these down factors")
     distil.set_defaults(run=run_distil)
@@ -54,7 +55,8 @@ def run_distil(options: argparse.Namespace) -> None:
                 bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
 
             path = distil_window(spec, samples, options.out / f"r{spec.radius}d{spec.down_factor}",
-                                 steps=options.steps, model=options.model, on_step=on_step)
+                                 steps=options.steps, rate=options.rate, model=options.model,
+                                 on_step=on_step)
         path.replace(options.out / path.name)
 
 
