@@ -25,7 +25,6 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 # The first: rows of which the first blocks show no key, nothing seen by all, ragged on both sides.
 CASES = [dataclasses.replace(Case.draw(0), grid=(25, 19), text=0, reference=0, radius=4, down_factor=1),
          *(Case.draw(seed) for seed in range(1, 150))]
-EVERY_DAY = CASES[:20]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,7 @@ def interpreter():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("case", [pytest.param(case, id=str(case), marks=[] if case in EVERY_DAY else [pytest.mark.slow])
-                                  for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_kernel_is_dense(case, dtype, interpreter):
     out, lse = interpreter(interpreted_triton.errors, case, dtype)
     assert out <= TOLERANCE[dtype]
@@ -52,14 +50,14 @@ def test_the_kernel_is_dense(case, dtype, interpreter):
     assert interpreter(interpreted_triton.said) == []
 
 
-def test_the_cases_of_every_day_reach_every_branch():
+def test_the_cases_reach_every_branch():
     plans = [tile_plan(SequenceLayout(case.text, case.grid, case.reference), ClearSpec(case.radius, case.down_factor), CPU)
-             for case in EVERY_DAY]
+             for case in CASES]
     lists = [triton_launch.tile_lists(plan) for plan in plans]
-    assert {case.blocks for case in EVERY_DAY} == set(interpreted_triton.BLOCKS)
-    assert {case.scale for case in EVERY_DAY} >= {None, 0.0, -0.2}
-    assert {case.integers for case in EVERY_DAY} == {True, False}
-    assert {case.down_factor > 1 for case in EVERY_DAY} == {plan.upright for plan in plans} == {True, False}
+    assert {case.blocks for case in CASES} == set(interpreted_triton.BLOCKS)
+    assert {case.scale for case in CASES} >= {None, 0.0, -0.2}
+    assert {case.integers for case in CASES} == {True, False}
+    assert {case.down_factor > 1 for case in CASES} == {plan.upright for plan in plans} == {True, False}
     assert any(plan.full_count.any() for plan in plans)
     assert any(one.circle_count.any() for one in lists)
     assert any((one.circle_count < one.partial_count).any() for one in lists)
