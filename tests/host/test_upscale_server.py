@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 from safetensors.torch import load_file
+from support_comfy.boot import PROJECT
 from support_comfy.pictures import picture
 from support_comfy.sampling import Graph
 from support_comfy.server import Server, error_message, output_files
@@ -45,9 +46,25 @@ def workflow(image: str = "96x64.png", **widgets: Any) -> Graph:
     return graph
 
 
+def with_trained_flux(graph: Graph) -> Graph:
+    """The workflow on the small trained FLUX with its distilled windows, its captions and its codec."""
+    graph["1"]["inputs"]["unet_name"] = "trained/tiny_flux.safetensors"
+    graph["2"]["inputs"].update(weights_name="trained/clear_local_8.safetensors", radius=0)
+    graph["3"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["4", 0], "text": "a big red plain ball left, sea day"}}
+    graph["4"] = {"class_type": "TinyFluxTextAndPixels", "inputs": {}}
+    graph[UPSCALE]["inputs"]["vae"] = ["4", 1]
+    return graph
+
+
 @pytest.fixture(scope="module")
 def upscale_server(server_base: Path) -> Iterator[Server]:
-    """A server with pictures to enlarge and a VAE that costs nothing."""
+    """A server with pictures to enlarge, a VAE that costs nothing, and the small trained FLUX."""
+    trained, helper = PROJECT / "demo" / "tiny_flux", PROJECT / "demo" / "comfyui" / "tiny_flux_text_and_pixels.py"
+    for source, folder in ((trained / "tiny_flux.safetensors", "diffusion_models"),
+                           (trained / "windows" / "clear_local_8.safetensors", "clear")):
+        (server_base / "models" / folder / "trained").mkdir(exist_ok=True)
+        shutil.copyfile(source, server_base / "models" / folder / "trained" / source.name)
+    (server_base / "custom_nodes" / helper.name).symlink_to(helper)  # it finds the demo from its real place
     for height, width in [*SIZES, (64, 96)]:
         pixels = (picture(height, width)[0] * 255).round().to(torch.uint8).numpy()
         Image.fromarray(pixels).save(server_base / "input" / f"{width}x{height}.png", compress_level=1)
@@ -58,7 +75,8 @@ def upscale_server(server_base: Path) -> Iterator[Server]:
     checkout = Path(sys.modules["nodes"].__file__).parent
     with Server(checkout, Path(sys.executable), server_base) as running:
         yield running
-    (server_base / "custom_nodes" / TEST_PIXELS.name).unlink()
+    for name in (TEST_PIXELS.name, helper.name):
+        (server_base / "custom_nodes" / name).unlink()
 
 
 def results(server: Server, graph: Graph) -> tuple[torch.Tensor, list[Image.Image]]:
@@ -70,9 +88,10 @@ def results(server: Server, graph: Graph) -> tuple[torch.Tensor, list[Image.Imag
 
 @pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
 def test_full_sizes(upscale_server, height, width):
-    latent, (image,) = results(upscale_server, workflow(f"{width}x{height}.png"))
+    latent, (image,) = results(upscale_server, with_trained_flux(workflow(f"{width}x{height}.png")))
     assert image.size == (2 * width, 2 * height)
     assert latent.shape == (1, 16, height // 4, width // 4) and latent.isfinite().all()
+    assert min(ImageStat.Stat(image).stddev) > 8, "a flat picture"
 
 
 def test_tiles_and_stages(upscale_server):
