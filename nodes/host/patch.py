@@ -37,6 +37,7 @@ def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | 
 
     patch = WindowPatch(settings)
     if file is not None:
+        patch.weights = f"{file.name} at strength {strength:g}"
         patch.tensors = trained_tensors(file)
         patch.weight_patches = add_weight_patches(clone, file, patch.tensors, shape, strength)
         patch.spatial_weights = {block: blend_with_mean(weight, strength)

@@ -22,7 +22,7 @@ def attention_words(model: ModelPatcher) -> str:
     settings = patches[-1].settings
     ntk = f"{settings.ntk_factor:g}" if settings.ntk_factor else "auto"
     return (f"CLEAR, {settings.spec}, ntk {ntk}, proportional {settings.proportional_attention}, "
-            f"backend {settings.backend}, weights {'distilled' if patches[-1].tensors else 'none'}")
+            f"backend {settings.backend}, weights {patches[-1].weights}")
 
 
 def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> str:

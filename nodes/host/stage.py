@@ -15,7 +15,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import latent_preview
-import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor

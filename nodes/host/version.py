@@ -14,10 +14,9 @@ def host_is_recent_enough() -> bool:
     try:
         from comfyui_version import __version__ as version
     except ImportError:
-        version = "older than 0.3"
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
-    if numbers >= OLDEST and not version.startswith("older"):
+        version = None
+    if version and tuple(int(n) for n in re.findall(r"\d+", version)[:3]) >= OLDEST:
         return True
     logging.warning("CLEAR for FLUX needs ComfyUI %s or later and this is %s: update ComfyUI; nothing was loaded.",
-                    ".".join(map(str, OLDEST)), version)
+                    ".".join(map(str, OLDEST)), version or "older than 0.3")
     return False

@@ -36,6 +36,7 @@ class WindowPatch:
     Attributes:
         settings: Spec, scale, NTK factor and backend.
         spatial_weights: (d, d) pooling weights by block; a block that is not in it pools by the mean.
+        weights: Name of the weights file and its strength, for people to read; "none" without one.
         tensors: The weights file's tensors, held so that other clones share them.
         weight_patches: The entries this node put into ``ModelPatcher.patches``, by key, so that a later CLEAR node
             can take them out again.
@@ -43,6 +44,7 @@ class WindowPatch:
 
     settings: ClearSettings
     spatial_weights: dict[BlockId, Tensor] = field(default_factory=dict)
+    weights: str = "none"
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     weight_patches: dict[str, list[tuple]] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)

@@ -158,6 +158,18 @@ def test_removing_the_node_restores_every_tensor(host, golden_flux, clear_node, 
     assert identical(dict(golden_flux.model.state_dict()), plain)
 
 
+def test_what_runs_is_told_with_file_and_strength(golden_flux, pack, clear_node, students):
+    """A part of CLEARUpscale's ``info``, by which a run is repeated."""
+    from importlib import import_module
+
+    words = import_module(f"{pack.__name__}.nodes.host.plan").attention_words
+    patched = clear_node(clear_node(golden_flux, weights_name=students["local"]), weights_name=students["pooled"],
+                         strength=0.6)
+    assert f"weights {students['pooled']} at strength 0.6" in words(patched)
+    assert students["local"] not in words(patched)
+    assert "weights none" in words(clear_node(patched, weights_name="none", radius=4))
+
+
 def test_two_files_in_one_graph_do_not_meet(golden_flux, clear_node, students, predict):
     local = clear_node(golden_flux, weights_name=students["local"])
     pooled = clear_node(golden_flux, weights_name=students["pooled"])
