@@ -46,12 +46,14 @@ class Stage:
 # Few different numbers of tokens, so that torch.compile sees few shapes.
 SMALL = ((160, 192, 32), (192, 160, 32), (128, 240, 32), (160, 192, 32), (192, 160, 32), (240, 128, 32))
 USUAL = ((256, 256, 16), (256, 256, 16), (512, 512, 4))
+# A few of the largest, so that full attention also holds at 4096 tokens, where windows are compared with it.
+LARGE = (*USUAL, (256, 256, 16), (256, 256, 16), (1024, 1024, 1))
 
 # Small pictures first: what stands where is learnt cheaper on them.
 STAGES = (
-    Stage(850, SMALL, (1e-3, 1e-3)),
-    Stage(500, USUAL, (1e-3, 1e-3), shift=0.6),
-    Stage(850, USUAL, (1e-3, 2e-5), shift=0.4),
+    Stage(3400, SMALL, (1e-3, 1e-3)),
+    Stage(2000, USUAL, (1e-3, 1e-3), shift=0.6),
+    Stage(3400, LARGE, (1e-3, 2e-5), shift=0.4),
 )
 
 
