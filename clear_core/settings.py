@@ -18,6 +18,8 @@ DEFAULT_RADIUS = 16
 
 PROPORTIONAL = ("auto", "on", "off")
 
+CONTROLNET = ("auto", "on", "off")
+
 
 @dataclass(frozen=True)
 class ClearSettings:
@@ -28,19 +30,34 @@ class ClearSettings:
         ntk_factor: Factor on the rotary base; 0 decides by the frame (1 up to 8192 image tokens, 10 above).
         proportional_attention: "on", "off", or "auto" (on above 8192 image tokens).
         backend: A name of :data:`clear_core.attention.BACKENDS`.
+        start_percent: Share of the sampling, 0 to 1, before which the blocks attend without the window.
+        end_percent: Share of the sampling, 0 to 1, after which they do; not before the start.
+        dense_blocks: Blocks that always do, as :func:`clear_core.dense_blocks.parse_dense_blocks` reads them.
+        min_tokens: Frames of fewer image tokens than this attend without the window.
+        controlnet: Whether a ControlNet's blocks get the window: "on", "off", or "auto" (on above 8192 image tokens).
     """
 
     spec: ClearSpec
     ntk_factor: float = 0.0
     proportional_attention: str = "auto"
     backend: str = "auto"
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    dense_blocks: str = ""
+    min_tokens: int = 0
+    controlnet: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.proportional_attention not in PROPORTIONAL:
-            raise ValueError(f"proportional_attention is {self.proportional_attention!r}; "
-                             f"expected one of {', '.join(PROPORTIONAL)}.")
+        for name, choices in (("proportional_attention", PROPORTIONAL), ("controlnet", CONTROLNET)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
         if not 0 <= self.ntk_factor < float("inf"):
             raise ValueError(f"ntk_factor is {self.ntk_factor!r}; expected 0 (auto) or a positive number.")
+        if not 0 <= self.start_percent <= self.end_percent <= 1:
+            raise ValueError(f"start_percent is {self.start_percent!r} and end_percent {self.end_percent!r}; expected "
+                             "0 <= start_percent <= end_percent <= 1.")
+        if self.min_tokens < 0:
+            raise ValueError(f"min_tokens is {self.min_tokens!r}; expected 0 or a number of image tokens.")
 
     def ntk(self, image_tokens: int) -> float:
         """NTK factor for a frame of this many image tokens."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..clear_core.attention import BACKENDS
-from ..clear_core.settings import PROPORTIONAL, ClearSettings, choose_spec
+from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choose_spec
 from ..clear_core.weights import read_clear_file
 from .host.files import installed_name, installed_names, missing_sentence, path_of
 from .host.patch import apply_clear
@@ -49,6 +49,24 @@ class CLEARAttention(io.ComfyNode):
                     "proportional_attention", options=list(PROPORTIONAL), default="auto", optional=True,
                     extra_dict=ADVANCED,
                     tooltip="Sharpens attention as the number of tokens grows. auto: on above 2 megapixels."),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, optional=True, extra_dict=ADVANCED,
+                    tooltip="Where in the sampling the window begins; before it, the model attends to the whole "
+                            "picture."),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, optional=True, extra_dict=ADVANCED,
+                    tooltip="Where in the sampling the window ends; after it, the model attends to the whole picture."),
+                io.String.Input(
+                    "dense_blocks", default="", optional=True, extra_dict=ADVANCED,
+                    tooltip="Blocks without the window: 0, 1, 54-56 counts all of them, double blocks first; d0-3, "
+                            "s35-37 counts double and single blocks apart."),
+                io.Int.Input(
+                    "min_tokens", default=0, min=0, max=1 << 24, optional=True, extra_dict=ADVANCED,
+                    tooltip="Pictures of fewer image tokens than this get no window (1024 x 1024 pixels are 4096 "
+                            "tokens)."),
+                io.Combo.Input(
+                    "controlnet", options=list(CONTROLNET), default="auto", optional=True, extra_dict=ADVANCED,
+                    tooltip="Whether a ControlNet attends in the same windows. auto: above 2 megapixels."),
                 io.Combo.Input(
                     "backend", options=list(BACKENDS), default="auto", optional=True, extra_dict=ADVANCED,
                     tooltip="How the windows are computed; all give the same picture. auto: the fastest that works "
@@ -70,8 +88,12 @@ class CLEARAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, weights_name: str = NO_WEIGHTS, strength: float = 1.0, radius: int = 0,
-                ntk_factor: float = 0.0, proportional_attention: str = "auto", backend: str = "auto",
-                down_factor: int = 0) -> io.NodeOutput:
+                ntk_factor: float = 0.0, proportional_attention: str = "auto", start_percent: float = 0.0,
+                end_percent: float = 1.0, dense_blocks: str = "", min_tokens: int = 0, controlnet: str = "auto",
+                backend: str = "auto", down_factor: int = 0) -> io.NodeOutput:
         file = None if weights_name == NO_WEIGHTS else read_clear_file(path_of(weights_name))
-        settings = ClearSettings(choose_spec(radius, down_factor, file), ntk_factor, proportional_attention, backend)
+        settings = ClearSettings(
+            choose_spec(radius, down_factor, file), ntk_factor, proportional_attention, backend,
+            start_percent=start_percent, end_percent=end_percent, dense_blocks=dense_blocks, min_tokens=min_tokens,
+            controlnet=controlnet)
         return io.NodeOutput(apply_clear(model, settings, file, strength))

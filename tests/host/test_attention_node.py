@@ -39,6 +39,7 @@ def test_widgets_are_optional_and_in_their_frozen_order(host, pack):
     inputs = host.stock("CLEARAttention").INPUT_TYPES()
     assert list(inputs["required"]) == ["model"]
     assert list(inputs["optional"]) == ["weights_name", "strength", "radius", "ntk_factor", "proportional_attention",
+                                        "start_percent", "end_percent", "dense_blocks", "min_tokens", "controlnet",
                                         "backend", "down_factor"]
     assert all(options.get("tooltip") for _, options in inputs["optional"].values())
 
