@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING
 
 from .layout import SequenceLayout
@@ -19,9 +20,8 @@ def window_pairs(grid: tuple[int, int], radius: int) -> int:
     height, width = grid
     pairs = 0
     for dy in range(-min(radius, height) + 1, min(radius, height)):
-        for dx in range(-min(radius, width) + 1, min(radius, width)):
-            if dy * dy + dx * dx < radius * radius:
-                pairs += (height - abs(dy)) * (width - abs(dx))
+        reach = min(isqrt(radius * radius - dy * dy - 1), width - 1)  # the largest dx inside, to both sides
+        pairs += (height - abs(dy)) * ((2 * reach + 1) * width - reach * (reach + 1))
     return pairs
 
 
@@ -58,3 +58,11 @@ def overcompute(plan: TilePlan) -> float:
 def gflops(pairs: int, width: int = FLUX_WIDTH) -> float:
     """Attention cost of one layer in 10**9 floating-point operations: two products of ``2 * width`` a pair."""
     return 4 * pairs * width / 1e9
+
+
+def token_gflops(width: int = FLUX_WIDTH, mlp_ratio: float = 4.0) -> float:
+    """What a block does to each token besides attention, in 10**9 operations: q, k, v, output and both ends of the MLP.
+
+    Double and single blocks of FLUX hold the same numbers a token, ``(4 + 2 * mlp_ratio) * width**2``.
+    """
+    return 2 * (4 + 2 * mlp_ratio) * width**2 / 1e9

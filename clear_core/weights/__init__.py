@@ -7,10 +7,11 @@ from .catalogue import CATALOGUE, LICENCE, Release, find_release
 from .download import FetchError, fetch
 from .errors import ClearFileError
 from .filename import bare_name, radius_from_name
+from .fingerprint import fingerprint
 from .reader import ClearFile, read_clear_file
 from .writer import save_clear_file
 
 __all__ = [
     "CATALOGUE", "LICENCE", "ClearFile", "ClearFileError", "FetchError", "Release", "bare_name", "fetch",
-    "find_release", "radius_from_name", "read_clear_file", "save_clear_file",
+    "find_release", "fingerprint", "radius_from_name", "read_clear_file", "save_clear_file",
 ]
