@@ -9,6 +9,7 @@ from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choos
 from ..clear_core.weights import read_clear_file
 from .host.files import installed_name, installed_names, missing_sentence, path_of
 from .host.patch import apply_clear
+from .host.search import with_search_aliases
 
 NO_WEIGHTS = "none"
 ADVANCED = {"advanced": True}  # As extra_dict: older hosts do not know the argument.
@@ -21,7 +22,7 @@ class CLEARAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         # The order of the widgets is frozen: saved workflows restore them by position. All are optional, since the
         # front end lists required inputs first.
-        return io.Schema(
+        schema = io.Schema(
             node_id="CLEARAttention",
             display_name="CLEAR Attention (FLUX hi-res)",
             category="model/patch/flux",
@@ -78,6 +79,8 @@ class CLEARAttention(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The model with CLEAR attention; the input model stays as it is.")],
         )
+        return with_search_aliases(schema, "windowed attention", "local attention", "linear attention", "flux 4k",
+                                   "flux 8k", "high resolution", "hires", "speed up flux", "clear flux")
 
     @classmethod
     def validate_inputs(cls, weights_name: str = NO_WEIGHTS) -> bool | str:

@@ -13,6 +13,7 @@ from .host.expansion import STAGE_NODE, expand_stages, links_of
 from .host.flux import flux_shape
 from .host.plan import attention_words, info_text
 from .host.progress import RunPlan, StageProgress, plan_of_running_node, say_on_node, time_words
+from .host.search import with_search_aliases
 from .host.stage import StageInputs, StageSettings, run_stage
 
 MOST_PIXELS = 65536
@@ -42,7 +43,7 @@ class CLEARUpscale(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         # The order of the widgets is frozen: saved workflows restore them by position. All are optional, since the
         # front end lists required inputs first.
-        return io.Schema(
+        schema = io.Schema(
             node_id="CLEARUpscale",
             display_name="CLEAR Upscale (FLUX)",
             category="image/upscaling",
@@ -56,7 +57,8 @@ class CLEARUpscale(io.ComfyNode):
                     tooltip="How many times wider and higher. 1 redoes the picture at its size."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, optional=True,
-                    tooltip="Of the noise. Each stage takes the next number; the same seed gives the same picture."),
+                    tooltip="Seed of the noise; each stage takes the next number. The same seed gives the same "
+                            "picture."),
                 io.Int.Input(
                     "steps", default=20, min=1, max=10000, optional=True,
                     tooltip="Steps that each stage runs, as in KSampler: at any denoise this many are run."),
@@ -94,7 +96,8 @@ class CLEARUpscale(io.ComfyNode):
                     tooltip="wavelet holds the coarse colours to those of the picture before each stage."),
                 io.Float.Input(
                     "shift", default=3.0, min=0.0, max=100.0, step=0.01, optional=True, extra_dict=ADVANCED,
-                    tooltip="Moves the noise levels up. 0: the model's own. A ModelSampling node before this one wins."),
+                    tooltip="Moves the noise levels up. 0: the model's own. A ModelSampling node before this one "
+                            "wins."),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The enlarged picture."),
@@ -105,6 +108,8 @@ class CLEARUpscale(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
+        return with_search_aliases(schema, "enlarge image", "hires fix", "high resolution", "tiled upscale",
+                                   "ultimate upscale", "sdedit", "4k", "8k", "img2img upscale", "clear flux")
 
     @classmethod
     def execute(cls, image, model, positive, vae, negative=None, upscale_model=None, mask=None,
@@ -146,23 +151,23 @@ class CLEARUpscaleStage(io.ComfyNode):
             is_deprecated=True,  # Keeps it out of the menus.
             inputs=[
                 *sockets(),
-                io.Int.Input("number", tooltip="1 for the first stage."),
-                io.Int.Input("height", tooltip="Of the picture that goes out, in pixels."),
-                io.Int.Input("width", tooltip="Of the picture that goes out, in pixels."),
+                io.Int.Input("number", tooltip="Which stage this is; 1 for the first."),
+                io.Int.Input("height", tooltip="Height of the picture that goes out, in pixels."),
+                io.Int.Input("width", tooltip="Width of the picture that goes out, in pixels."),
                 io.Float.Input("denoise", tooltip="How much is redone."),
-                io.Int.Input("seed", max=2**64 - 1, tooltip="Of the noise."),
+                io.Int.Input("seed", max=2**64 - 1, tooltip="Seed of the noise."),
                 io.Int.Input("steps", tooltip="Steps that are run."),
                 io.Float.Input("cfg", tooltip="Classifier-free guidance."),
                 io.Combo.Input("sampler_name", options=KSampler.SAMPLERS, tooltip="How the noise is removed."),
                 io.Combo.Input("scheduler", options=KSampler.SCHEDULERS, tooltip="How the noise levels are spaced."),
-                io.Int.Input("tile_width", tooltip="In pixels; 0 is automatic."),
-                io.Int.Input("tile_height", tooltip="In pixels; 0 is automatic."),
-                io.Int.Input("tile_overlap", tooltip="In pixels."),
+                io.Int.Input("tile_width", tooltip="Width of a tile in pixels; 0 is automatic."),
+                io.Int.Input("tile_height", tooltip="Height of a tile in pixels; 0 is automatic."),
+                io.Int.Input("tile_overlap", tooltip="How many pixels neighbouring tiles share."),
                 io.Combo.Input("color_fix", options=list(COLOR_FIXES), tooltip="Where coarse colours come from."),
-                io.Float.Input("shift", tooltip="Of the noise levels; 0 is the model's own."),
+                io.Float.Input("shift", tooltip="Shift of the noise levels; 0 is the model's own."),
             ],
             outputs=[io.Image.Output("image", tooltip="The picture after this stage."),
-                     io.Latent.Output("latent", tooltip="Its latent.")],
+                     io.Latent.Output("latent", tooltip="The latent after this stage.")],
         )
 
     @classmethod

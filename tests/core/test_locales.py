@@ -1,0 +1,109 @@
+"""Names, tooltips and help pages agree in all languages; the host tests compare the English ones with the nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+LOCALES = PROJECT / "locales"
+PAGES = PROJECT / "web" / "docs"
+LANGUAGES = ("en", "zh")
+
+# Files that ComfyUI reads in a language's folder; any other would never be seen.
+READ_BY_THE_HOST = {"main.json", "nodeDefs.json", "commands.json", "settings.json"}
+
+# What the front end's translator takes for its own syntax.
+NOT_PLAIN = re.compile(r"[{}@|$%<>]")
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+def node_texts(language: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+ENGLISH = node_texts("en")
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text of a locale file, with its place."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def page_of(node: str, language: str) -> Path:
+    """Where the front end finds it: a language without a page of its own gets the English one."""
+    return PAGES / f"{node}.md" if language == "en" else PAGES / node / f"{language}.md"
+
+
+def test_the_languages_are_these():
+    assert sorted(path.name for path in LOCALES.iterdir() if path.is_dir()) == sorted(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_locale_holds_what_the_host_reads(language):
+    assert {path.name for path in (LOCALES / language).iterdir()} <= READ_BY_THE_HOST
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
+def test_a_translation_names_what_exists_and_all_of_it(language):
+    assert {place for place, _ in leaves(node_texts(language))} == {place for place, _ in leaves(ENGLISH)}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_there_and_free_of_the_translators_syntax(language):
+    for place, text in leaves(node_texts(language)):
+        assert isinstance(text, str) and text.strip() == text != "", place
+        assert not NOT_PLAIN.search(text), (place, text)
+
+
+def test_chinese_texts_are_chinese():
+    for place, text in leaves(node_texts("zh")):
+        assert place[-1] == "name" or CHINESE.search(text), (place, text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node", ENGLISH)
+def test_the_page_tells_of_every_input_and_output(node, language):
+    text = page_of(node, language).read_text(encoding="utf-8")
+    assert text.startswith(f"# {node_texts(language)[node]['display_name']}\n")
+    described = [name for name in ENGLISH[node]["inputs"] if name != "control_after_generate"]
+    described += [output["name"] for output in ENGLISH[node]["outputs"].values()]
+    assert [name for name in described if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("node", ENGLISH)
+def test_the_chinese_page_uses_the_names_on_the_node(node):
+    text = page_of(node, "zh").read_text(encoding="utf-8")
+    for place, name in leaves(node_texts("zh")[node]):
+        if place[-1] == "name" and "control_after_generate" not in place:
+            english = ENGLISH[node]
+            for step in place:
+                english = english[step]
+            if place[0] == "outputs" or english != name:
+                assert f"{name} `" in text, name
+
+
+@pytest.mark.parametrize("node", ENGLISH)
+def test_a_page_names_no_widget_that_the_node_lacks(node):
+    """Words in code marks that look like a widget of ours are one of this node's, or a file or a node."""
+    known = {name for texts in ENGLISH.values() for name in texts["inputs"]}
+    own = set(ENGLISH[node]["inputs"])
+    for language in LANGUAGES:
+        marked = set(re.findall(r"`(\w+)`", page_of(node, language).read_text(encoding="utf-8")))
+        assert marked & known <= own
+
+
+def test_no_page_is_without_a_node():
+    pages = {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.md")}
+    assert pages == {page_of(node, language).relative_to(PAGES).as_posix()
+                     for node in ENGLISH for language in LANGUAGES}
