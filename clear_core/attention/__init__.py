@@ -2,5 +2,6 @@
 
 from .api import clear_attention
 from .backends import BACKENDS, explain_backend
+from .bias import AttentionBias
 
-__all__ = ["BACKENDS", "clear_attention", "explain_backend"]
+__all__ = ["BACKENDS", "AttentionBias", "clear_attention", "explain_backend"]

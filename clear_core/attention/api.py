@@ -11,6 +11,7 @@ from ..layout import SequenceLayout
 from ..scale import attention_scale
 from ..spec import ClearSpec
 from .backends import BACKENDS, run_backend
+from .bias import AttentionBias
 from .pool import mean_weight
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
@@ -27,7 +28,7 @@ def clear_attention(
     spatial_weight: Tensor | None = None,
     scale: float | None = None,
     reference_tokens: int = 0,
-    bias: Tensor | None = None,
+    bias: Tensor | AttentionBias | None = None,
     chunk_bytes: int | None = None,
     on_chunk: Callable[[], None] | None = None,
     return_lse: bool = False,
@@ -45,7 +46,12 @@ def clear_attention(
         scale: Factor on the query-key products; None is ``1/sqrt(D)``.
         reference_tokens: Tokens at the end that every query sees and that see every text, image and reference
             token (no pooled ones).
-        bias: Not built yet.
+        bias: Attention mask over the text columns, (B|1, heads|1, L|1, T), or over all, (B|1, heads|1, L|1, L): bool,
+            True where a key is seen, or float, added to the scaled scores of the keys that the window lets through.
+            Pooled keys stand for image keys: a row's number for all image keys is theirs too, and a bias that
+            differs between image keys is refused with pooling. A query that sees no key at all gets zeros (and a
+            log-sum-exp of -inf), as from ``scaled_dot_product_attention``. It gets no gradient. A full one is looked
+            through once per call; an :class:`.AttentionBias` has been. "flex" and "triton" leave it to "gather".
         chunk_bytes: Bytes that one chunk of work may take besides input and output, 1 or more; None decides by the
             free memory. A single tile of queries is always worked on whole.
         on_chunk: Called after each chunk. What it raises ends the attention, as an interrupt does.
@@ -60,20 +66,20 @@ def clear_attention(
 
     Raises:
         ValueError: A value does not fit; the message names it and what was expected.
-        NotImplementedError: An argument is not built yet.
     """
-    if bias is not None:
-        raise NotImplementedError("clear_attention does not take bias yet.")
     if chunk_bytes is not None and (not isinstance(chunk_bytes, int) or chunk_bytes < 1):
         raise ValueError(f"chunk_bytes is {chunk_bytes!r}; expected a number of bytes of at least 1, or None.")
     layout = _check_tensors(q, k, v, grid, spec, reference_tokens)
     weight = _check_spatial_weight(spatial_weight, spec)
+    if bias is not None:
+        bias = bias if isinstance(bias, AttentionBias) else AttentionBias.of(bias, layout)
+        bias.check(q, layout, spec)
     if scale is None:
         scale = attention_scale(q.shape[-1])
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
     return run_backend(backend, q, k, v, layout=layout, spec=spec.within(layout.grid), spatial_weight=weight, scale=scale,
-                       chunk_bytes=chunk_bytes, on_chunk=on_chunk, return_lse=return_lse)
+                       bias=bias, chunk_bytes=chunk_bytes, on_chunk=on_chunk, return_lse=return_lse)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], spec: ClearSpec,

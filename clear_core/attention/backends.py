@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
+from .bias import AttentionBias
 from .dense import dense_attention
 from .flex import FlexFailure, flex_attention, padded_head_dim
 from .gather import gather_attention
@@ -72,7 +73,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int, grid
     Returns:
         The backend's name and one sentence.
     """
-    if spec.covers(grid) and not spec.pools:
+    if _is_ordinary(spec, grid):
         return "dense", f"Every window covers the grid of {grid[0]} x {grid[1]} tokens, so attention is ordinary."
     if device.type == "cpu":
         return "gather", "On a CPU gathered tiles are faster than a compiled kernel."
@@ -88,14 +89,21 @@ def explain_backend(device: torch.device | str, dtype: torch.dtype, head_dim: in
     return choose_backend(torch.device(device), dtype, head_dim, grid, spec)
 
 
+def _is_ordinary(spec: ClearSpec, grid: tuple[int, int]) -> bool:
+    return spec.covers(grid) and not spec.pools
+
+
 def run_backend(name: str, q: Tensor, k: Tensor, v: Tensor, *, layout: SequenceLayout, spec: ClearSpec,
-                return_lse: bool, **options: Any) -> Tensor | tuple[Tensor, Tensor]:
+                bias: AttentionBias | None, return_lse: bool, **options: Any) -> Tensor | tuple[Tensor, Tensor]:
     """Runs the backend of that name, or what "auto" stands for.
 
     Raises:
         ValueError: The backend cannot run here.
     """
     wanted = dict(needs_grad=wants_grad(q, k, v), return_lse=return_lse)
+    if bias is not None:
+        options["bias"] = bias
+        name = _backend_for_bias(name, q.device, spec, layout.grid)
     if name == "auto":
         name, why = choose_backend(q.device, q.dtype, q.shape[-1], layout.grid, spec, **wanted)
         if name == "gather" and q.device.type == "cuda":
@@ -116,6 +124,17 @@ def run_backend(name: str, q: Tensor, k: Tensor, v: Tensor, *, layout: SequenceL
         _dropped.add(case)
         _say_once(f"{'FlexAttention' if name == 'flex' else 'The Triton kernel'} failed ({failure}).")
     return gather_attention(q, k, v, **options)
+
+
+def _backend_for_bias(name: str, device: torch.device, spec: ClearSpec, grid: tuple[int, int]) -> str:
+    """The backend of that name, or the one that stands in for it where an attention mask is set."""
+    if name in ("dense", "gather"):
+        return name
+    if name == "auto" and _is_ordinary(spec, grid):
+        return "dense"
+    if name != "auto" or device.type == "cuda":
+        _say_once("The compiled kernels take no attention mask.")
+    return "gather"
 
 
 def _say_once(cause: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
+from .bias import AttentionBias
 from .pool import pool_tokens
 
 # Numbers in one boolean mask, or in one block of scores: 64 MiB and 256 MiB; a few image rows at 4K.
@@ -50,7 +51,8 @@ def log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) 
     for start in range(0, q.shape[2], step):
         scores = (q[:, :, start : start + step].float() @ keys) * scale
         if mask is not None:
-            scores = scores.masked_fill(~mask[..., start : start + step, :], float("-inf"))
+            part = mask[..., start : start + step, :]
+            scores = scores.masked_fill(~part, float("-inf")) if mask.dtype == torch.bool else scores + part
         sums.append(scores.logsumexp(dim=-1))
     return torch.cat(sums, dim=2)
 
@@ -64,6 +66,7 @@ def dense_attention(
     spec: ClearSpec,
     spatial_weight: Tensor | None,
     scale: float,
+    bias: AttentionBias | None = None,
     chunk_bytes: int | None = None,
     on_chunk: Callable[[], None] | None = None,
     return_lse: bool = False,
@@ -76,26 +79,32 @@ def dense_attention(
     image = layout.image_slice
     windowed = spec.pools or not spec.covers(layout.grid)
     # Text and reference queries see every token of the sequence; so do image queries whose window covers the grid.
-    pieces = [(slice(0, image.start), None), (slice(image.stop, layout.length), None)]
-    if not windowed:
-        pieces = [(slice(0, layout.length), None)]
-    else:
+    outside = [slice(0, image.start), slice(image.stop, layout.length)] if windowed else [slice(0, layout.length)]
+    masks = 1 if bias is None else bias.masks
+    numbers = max(1, (MASK_NUMBERS if chunk_bytes is None else chunk_bytes // (1 + q.element_size())) // masks)
+    if bias is not None:
+        step = max(1, numbers // layout.length)
+        outside = [slice(i, min(i + step, one.stop)) for one in outside for i in range(one.start, one.stop, step)]
+    pieces = [(one, None) for one in outside]
+    if windowed:
         height, width = layout.grid
         k_all, v_all = k, v
         if spec.pools:
             k_all = torch.cat([k, pool_tokens(k[:, :, image], layout.grid, spatial_weight)], dim=2)
             v_all = torch.cat([v, pool_tokens(v[:, :, image], layout.grid, spatial_weight)], dim=2)
-        # The mask as booleans, and as the numbers in q's dtype that attention makes of them.
-        numbers = MASK_NUMBERS if chunk_bytes is None else chunk_bytes // (1 + q.element_size())
+        # The mask is held as booleans, and as the numbers in q's dtype that attention makes of them.
         band = max(1, numbers // (width * k_all.shape[2]))
         bands = [range(y, min(y + band, height)) for y in range(0, height, band)]
-        pieces[1:1] = [(slice(image.start + r.start * width, image.start + r.stop * width), r) for r in bands]
+        pieces += [(slice(image.start + r.start * width, image.start + r.stop * width), r) for r in bands]
 
     outs, sums = [], []
-    for queries, rows in pieces:
+    for queries, rows in sorted(pieces, key=lambda piece: piece[0].start):
         if queries.start == queries.stop:
             continue
         mask = None if rows is None else image_rows_mask(rows, layout, spec, q.device)
+        if bias is not None:
+            added = bias.rows(queries, q.dtype, 0 if rows is None else k_all.shape[2] - layout.length)
+            mask = added if mask is None else added.masked_fill(~mask, float("-inf"))
         keys, values = (k, v) if rows is None else (k_all, v_all)
         outs.append(F.scaled_dot_product_attention(q[:, :, queries], keys, values, attn_mask=mask, scale=scale))
         if return_lse:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
+from .bias import AttentionBias
 from .budget import default_chunk_bytes
 from .merge import merge
 from .pool import pool_tokens
@@ -61,6 +62,7 @@ def gather_attention(
     spec: ClearSpec,
     spatial_weight: Tensor | None,
     scale: float,
+    bias: AttentionBias | None = None,
     chunk_bytes: int | None = None,
     on_chunk: Callable[[], None] | None = None,
     return_lse: bool = False,
@@ -73,55 +75,82 @@ def gather_attention(
     budget = default_chunk_bytes(q.device) if chunk_bytes is None else chunk_bytes
     out = empty_output(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
-    image = layout.image_slice
+    # With a bias every item has masks of its own, and tiles take the batch's place.
+    items = [slice(None)] if bias is None else [slice(i, i + 1) for i in range(q.shape[0])]
+    for item in items:
+        _attend_image(q[item], k[item], v[item], out[item], None if lse is None else lse[item], layout, spec,
+                      spatial_weight, scale, None if bias is None else bias.item(item.start), budget, on_chunk)
+    attend_outside_image(q, k, v, out, lse, layout=layout, scale=scale, chunk_bytes=chunk_bytes, on_chunk=on_chunk,
+                         bias=bias)
+    return (out, lse) if return_lse else out
+
+
+def _attend_image(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, layout: SequenceLayout,
+                  spec: ClearSpec, spatial_weight: Tensor | None, scale: float, bias: AttentionBias | None, budget: int,
+                  on_chunk: Callable[[], None] | None) -> None:
+    """Image queries: writes their rows of ``out`` and ``lse``. A bias is one item's."""
+    image, return_lse = layout.image_slice, lse is not None
     seen_by_all = _seen_by_all(layout, q.device)
     pooled = None
     if spatial_weight is not None:
         pooled = [pool_tokens(one[:, :, image], layout.grid, spatial_weight) for one in (k, v)]
     # Where the log-sum-exp is at hand, what every query sees is one unmasked call without a copy for each tile.
-    apart = pooled is not None and pooled[0].shape[2] >= MANY_POOLED and returns_lse(q, k, v)
-    if apart:
+    apart = (pooled is not None and pooled[0].shape[2] >= MANY_POOLED and returns_lse(q, k, v)
+             and (bias is None or bias.image == "none"))
+    if apart and bias is None:
         pooled = [torch.cat([one[:, :, : image.start], one[:, :, image.stop :], extra], dim=2)
                   for one, extra in zip((k, v), pooled)]
         seen_by_all = seen_by_all[:0]
 
     for tiles in tile_classes(layout.grid, spec.radius, query_tile(q.device, spec.radius), q.device):
-        query_offset, key_offset, mask = _offsets_and_mask(tiles, layout.grid, spec.radius)
-        extra_keys = len(seen_by_all) + (pooled[0].shape[2] if pooled and not apart else 0)
-        mask = None if tiles.covered else F.pad(mask, (extra_keys, 0), value=True)
-        step = max(1, budget // _tile_bytes(q, tiles.queries, tiles.keys + extra_keys, return_lse or apart))
+        query_offset, key_offset, window = _offsets_and_mask(tiles, layout.grid, spec.radius)
+        pooled_keys = pooled[0].shape[2] if pooled and not apart else 0
+        extra_keys = len(seen_by_all) + pooled_keys
+        window = None if tiles.covered else window
+        mask = None if window is None or bias is not None else F.pad(window, (extra_keys, 0), value=True)
+        tile_bytes = _tile_bytes(q, tiles.queries, tiles.keys + extra_keys, return_lse or apart)
+        if bias is not None:
+            # The numbers, what they are made from, and the copy that a kernel may want.
+            tile_bytes += 3 * q.element_size() * bias.masks * tiles.queries * (tiles.keys + extra_keys)
+        step = max(1, budget // tile_bytes)
         for first in (tiles.first + image.start).split(step):
-            queries = (first[:, None] + query_offset).flatten()
-            keys = torch.cat([seen_by_all.expand(len(first), -1), first[:, None] + key_offset], dim=1).flatten()
+            tile_queries, window_keys = first[:, None] + query_offset, first[:, None] + key_offset
+            queries = tile_queries.flatten()
+            keys = torch.cat([seen_by_all.expand(len(first), -1), window_keys], dim=1).flatten()
+            if bias is not None:
+                mask = bias.tiles(tile_queries, window_keys, window, pooled_keys, q.dtype)
             part, part_lse = _attend_tiles(q, k, v, queries, keys, len(first), mask, scale, pooled, apart, return_lse)
             out[:, :, queries] = part
             if lse is not None:
                 lse[:, :, queries] = part_lse
             if on_chunk is not None:
                 on_chunk()
-    attend_outside_image(q, k, v, out, lse, layout=layout, scale=scale, chunk_bytes=chunk_bytes, on_chunk=on_chunk)
-    return (out, lse) if return_lse else out
 
 
 def _attend_tiles(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, tiles: int, mask: Tensor | None,
                   scale: float, pooled: list[Tensor] | None, apart: bool,
                   return_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """One chunk: (B, heads, queries, D) and, where it is at hand, (B, heads, queries)."""
-    batch, heads, _, head_dim = q.shape
-    # Tiles stand beside the heads: attention takes four dimensions, and the copies are contiguous.
-    by_tile = (batch, heads * tiles, -1, head_dim)
+    """One chunk: (B, heads, queries, D) and, where it is at hand, (B, heads, queries).
+
+    Attention takes four dimensions. Tiles with one bool mask for all stand beside the heads, and the copies are
+    contiguous; tiles with a mask of their own, (tiles, heads|1, queries, keys), in the place of the batch, which is
+    one item, so that it need not be written out for every head.
+    """
+    biased = mask is not None and mask.ndim == 4
     tile_q = q.index_select(2, queries)
     tile_k, tile_v = (one.index_select(2, keys) for one in (k, v))
     if pooled and not apart:
         tile_k, tile_v = (
             torch.cat([extra[:, :, None].expand(-1, -1, tiles, -1, -1), one.unflatten(2, (tiles, -1))], dim=3)
             for one, extra in zip((tile_k, tile_v), pooled))
-    arguments = (tile_q.view(by_tile), tile_k.view(by_tile), tile_v.view(by_tile))
-    if not (return_lse or apart):
-        out = F.scaled_dot_product_attention(*arguments, attn_mask=mask, scale=scale)
-        return out.reshape(tile_q.shape), None
-    out, lse = attend_with_lse(*arguments, scale, mask)
-    out, lse = out.reshape(tile_q.shape), lse.reshape(tile_q.shape[:3])
+    arguments = [one.reshape(*one.shape[:2], tiles, -1, one.shape[-1]) for one in (tile_q, tile_k, tile_v)]
+    arguments = [one[0].transpose(0, 1) if biased else one.flatten(1, 2) for one in arguments]
+    if return_lse or apart:
+        out, lse = attend_with_lse(*arguments, scale, mask)
+        lse = (lse.transpose(0, 1) if biased else lse).reshape(tile_q.shape[:3])
+    else:
+        out, lse = F.scaled_dot_product_attention(*arguments, attn_mask=mask, scale=scale), None
+    out = (out.transpose(0, 1) if biased else out).reshape(tile_q.shape)
     if apart:
         out, lse = merge(out, lse, *attend_with_lse(tile_q, *pooled, scale))
     return out, lse

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import SequenceLayout
+from .bias import AttentionBias, additive
 from .budget import default_chunk_bytes, query_rows
 from .dense import log_sum_exp
 
@@ -40,7 +41,8 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float,
 
     Args:
         q, k, v: (B, heads, tokens, D); the last dimension contiguous.
-        mask: bool, True where the key is seen, or None; broadcast to (B, heads, queries, keys).
+        mask: bool, True where the key is seen, or numbers in q's dtype that are added to the scores, or None;
+            broadcast to (B, heads, queries, keys). By a bool mask every query sees some key.
 
     Returns:
         (B, heads, queries, D) in q's dtype and (B, heads, queries) float32.
@@ -48,19 +50,17 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float,
     if not returns_lse(q, k, v):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return out, log_sum_exp(q, k, scale, mask)
-    if mask is not None:
-        mask = additive(mask, q.dtype)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
-
-
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as the number that is added to the scores."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    numbers = None if mask is None else additive(mask, q.dtype)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=numbers, scale=scale)
+    if mask is not None and mask.dtype != torch.bool:
+        # The kernel says 0 of a query that sees nothing.
+        lse = lse.masked_fill(numbers.amax(dim=-1) == float("-inf"), float("-inf"))
+    return out, lse
 
 
 def attend_outside_image(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, *, layout: SequenceLayout, scale: float,
-    chunk_bytes: int | None, on_chunk: Callable[[], None] | None,
+    chunk_bytes: int | None, on_chunk: Callable[[], None] | None, bias: AttentionBias | None = None,
 ) -> None:
     """Text and reference queries, which see the whole sequence: writes their rows of ``out`` and ``lse``.
 
@@ -71,12 +71,16 @@ def attend_outside_image(
         return
     budget = default_chunk_bytes(q.device) if chunk_bytes is None else chunk_bytes
     step = query_rows(q.device, q.shape[0] * q.shape[1] * layout.length, budget)
+    if bias is not None:
+        # The kernel may want a copy besides the one in q's dtype.
+        step = max(1, min(step, budget // (2 * q.element_size() * bias.masks * layout.length)))
     for first, stop in ((0, image.start), (image.stop, layout.length)):
         for start in range(first, stop, step):
             rows = slice(start, min(start + step, stop))
+            mask = None if bias is None else bias.rows(rows, q.dtype)
             if lse is None:
-                out[:, :, rows] = F.scaled_dot_product_attention(q[:, :, rows], k, v, scale=scale)
+                out[:, :, rows] = F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask, scale=scale)
             else:
-                out[:, :, rows], lse[:, :, rows] = attend_with_lse(q[:, :, rows], k, v, scale)
+                out[:, :, rows], lse[:, :, rows] = attend_with_lse(q[:, :, rows], k, v, scale, mask)
             if on_chunk is not None:
                 on_chunk()

@@ -259,11 +259,6 @@ def test_bad_arguments_are_named(options, message):
         call(**options)
 
 
-def test_bias_is_not_built_yet():
-    with pytest.raises(NotImplementedError, match="bias"):
-        call(bias=torch.zeros(17))
-
-
 def test_the_published_shape_of_the_spatial_weight_is_taken():
     weight = torch.rand(2, 2)
     q = torch.randn(1, 2, 17, 16)
