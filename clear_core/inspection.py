@@ -31,6 +31,7 @@ class ModelFacts:
         head_dim: Size of a head.
         dtype: That it computes in, for people.
         weight_bytes: Of the weights as they are stored.
+        name: FLUX.1, or that of a relative.
     """
 
     activations: Activations
@@ -39,6 +40,7 @@ class ModelFacts:
     head_dim: int
     dtype: str
     weight_bytes: int
+    name: str = "FLUX.1"
 
     @property
     def blocks(self) -> int:
@@ -86,7 +88,7 @@ class Inspection:
 
     Attributes:
         size: Of the picture that is to be made, in px.
-        origin: Where the size comes from, in words.
+        origin: Where the size comes from: "picture", "latent" or "nothing connected".
         model: The model.
         settings: CLEAR's; None for a model that attends to the whole picture everywhere.
         weights: Distilled weights; None without.
@@ -96,7 +98,7 @@ class Inspection:
         device_bytes: Its memory.
         pace: Of the last run; None where nothing was timed.
         tiles: How CLEARUpscale would work on this size here, in words.
-        stages: Sizes it would go through, in words.
+        stages: Sizes that CLEARUpscale would go through, in words; empty where nothing is enlarged.
         others: Other patches of the model, a plain sentence each.
         versions: Name to version of what takes part.
         text: Prompt tokens that are counted with.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .cost import clear_pairs, dense_pairs
 from .inspection import TOKEN_PIXELS, Inspection
 from .settings import ClearSettings
@@ -21,6 +23,14 @@ def headline(facts: Inspection) -> str:
         overview = ", and at a coarse overview of the rest" if facts.spec.pools else ""
         return f"Each part of the picture looks at a circle {width} wide{overview}"
     return "Each part of the picture looks at the whole picture"
+
+
+def origin_words(facts: Inspection) -> str:
+    """Which picture it is about."""
+    frame = f"{facts.size[1]} x {facts.size[0]} px"
+    said = {"picture": f"Your picture at {frame}", "latent": f"A picture of {frame}, as large as the latent says"}
+    start = said.get(facts.origin, f"A picture of {frame}; connect your own to see the window on it")
+    return f"{start}, enlarged from {facts.stages}" if facts.stages else start
 
 
 def circle_words(facts: Inspection) -> str:
@@ -165,7 +175,7 @@ def quoted_lines(facts: Inspection) -> list[tuple[str, str]]:
     return [
         *facts.versions.items(),
         ("device", facts.device + (f", {memory_words(facts.device_bytes)}" if facts.device_bytes else "")),
-        ("model", f"FLUX.1, width {model.activations.width}, {model.num_double} double and {model.num_single} single "
+        ("model", f"{model.name}, width {model.activations.width}, {model.num_double} double and {model.num_single} single "
                   f"blocks, computes in {model.dtype}, weights {memory_words(model.weight_bytes)}"),
         ("size", f"{facts.size[1]} x {facts.size[0]} px, {facts.layout.image} image tokens, {facts.text} text tokens "
                  f"counted with, batch {facts.batch}"),
@@ -187,3 +197,8 @@ def report(facts: Inspection) -> str:
     """The whole text."""
     lines = [f"{name}: {value}" for name, value in quoted_lines(facts)]
     return "\n".join([*plain_words(facts), "", MARK, *lines])
+
+
+def note(sentence: str, versions: Mapping[str, str]) -> str:
+    """The text where there is nothing to report but one sentence."""
+    return "\n".join([sentence, "", MARK, *(f"{name}: {value}" for name, value in versions.items()), "model: no FLUX.1"])

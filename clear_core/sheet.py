@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_laye
 from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font
 from .inspection import CostRow, Inspection
 from .overlay import draw_overlay
-from .report import circle_words, headline, reduced_to_dense, step_words
+from .report import circle_words, headline, origin_words, reduced_to_dense, step_words
 from .words import memory_words, percent, side_name, significant, time_words
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.I
     overlay = draw_overlay(facts.size, spec, picture=picture, width=WIDTH - 2 * MARGIN, height=WIDTH - 2 * MARGIN)
     page = Page(Image.new("RGB", (WIDTH * OVERSAMPLING, 8 * WIDTH * OVERSAMPLING), PAPER))
     page.text(headline(facts), TITLE, INK)
-    page.text(facts.origin, BODY, MUTED)
+    page.text(origin_words(facts), BODY, MUTED)
     page.gap(20)
     picture_top = page.y
     page.gap(overlay.image.height + 16)
@@ -64,7 +65,7 @@ def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.I
     return sheet
 
 
-def draw_note(sentence: str, versions: dict[str, str]) -> Image.Image:
+def draw_note(sentence: str, versions: Mapping[str, str]) -> Image.Image:
     """The page where there is nothing to draw: one sentence."""
     from PIL import Image
 

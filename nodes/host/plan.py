@@ -19,10 +19,12 @@ def attention_words(model: ModelPatcher) -> str:
     patches = model.get_wrappers(WrappersMP.APPLY_MODEL, CLEAR)
     if not patches:
         return "dense, no windows: there is no CLEARAttention before this node"
-    settings = patches[-1].settings
+    patch = patches[-1]
+    settings = patch.settings
     ntk = f"{settings.ntk_factor:g}" if settings.ntk_factor else "auto"
+    weights = f"{patch.file.name} at strength {patch.strength:g}" if patch.file else "none"
     return (f"CLEAR, {settings.spec}, ntk {ntk}, proportional {settings.proportional_attention}, "
-            f"backend {settings.backend}, weights {patches[-1].weights}")
+            f"backend {settings.backend}, weights {weights}")
 
 
 def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> str:

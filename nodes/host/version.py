@@ -1,9 +1,10 @@
-"""Whether the host is one that this pack knows."""
+"""The pack's own version, and whether the host is one that it knows."""
 
 from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 # Since 0.9.0 the stock loader reads FLUX's hidden size, heads and depth from the checkpoint.
 OLDEST = (0, 9, 0)
@@ -20,3 +21,13 @@ def host_is_recent_enough() -> bool:
     logging.warning("CLEAR for FLUX needs ComfyUI %s or later and this is %s: update ComfyUI; nothing was loaded.",
                     ".".join(map(str, OLDEST)), version or "older than 0.3")
     return False
+
+
+def pack_version() -> str:
+    """Of pyproject.toml, which the registry goes by; "unknown" where the pack was copied without it."""
+    try:
+        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    found = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
+    return found[1] if found else "unknown"
