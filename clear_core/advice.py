@@ -1,0 +1,81 @@
+"""What windows save at a size, in one line for a person, and where they will not pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .cost import clear_pairs, dense_pairs
+from .layout import SequenceLayout
+from .memory import FLUX_TEXT
+from .rope import is_hires
+from .spec import ClearSpec
+from .words import percent
+
+TOKEN_PX = 16
+"""Side of a token in pixels."""
+
+USUAL_SIZES = {"1K": 1024, "2K": 2048, "4K": 4096}
+"""Squares named where the size of the picture is not known."""
+
+COSTLY = 0.5
+"""Share of dense attention above which windows were slower than it (paper, table 1: radius 32 at 1K)."""
+
+
+def layout_of(width: int, height: int) -> SequenceLayout:
+    """The sequence that a picture of this many pixels makes, with a prompt of usual length."""
+    return SequenceLayout(FLUX_TEXT, (-(-height // TOKEN_PX), -(-width // TOKEN_PX)))
+
+
+def share(layout: SequenceLayout, spec: ClearSpec, dense_part: float = 0.0) -> float:
+    """Cost of the windows over that of dense attention: up to 1, above it only where all is seen and pooled as well.
+
+    Args:
+        layout: The sequence.
+        spec: The windows.
+        dense_part: Part of the blocks, 0 to 1, that attend without windows.
+    """
+    return dense_part + (1 - dense_part) * clear_pairs(layout, spec) / dense_pairs(layout)
+
+
+def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weights: bool = True, min_tokens: int = 0,
+              dense_part: float = 0.0) -> str:
+    """One line: tokens, the share of dense attention's cost, and a word of warning where one is due.
+
+    Args:
+        spec: The windows; None for a model that attends densely.
+        size: (width, height) in pixels, or None where it is not known: then 1K, 2K and 4K are named.
+        has_weights: Whether weights distilled for windows are loaded.
+        min_tokens: Below this many image tokens the model attends densely.
+        dense_part: Part of the blocks, 0 to 1, that always do.
+    """
+    if size is None:
+        if spec is None:
+            return "dense attention, no windows"
+        shares = (f"{percent(share(layout_of(side, side), spec, dense_part))} at {name}"
+                  for name, side in USUAL_SIZES.items())
+        return joined(f"{', '.join(shares)} of dense attention", "does not pay at 1K", *remarks(spec, has_weights))
+    layout = layout_of(*size)
+    start = f"{size[0]} x {size[1]}: {layout.image:,} tokens"
+    if spec is None:
+        slow = "slow at this size: put CLEAR Attention before it" if is_hires(layout.image) else ""
+        return joined(f"{start}, dense attention, no windows", slow)
+    if layout.image < min_tokens:
+        return f"{start}, dense attention: fewer than min_tokens"
+    part = share(layout, spec, dense_part)
+    pays = ""
+    if part > COSTLY:
+        pays = "slower than dense at this size"
+    elif not is_hires(layout.image):
+        pays = "does not pay at this size"
+    return joined(f"{start}, {percent(part)} of dense attention", pays, *remarks(spec, has_weights))
+
+
+def remarks(spec: ClearSpec, has_weights: bool) -> tuple[str, str]:
+    """What holds at any size."""
+    return ("" if has_weights else "no weights: the picture suffers",
+            "pooled overview: quadratic in the area" if spec.pools else "")
+
+
+def joined(*parts: str) -> str:
+    """The parts that say something, as one line."""
+    return " · ".join(filter(None, parts))
