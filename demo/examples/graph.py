@@ -1,0 +1,264 @@
+"""A graph that is put together in Python and saved as ComfyUI's front end saves one (format 0.4)."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .kinds import CORE, CORE_VERSION, KINDS, Kind
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+TITLE = 30
+"""Height of a node's title bar, which lies above its position."""
+GAP_Y = 70
+"""Between two nodes in a column, with the title bar: nodes are drawn higher in the front end's newer renderer."""
+GAP_X = 60
+MARGIN = 30
+"""Between a group's border and its nodes."""
+TOP = 50
+"""Of a group's title."""
+BETWEEN = 30
+"""Between two groups."""
+
+VIEW = (1510, 775)
+VIEW_CORNER = (75, 105)
+"""What of the canvas is surely seen at first open, in px: size, and the corner that bars leave free."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file that a loader asks for, and where it is to be had.
+
+    Attributes:
+        folder: Under ``models``.
+        weight: Its size, in words.
+    """
+
+    name: str
+    url: str
+    folder: str
+    weight: str
+
+    @property
+    def saved(self) -> dict[str, str]:
+        return {"name": self.name, "url": self.url, "directory": self.folder}
+
+
+@dataclass(frozen=True)
+class Socket:
+    """An output of a node."""
+
+    node: Node
+    slot: int
+
+    @property
+    def type(self) -> str:
+        return self.node.kind.outputs[self.slot][1]
+
+
+@dataclass(eq=False)
+class Node:
+    """A node of a graph; ``node["image"]`` is one of its outputs.
+
+    Attributes:
+        values: Widget values by name, in the order in which they are saved.
+        sources: Input name to the output that feeds it.
+        models: What its widgets name.
+    """
+
+    number: int
+    type: str
+    values: dict[str, Any]
+    sources: dict[str, Socket]
+    models: Sequence[Model] = ()
+    title: str = ""
+    size: tuple[int, int] = (0, 0)
+    place: tuple[int, int] = (0, 0)
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.type]
+
+    def __getitem__(self, output: str) -> Socket:
+        return Socket(self, [name for name, _ in self.kind.outputs].index(output))
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """What is saved of where it comes from."""
+        if not self.kind.pack:
+            return {}
+        version = CORE_VERSION if self.kind.pack == CORE else pack_version()
+        saved: dict[str, Any] = {"Node name for S&R": self.type, "cnr_id": self.kind.pack, "ver": version}
+        if self.models:
+            saved["models"] = [model.saved for model in self.models]
+        return saved
+
+
+@dataclass
+class Group:
+    """A titled rectangle around columns of nodes.
+
+    Attributes:
+        columns: From left to right, each from top to bottom.
+        place: Its upper left corner in px.
+        width: Its width in px, at least what the columns need.
+    """
+
+    title: str
+    columns: Sequence[Sequence[Node]]
+    place: tuple[int, int] = (0, 0)
+    width: int = 0
+
+    @property
+    def least_width(self) -> int:
+        return 2 * MARGIN - GAP_X + sum(max(node.size[0] for node in column) + GAP_X for column in self.columns)
+
+    @property
+    def height(self) -> int:
+        return TOP + MARGIN - GAP_Y + TITLE + max(sum(node.size[1] + GAP_Y for node in column)
+                                                  for column in self.columns)
+
+    def put(self, x: int, y: int, width: int) -> None:
+        """Moves the group and its nodes."""
+        self.place, self.width = (x, y), width
+        left = x + MARGIN
+        for column in self.columns:
+            top = y + TOP + TITLE
+            for node in column:
+                node.place = (left, top)
+                top += node.size[1] + GAP_Y
+            left += max(node.size[0] for node in column) + GAP_X
+
+    @property
+    def right(self) -> int:
+        return self.place[0] + self.width
+
+    @property
+    def bottom(self) -> int:
+        return self.place[1] + self.height
+
+
+@dataclass
+class Graph:
+    """A workflow.
+
+    Attributes:
+        name: Of its file, without the ending.
+    """
+
+    name: str
+    nodes: list[Node] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+
+    def add(self, type: str, *, title: str = "", models: Sequence[Model] = (), size: tuple[int, int] | None = None,
+            **given: Any) -> Node:
+        """Adds a node.
+
+        Args:
+            type: One of :data:`KINDS`.
+            title: Shown instead of the node's own name.
+            models: What its widgets name.
+            size: Where the kind's own does not do.
+            **given: Outputs for input sockets, values for widgets; other widgets keep their defaults.
+        """
+        kind = KINDS[type]
+        sources = {name: value for name, value in given.items() if name in kind.inputs}
+        values = {name: value for name, value in given.items() if name not in kind.inputs}
+        if unknown := values.keys() - kind.widgets.keys():
+            raise ValueError(f"{type} has no {', '.join(sorted(unknown))}; expected some of "
+                             f"{', '.join([*kind.inputs, *kind.widgets])}.")
+        node = Node(len(self.nodes) + 1, type, {**kind.widgets, **values}, sources, models, title, size or kind.size)
+        self.nodes.append(node)
+        return node
+
+    def note(self, text: str, *, height: int = 580) -> Node:
+        """Adds a note in Markdown."""
+        return self.add("MarkdownNote", title="Read me", size=(440, height), **{"": text})
+
+    def column(self, *groups: tuple[str, Sequence[Node]] | tuple[str, Sequence[Node], Sequence[Node]]) -> None:
+        """Puts groups, one below the other, to the right of what is there.
+
+        Args:
+            *groups: A title and the group's columns of nodes.
+        """
+        made = [Group(title, columns) for title, *columns in groups]
+        x = max((group.right + BETWEEN for group in self.groups), default=0)
+        width, y = max(group.least_width for group in made), 0
+        for group in made:
+            group.put(x, y, width)
+            y = group.bottom + BETWEEN
+        self.groups.extend(made)
+
+    @property
+    def links(self) -> Iterator[tuple[int, Socket, Node, str]]:
+        """(number, from, to, name of the input), in the order of the nodes that they go to."""
+        found = ((source, node, name) for node in self.nodes for name in node.kind.inputs
+                 if (source := node.sources.get(name)))
+        return ((number, *link) for number, link in enumerate(found, start=1))
+
+    def saved(self) -> dict[str, Any]:
+        """The graph as the front end saves it."""
+        links = list(self.links)
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.name)),
+            "revision": 0,
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(links),
+            "nodes": [saved_node(node, order, links) for order, node in enumerate(self.in_order())],
+            "links": [[number, source.node.number, source.slot, node.number, list(node.kind.inputs).index(name),
+                       source.type] for number, source, node, name in links],
+            "groups": [{"id": number, "title": group.title, "bounding": [*group.place, group.width, group.height],
+                        "color": "#3f789e", "font_size": 24, "flags": {}}
+                       for number, group in enumerate(self.groups, start=1)],
+            "config": {},
+            "extra": {"ds": self.view(), "workflowRendererVersion": "LG"},
+            "version": 0.4,
+        }
+
+    def in_order(self) -> list[Node]:
+        """Every node after those that feed it, and otherwise as they were added."""
+        done: list[Node] = []
+        waiting = list(self.nodes)
+        while waiting:
+            ready = next(node for node in waiting
+                         if all(source.node in done for source in node.sources.values()))
+            done.append(ready)
+            waiting.remove(ready)
+        return done
+
+    def view(self) -> dict[str, Any]:
+        """Zoom and place of the canvas that show the whole graph."""
+        width, height = max(group.right for group in self.groups), max(group.bottom for group in self.groups)
+        scale = round(min(VIEW[0] / width, VIEW[1] / height, 1.0), 3)
+        return {"scale": scale, "offset": [round(VIEW_CORNER[0] / scale), round(VIEW_CORNER[1] / scale)]}
+
+
+def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, str]]) -> dict[str, Any]:
+    """A node as it is saved; ``links`` are all of its graph."""
+    into = {name: number for number, _, target, name in links if target is node}
+    out = [[number for number, source, _, _ in links if source.node is node and source.slot == slot]
+           for slot in range(len(node.kind.outputs))]
+    saved: dict[str, Any] = {
+        "id": node.number, "type": node.type, "pos": list(node.place), "size": list(node.size), "flags": {},
+        "order": order, "mode": 0,
+        "inputs": [{"name": name, "type": kind, "link": into.get(name)} for name, kind in node.kind.inputs.items()],
+        "outputs": [{"name": name, "type": kind, "links": numbers}
+                    for (name, kind), numbers in zip(node.kind.outputs, out)],
+        "properties": node.properties,
+        "widgets_values": list(node.values.values()),
+    }
+    if node.title:
+        saved["title"] = node.title
+    return saved
+
+
+def pack_version() -> str:
+    """The pack's own, from pyproject.toml."""
+    lines = PYPROJECT.read_text(encoding="utf-8").splitlines()
+    return next(line.split('"')[1] for line in itertools.dropwhile(lambda line: line != "[project]", lines)
+                if line.startswith("version"))

@@ -1,0 +1,100 @@
+"""The kinds of nodes that the examples are made of: sockets, widgets with their defaults, size on the canvas.
+
+The host tests hold this list against what the servers say of the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CONTROL = "control_after_generate"
+"""What the front end adds to a seed: a widget that is saved in a place of its own and not sent to the server."""
+
+UPLOAD = "upload"
+"""The button of LoadImage; saved in a place of its own and not sent to the server."""
+
+PACK, CORE = "clear-flux", "comfy-core"
+CORE_VERSION = "0.9.0"
+"""The oldest ComfyUI that the pack runs on, and that has all these nodes."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of node.
+
+    Attributes:
+        inputs: Sockets, name to type, in order.
+        outputs: (name, type), in order.
+        widgets: Name to default, in the order in which values are saved.
+        size: Width and height in px, not smaller than the front end makes it.
+        pack: Registry name of the pack that it comes from; "" for what the front end itself draws.
+    """
+
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[tuple[str, str], ...] = ()
+    widgets: Mapping[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = (320, 60)
+    pack: str = CORE
+
+
+KINDS: Mapping[str, Kind] = {
+    "CLEARAttention": Kind(
+        {"model": "MODEL"}, (("MODEL", "MODEL"),),
+        {"weights_name": "clear_local_16.safetensors", "strength": 1.0, "radius": 0, "ntk_factor": 0.0,
+         "proportional_attention": "auto", "start_percent": 0.0, "end_percent": 1.0, "dense_blocks": "",
+         "min_tokens": 0, "controlnet": "auto", "backend": "auto", "down_factor": 0},
+        (360, 450), PACK),
+    "CLEARUpscale": Kind(
+        {"image": "IMAGE", "model": "MODEL", "positive": "CONDITIONING", "vae": "VAE", "negative": "CONDITIONING",
+         "upscale_model": "UPSCALE_MODEL", "mask": "MASK"},
+        (("image", "IMAGE"), ("latent", "LATENT"), ("info", "STRING")),
+        {"upscale_by": 2.0, "seed": 1, CONTROL: "fixed", "steps": 20, "cfg": 1.0, "sampler_name": "euler",
+         "scheduler": "simple", "denoise": 0.5, "stages": 0, "stage_denoise": "0.7, 0.5", "tile_width": 0,
+         "tile_height": 0, "tile_overlap": 128, "color_fix": "none", "shift": 3.0},
+        (360, 640), PACK),
+    "UNETLoader": Kind({}, (("MODEL", "MODEL"),),
+                       {"unet_name": "flux1-dev.safetensors", "weight_dtype": "default"}, (340, 82)),
+    "DualCLIPLoader": Kind(
+        {}, (("CLIP", "CLIP"),),
+        {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux",
+         "device": "default"}, (340, 130)),
+    "VAELoader": Kind({}, (("VAE", "VAE"),), {"vae_name": "ae.safetensors"}, (340, 58)),
+    "ControlNetLoader": Kind({}, (("CONTROL_NET", "CONTROL_NET"),), {"control_net_name": ""}, (340, 58)),
+    "CLIPTextEncode": Kind({"clip": "CLIP"}, (("CONDITIONING", "CONDITIONING"),), {"text": ""}, (340, 160)),
+    "FluxGuidance": Kind({"conditioning": "CONDITIONING"}, (("CONDITIONING", "CONDITIONING"),),
+                         {"guidance": 3.5}, (340, 58)),
+    "ConditioningZeroOut": Kind({"conditioning": "CONDITIONING"}, (("CONDITIONING", "CONDITIONING"),), {}, (340, 26)),
+    "ControlNetApplyAdvanced": Kind(
+        {"positive": "CONDITIONING", "negative": "CONDITIONING", "control_net": "CONTROL_NET", "image": "IMAGE",
+         "vae": "VAE"}, (("positive", "CONDITIONING"), ("negative", "CONDITIONING")),
+        {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}, (340, 186)),
+    "LoadImage": Kind({}, (("IMAGE", "IMAGE"), ("MASK", "MASK")), {"image": "example.png", UPLOAD: "image"},
+                      (340, 340)),
+    "SaveImage": Kind({"images": "IMAGE"}, (), {"filename_prefix": "CLEAR"}, (400, 400)),
+    "PreviewAny": Kind({"source": "*"}, (), {}, (400, 260)),
+    "ImageScaleBy": Kind({"image": "IMAGE"}, (("IMAGE", "IMAGE"),), {"upscale_method": "lanczos", "scale_by": 2.0},
+                         (320, 82)),
+    "EmptySD3LatentImage": Kind({}, (("LATENT", "LATENT"),), {"width": 1280, "height": 720, "batch_size": 1},
+                                (340, 106)),
+    "VAEEncode": Kind({"pixels": "IMAGE", "vae": "VAE"}, (("LATENT", "LATENT"),), {}, (320, 46)),
+    "VAEDecode": Kind({"samples": "LATENT", "vae": "VAE"}, (("IMAGE", "IMAGE"),), {}, (320, 46)),
+    "VAEDecodeTiled": Kind({"samples": "LATENT", "vae": "VAE"}, (("IMAGE", "IMAGE"),),
+                           {"tile_size": 1024, "overlap": 128, "temporal_size": 64, "temporal_overlap": 8}, (320, 150)),
+    "KSampler": Kind(
+        {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT"},
+        (("LATENT", "LATENT"),),
+        {"seed": 20250115, CONTROL: "fixed", "steps": 20, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple",
+         "denoise": 1.0}, (320, 262)),
+    "ModelSamplingAuraFlow": Kind({"model": "MODEL"}, (("MODEL", "MODEL"),), {"shift": 3.0}, (320, 58)),
+    "BasicScheduler": Kind({"model": "MODEL"}, (("SIGMAS", "SIGMAS"),),
+                           {"scheduler": "simple", "steps": 20, "denoise": 1.0}, (320, 106)),
+    "BasicGuider": Kind({"model": "MODEL", "conditioning": "CONDITIONING"}, (("GUIDER", "GUIDER"),), {}, (320, 46)),
+    "RandomNoise": Kind({}, (("NOISE", "NOISE"),), {"noise_seed": 1, CONTROL: "fixed"}, (320, 82)),
+    "KSamplerSelect": Kind({}, (("SAMPLER", "SAMPLER"),), {"sampler_name": "euler"}, (320, 58)),
+    "SamplerCustomAdvanced": Kind(
+        {"noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER", "sigmas": "SIGMAS", "latent_image": "LATENT"},
+        (("output", "LATENT"), ("denoised_output", "LATENT")), {}, (320, 126)),
+    "MarkdownNote": Kind({}, (), {"": ""}, (440, 300), pack=""),
+}
