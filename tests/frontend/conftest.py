@@ -94,7 +94,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     for path in WORKFLOWS:
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             for model in node["properties"].get("models", []):
-                (base / "models" / model["directory"] / model["name"]).touch()
+                file = base / "models" / model["directory"] / model["name"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
     boot.install_pack(base)
     (base / "user" / "default").mkdir(parents=True)
     (base / "user" / "default" / "comfy.settings.json").write_text(SETTINGS)
