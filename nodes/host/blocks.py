@@ -25,6 +25,11 @@ def is_plain(block: nn.Module) -> bool:
     return False
 
 
+def options_of(args: dict[str, Any]) -> dict[str, Any]:
+    """The call's options; forwards of other packs (TeaCache, PuLID) leave them out, as they do for the host's blocks."""
+    return args.get("transformer_options") or {}
+
+
 def parts_of(tokens: int, chunk: int) -> Iterator[slice]:
     """Slices of at most ``chunk`` tokens; a person can interrupt before each."""
     for start in range(0, tokens, chunk):
@@ -52,7 +57,7 @@ class Projected:
 @torch.compiler.disable
 def run_single_block(block: SingleStreamBlock, args: dict[str, Any], chunk: int) -> dict[str, Tensor]:
     """A single block; ``args`` and answer as the host's ``patches_replace`` has them."""
-    x, pe, options = args["img"], args["pe"], args["transformer_options"]
+    x, pe, options = args["img"], args["pe"], options_of(args)
     mod, _ = block.modulation(args["vec"])
     width, inner = block.hidden_size, block.mlp_hidden_dim
     tokens = x.shape[1]
@@ -75,7 +80,7 @@ def run_single_block(block: SingleStreamBlock, args: dict[str, Any], chunk: int)
 @torch.compiler.disable
 def run_double_block(block: DoubleStreamBlock, args: dict[str, Any], chunk: int) -> dict[str, Tensor]:
     """A double block; ``args`` and answer as the host's ``patches_replace`` has them."""
-    img, txt, pe, options = args["img"], args["txt"], args["pe"], args["transformer_options"]
+    img, txt, pe, options = args["img"], args["txt"], args["pe"], options_of(args)
     streams = [(txt, block.txt_mod(args["vec"]), block.txt_norm1, block.txt_attn, block.txt_norm2, block.txt_mlp),
                (img, block.img_mod(args["vec"]), block.img_norm1, block.img_attn, block.img_norm2, block.img_mlp)]
     projected = Projected(img, block.num_heads, txt.shape[1] + img.shape[1])

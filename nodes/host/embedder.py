@@ -39,6 +39,8 @@ class NTKEmbedder(torch.nn.Module):
     def __init__(self, base: EmbedND):
         super().__init__()
         self.base = base
+        # For nodes that read them off a model in memory to make an embedder of their own (DyPE).
+        self.dim, self.theta, self.axes_dim = base.dim, base.theta, base.axes_dim
 
     # Compiled models keep the first value they see of anything that is not a tensor.
     @torch.compiler.disable
