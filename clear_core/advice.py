@@ -57,23 +57,23 @@ def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weigh
     layout = layout_of(*size)
     start = f"{size[0]} x {size[1]}: {layout.image:,} tokens"
     if spec is None:
-        slow = "slow at this size: put CLEAR Attention before it" if is_hires(layout.image) else ""
+        slow = "slow here: put CLEAR Attention before it" if is_hires(layout.image) else ""
         return joined(f"{start}, dense attention, no windows", slow)
     if layout.image < min_tokens:
         return f"{start}, dense attention: fewer than min_tokens"
     part = share(layout, spec, dense_part)
     pays = ""
     if part > COSTLY:
-        pays = "slower than dense at this size"
+        pays = "slower than dense here"
     elif not is_hires(layout.image):
-        pays = "does not pay at this size"
+        pays = "does not pay here"
     return joined(f"{start}, {percent(part)} of dense attention", pays, *remarks(spec, has_weights))
 
 
 def remarks(spec: ClearSpec, has_weights: bool) -> tuple[str, str]:
     """What holds at any size."""
-    return ("" if has_weights else "no weights: the picture suffers",
-            "pooled overview: quadratic in the area" if spec.pools else "")
+    return ("" if has_weights else "no weights: picture suffers",
+            "pooled overview: quadratic" if spec.pools else "")
 
 
 def joined(*parts: str) -> str:

@@ -34,7 +34,7 @@ def test_the_button_is_on_the_node_and_neither_saved_nor_sent(tab, server):
     node = add_node(tab, radius=8)
     widgets = tab.page.evaluate("id => app.graph.getNodeById(id).widgets.map(widget => widget.name)", node)
     names = list(server.get("/object_info/CLEARAttention")["CLEARAttention"]["input"]["optional"])
-    assert widgets == [*names, BUTTON]
+    assert widgets == [*names, BUTTON, "cost"]
     saved = tab.page.evaluate("() => app.graph.serialize()")["nodes"][-1]["widgets_values"]
     values = tab.page.evaluate("id => app.graph.getNodeById(id).widgets.map(widget => widget.value)", node)
     assert saved == values[:len(names)]

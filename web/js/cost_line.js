@@ -1,0 +1,101 @@
+// The line of figures on CLEAR Attention and CLEAR Upscale: tokens, share of dense attention, and where windows will
+// not pay. It is a note to the reader: never saved with a workflow, never sent to the server.
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { enlargedSize, sampledSize } from "./frame_size.js";
+import { allGraphs, isOff, sourceOfType, valueOf } from "./graph.js";
+import "./get_weights.js";  // so that its button is above the line in every front end
+
+const ATTENTION = "CLEARAttention";
+const UPSCALE = "CLEARUpscale";
+const ROUTE = "/clear_flux/cost";
+const SETTINGS = ["weights_name", "strength", "radius", "down_factor", "dense_blocks", "min_tokens"];
+const HEIGHT = 46;
+const STYLE = `box-sizing: border-box; max-height: ${HEIGHT - 8}px; overflow: hidden; padding: 3px 8px; border-radius: 6px;
+  font: 11px/1.35 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);`;
+
+// No event tells of every change that matters (a picture that was loaded, a value set by another pack, a mode), so the
+// graph is read anew at this pace; the server is asked only when the question changed.
+const MILLISECONDS = 400;
+
+const lines = new WeakMap();  // node: its element
+const answers = new Map();  // question: its answer, or a promise of it
+
+// The nearest CLEAR Attention before a node: undefined where the model comes from somewhere that cannot be seen.
+function attentionBefore(node) {
+  for (let at = node, step = 0; step < 100; step++) {
+    if (!at.inputs?.some((input) => input.type === "MODEL")) return null;  // a loader: there is none
+    at = sourceOfType(at, "MODEL");
+    if (!at || at.comfyClass === ATTENTION) return at;
+  }
+  return undefined;
+}
+
+// What to ask the server about a node; a text where there is nothing to ask.
+function question(node) {
+  if (isOff(node)) return { text: "off" };
+  const attention = node.comfyClass === ATTENTION ? node : attentionBefore(node);
+  const size = node.comfyClass === ATTENTION ? sampledSize(node) : enlargedSize(node);
+  const asked = new URLSearchParams();
+  if (size) {
+    asked.set("width", size[0]);
+    asked.set("height", size[1]);
+  }
+  if (attention === undefined) return { text: "connect a model" };
+  if (attention === null) asked.set("windows", "off");
+  for (const name of attention ? SETTINGS : []) {
+    const value = valueOf(attention, name);
+    if (value === undefined) return { text: `${name} is only known when it runs` };
+    asked.set(name, value);
+  }
+  return { ask: asked.toString() };
+}
+
+async function fetchAnswer(ask) {
+  try {
+    const answer = await (await api.fetchApi(`${ROUTE}?${ask}`)).json();
+    answers.set(ask, String(answer.line ?? answer.error ?? ""));
+  } catch {
+    answers.set(ask, "");  // no server: asked again once it is back
+  }
+}
+
+function show(element, node) {
+  const { text, ask } = question(node);
+  if (ask !== undefined && !answers.has(ask)) answers.set(ask, fetchAnswer(ask));
+  const line = text ?? answers.get(ask);
+  if (typeof line === "string" && element.textContent !== line) element.textContent = element.title = line;
+}
+
+function refresh() {
+  for (const graph of allGraphs(app.rootGraph)) {
+    for (const node of graph.nodes ?? []) {
+      const element = lines.get(node);
+      if (!element) continue;
+      try {
+        show(element, node);
+      } catch {
+        element.textContent = element.title = "";  // a graph in the middle of a change: the next round reads it again
+      }
+    }
+  }
+}
+
+app.registerExtension({
+  name: "clear-flux.cost-line",
+  setup() {
+    for (const event of ["reconnected", "clear_flux.weights"]) api.addEventListener(event, () => answers.clear());
+    setInterval(refresh, MILLISECONDS);
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== ATTENTION && node.comfyClass !== UPSCALE) return;
+    const element = document.createElement("div");
+    element.className = "clear-cost";
+    element.style.cssText = STYLE;
+    const widget = node.addDOMWidget("cost", "clear_cost", element, {
+      serialize: false, margin: 4, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT,
+    });
+    widget.serialize = false;
+    lines.set(node, element);
+  },
+});

@@ -1,0 +1,93 @@
+// Which node feeds an input and which inputs an output feeds, as the run will see it: through reroutes, bypassed nodes
+// and the borders of subgraphs; a muted node feeds nothing.
+const MUTED = 2;
+const BYPASSED = 4;
+const SUBGRAPH_INPUTS = -10;
+const SUBGRAPH_OUTPUTS = -20;
+
+export const isOff = (node) => node.mode === MUTED || node.mode === BYPASSED;
+
+const passesOn = (node) => node.mode === BYPASSED || node.type === "Reroute";
+const fits = (one, other) => one === other || one === "*" || other === "*";
+
+// All graphs of the open workflow, subgraphs included.
+export function allGraphs(root) {
+  return [root, ...(root?.subgraphs?.values() ?? [])].filter(Boolean);
+}
+
+// The node that stands for a subgraph in the graph around it; the first where there are several.
+function hostOf(graph) {
+  for (const outer of allGraphs(graph.rootGraph ?? graph)) {
+    const host = outer.nodes?.find((node) => node.subgraph === graph);
+    if (host) return host;
+  }
+  return undefined;
+}
+
+// Which input a bypassed node hands on through this output, or the other way round: the same place, else the first
+// of the type.
+function counterpart(slots, index, type) {
+  if (slots?.[index] && fits(slots[index].type, type)) return index;
+  return slots?.findIndex((slot) => fits(slot.type, type)) ?? -1;
+}
+
+function origin(graph, link) {
+  if (!link) return undefined;
+  if (Number(link.origin_id) === SUBGRAPH_INPUTS) {
+    const host = hostOf(graph);
+    return host && source(host, link.origin_slot);
+  }
+  const node = graph.getNodeById(link.origin_id);
+  if (!node || node.mode === MUTED) return undefined;
+  if (passesOn(node)) return source(node, counterpart(node.inputs, link.origin_slot, node.outputs[link.origin_slot]?.type));
+  if (node.subgraph) {
+    const inner = node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0];
+    return origin(node.subgraph, node.subgraph.getLink(inner));
+  }
+  return node;
+}
+
+// The node that feeds the input at this index, or undefined.
+export function source(node, index) {
+  const link = node.inputs?.[index]?.link;
+  return link == null ? undefined : origin(node.graph, node.graph?.getLink(link));
+}
+
+// The node that feeds the first connected input of a type.
+export function sourceOfType(node, ...types) {
+  const index = node.inputs?.findIndex((input) => types.includes(input.type) && input.link != null) ?? -1;
+  return index < 0 ? undefined : source(node, index);
+}
+
+function* arrivals(graph, link) {
+  if (!link) return;
+  if (Number(link.target_id) === SUBGRAPH_OUTPUTS) {
+    const host = hostOf(graph);
+    if (host) yield* targets(host, link.target_slot);
+    return;
+  }
+  const node = graph.getNodeById(link.target_id);
+  if (!node || node.mode === MUTED) return;
+  if (passesOn(node)) {
+    const index = counterpart(node.outputs, link.target_slot, node.inputs[link.target_slot]?.type);
+    if (index >= 0) yield* targets(node, index);
+  } else if (node.subgraph) {
+    for (const inner of node.subgraph.inputs?.[link.target_slot]?.linkIds ?? [])
+      yield* arrivals(node.subgraph, node.subgraph.getLink(inner));
+  } else {
+    yield node;
+  }
+}
+
+// The nodes that the output at this index feeds.
+export function* targets(node, index) {
+  for (const link of node.outputs?.[index]?.links ?? []) yield* arrivals(node.graph, node.graph?.getLink(link));
+}
+
+// What a widget will send: its own value, or that of the primitive that feeds it; undefined where only a run can tell.
+export function valueOf(node, name) {
+  const index = node.inputs?.findIndex((input) => input.name === name && input.link != null) ?? -1;
+  const holder = index < 0 ? node : source(node, index);
+  const wanted = index < 0 ? name : "value";
+  return holder?.widgets?.find((widget) => widget.name === wanted)?.value;
+}
