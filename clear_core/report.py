@@ -87,7 +87,7 @@ def advice(facts: Inspection) -> list[str]:
     if reduced_to_dense(facts):
         return [reduced_to_dense(facts)]
     if (facts.settings.start_percent, facts.settings.end_percent) != (0, 1):
-        said.append(f"The window acts from {facts.settings.start_percent:.0%} to {facts.settings.end_percent:.0%} of "
+        said.append(f"The window acts from {percent(facts.settings.start_percent)} to {percent(facts.settings.end_percent)} of "
                     "the sampling; outside it a step looks at the whole picture and takes the full work.")
     if facts.weights is None:
         said.append("No distilled weights are loaded: the model was not trained for windows, and the picture will "

@@ -6,7 +6,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention import CLEARAttention
 from .host.files import register_folder
+from .host.graph_routes import register_graph_routes
 from .host.routes import register_routes
+from .inspect import CLEARInspect
 from .upscale import CLEARUpscale, CLEARUpscaleStage
 
 
@@ -14,10 +16,11 @@ class ClearExtension(ComfyExtension):
     """The nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CLEARAttention, CLEARUpscale, CLEARUpscaleStage]
+        return [CLEARAttention, CLEARUpscale, CLEARUpscaleStage, CLEARInspect]
 
 
 async def comfy_entrypoint() -> ClearExtension:
     register_folder()  # Not in on_load: ComfyUI 0.9 does not call it.
     register_routes()
+    register_graph_routes()
     return ClearExtension()

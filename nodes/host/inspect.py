@@ -65,10 +65,16 @@ def inspect_model(model: ModelPatcher, source: Size, upscale_by: float, origin: 
 
 def model_facts(model: ModelPatcher) -> ModelFacts:
     """What is known of the model itself."""
-    shape, config = flux_shape(model), model.model.model_config.unet_config
+    shape = flux_shape(model)
     return ModelFacts(activations_of(model), shape.num_double, shape.num_single,
-                      config["hidden_size"] // config["num_heads"], dtype_name(model), model.model_size(),
+                      head_dim_of(model), dtype_name(model), model.model_size(),
                       shape.relative or "FLUX.1")
+
+
+def head_dim_of(model: ModelPatcher) -> int:
+    """Size of a head."""
+    config = model.model.model_config.unet_config
+    return config["hidden_size"] // config["num_heads"]
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
@@ -87,8 +93,8 @@ def backend_of(model: ModelPatcher, patch: WindowPatch | None, grid: tuple[int, 
     """What computes the windows of this grid, and one sentence why."""
     if patch is None:
         return "dense", "It is the model's own attention, as there are no windows."
-    config, settings = model.model.model_config.unet_config, patch.settings
-    case = (model.load_device, compute_dtype(model), config["hidden_size"] // config["num_heads"])
+    settings = patch.settings
+    case = (model.load_device, compute_dtype(model), head_dim_of(model))
     if settings.backend == "auto":
         return explain_backend(*case, grid, settings.spec.within(grid))
     reason = unavailable_reason(settings.backend, *case)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
-from comfyui_version import __version__ as host_version
 
+from ...clear_core.layout import SequenceLayout
 from ...clear_core.memory import FLUX_TEXT, GIB
 from ...clear_core.sdedit import Stage
+from .inspect import backend_of, clear_of, head_dim_of, versions, weights_of
 from .memory import activations_of
-from .patch import KEY as CLEAR
 from .shift import with_shift
 from .stage import StageInputs, StageSettings
 
 
 def attention_words(model: ModelPatcher) -> str:
     """Which attention the model comes with."""
-    patches = model.get_wrappers(WrappersMP.APPLY_MODEL, CLEAR)
-    if not patches:
+    patch = clear_of(model)
+    if patch is None:
         return "dense, no windows: there is no CLEARAttention before this node"
-    patch = patches[-1]
     settings = patch.settings
     ntk = f"{settings.ntk_factor:g}" if settings.ntk_factor else "auto"
     weights = f"{patch.file.name} at strength {patch.strength:g}" if patch.file else "none"
@@ -41,17 +39,39 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
             f"VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, about {memory:.1f} GiB beside the weights")
 
 
+def effect_words(inputs: StageInputs, stage: Stage) -> str:
+    """What CLEAR's settings come to at a stage's size, for the first prompt."""
+    model, text = inputs.model, inputs.positive[0][0].shape[1] if inputs.positive else FLUX_TEXT
+    settings = clear_of(model).settings
+    scale = settings.scale(head_dim_of(model), SequenceLayout(text, stage.grid))
+    windows = "windows" if stage.tokens >= settings.min_tokens else "no windows (min_tokens)"
+    return (f"stage {stage.number} attention: {windows}, ntk {settings.ntk(stage.tokens):g}, scale {scale:.6f} "
+            f"({'proportional' if settings.is_proportional(stage.tokens) else 'plain'}), "
+            f"backend {backend_of(model, clear_of(model), stage.grid)[0]}")
+
+
+def weight_lines(model: ModelPatcher) -> list[str]:
+    """The distilled weights, so that somebody else can tell whether theirs are the same."""
+    weights = weights_of(clear_of(model))
+    if weights is None:
+        return []
+    return [f"weights: {weights.name}, strength {weights.strength:g}, sha256 {weights.fingerprint}"]
+
+
 def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSettings, batch: int) -> str:
     """Everything that decides the picture, a line each, stages first."""
     lines = [stage_words(stage, inputs, settings, batch) for stage in stages]
+    if clear_of(inputs.model):
+        lines += [effect_words(inputs, stage) for stage in stages]
     lines += [
         f"pictures: {batch}",
         f"sampler: {settings.sampler_name}, scheduler {settings.scheduler}, cfg {settings.cfg:g}",
         f"shift: {with_shift(inputs.model, settings.shift)[1]}",
         f"attention: {attention_words(inputs.model)}",
+        *weight_lines(inputs.model),
         f"enlarged by: {'upscale model, then ' if inputs.upscale_model is not None else ''}Lanczos",
         f"color fix: {settings.color_fix}",
         f"mask: {'yes' if inputs.mask is not None else 'no'}",
-        f"ComfyUI: {host_version}",
+        *(f"{name}: {version}" for name, version in versions().items()),
     ]
     return "\n".join(lines)

@@ -225,3 +225,22 @@ def test_it_runs_alone_on_a_server(running_server, inputs, size):
     assert image["type"] == "temp"
     with Image.open(running_server.base / "temp" / image["subfolder"] / image["filename"]) as page:
         assert page.width == 1200
+
+
+def test_info_of_an_enlargement_holds_what_decides_the_picture(tiny_flux, clear_node, pack, host):
+    """CLEARUpscale's ``info``: what the settings come to at each stage, the weights' fingerprint, versions."""
+    plan, stage = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("plan", "stage"))
+    plan_stages = import_module(f"{pack.__name__}.clear_core.sdedit").plan_stages
+    model = clear_node(tiny_flux(), weights_name=WEIGHTS, strength=0.5, min_tokens=5000)
+    inputs = stage.StageInputs(model, conditioning(torch.zeros(1, 77, 64), torch.zeros(1, 32)), object())
+    info = plan.info_text(plan_stages(1024, 1024, upscale_by=4.0), inputs, stage.StageSettings(), 1).splitlines()
+    digest = hashlib.sha256((host.base / "models" / "clear" / WEIGHTS).read_bytes()).hexdigest()
+    assert f"weights: clear_local_4_down_2.safetensors, strength 0.5, sha256 {digest[:10]}" in info
+    settings = model.get_wrappers("apply_model", "clear_flux")[0].settings
+    for number, side in ((1, 128), (2, 256)):
+        scale = settings.scale(128, import_layout(model)(77, (side, side)))
+        assert f"stage {number} attention: windows, ntk 10, scale {scale:.6f} (proportional), backend gather" in info
+    assert f"ComfyUI: {host.version}" in info and f"torch: {torch.__version__}" in info
+    assert any(line.startswith("clear-flux: ") for line in info)
+    small = plan.info_text(plan_stages(512, 512, upscale_by=2.0), inputs, stage.StageSettings(), 1)
+    assert "stage 1 attention: no windows (min_tokens), ntk 1, " in small
