@@ -6,11 +6,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...clear_core.attention.pool import blend_with_mean
+from ...clear_core.dense_blocks import parse_dense_blocks
 from ...clear_core.settings import ClearSettings
 from ...clear_core.weights import ClearFile
 from .embedder import install_embedder
 from .flux import flux_shape
 from .memory import MemoryPatch
+from .pace import PaceClock
 from .weights import add_weight_patches, remove_weight_patches, trained_tensors
 from .window import WindowPatch
 
@@ -22,27 +24,36 @@ def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | 
     """A clone of ``model`` that attends with CLEAR; ``model`` itself is not touched.
 
     Args:
-        model: A FLUX.1 model.
+        model: A FLUX.1 model, or without ``file`` a relative that shares its blocks.
         file: Distilled weights, or None for the window alone.
         strength: How much of the distilled weights, 0 to 1; the rest is the model's own.
 
     Raises:
-        ValueError: The model is no FLUX.1, or the file does not fit it.
+        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names blocks that it lacks.
     """
     shape = flux_shape(model)
+    if file is not None and shape.relative:
+        raise ValueError(f"{file.name} was distilled for FLUX.1, but the model is {shape.relative}; set weights_name to "
+                         "none for the window alone.")
+    dense_blocks = parse_dense_blocks(settings.dense_blocks, shape.num_double, shape.num_single)
     clone = model.clone()
     for earlier in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         remove_weight_patches(clone, earlier.weight_patches)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
 
-    patch = WindowPatch(settings)
+    patch = WindowPatch(settings, dense_blocks, shape.takes_references)
     if file is not None:
-        patch.weights = f"{file.name} at strength {strength:g}"
+        patch.file, patch.strength = file, strength
         patch.tensors = trained_tensors(file)
         patch.weight_patches = add_weight_patches(clone, file, patch.tensors, shape, strength)
         patch.spatial_weights = {block: blend_with_mean(weight, strength)
                                  for block, weight in file.spatial_weights().items()}
     install_embedder(clone)
-    MemoryPatch().install(clone)
+    if shape.relative:
+        patch.notices.say("relative", f"windows on {shape.relative} are experimental: it shares FLUX.1's blocks, but "
+                                      "nobody has distilled weights for it.")
+    else:
+        MemoryPatch().install(clone)
+    PaceClock.of(clone).install(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, patch)
     return clone

@@ -15,14 +15,16 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
 from ...clear_core.attention import clear_attention
+from ...clear_core.dense_blocks import BlockId
 from ...clear_core.layout import SequenceLayout, token_grid
 from ...clear_core.settings import ClearSettings
+from ...clear_core.weights import ClearFile
 from .embedder import foreign_embedder, ntk_factor
 from .frame import KEY as FRAME_PART
 from .notice import Notices
-
-BlockId = tuple[str, int]
-"""("double" or "single", index), as the host counts blocks."""
+from .sparse import RULE as SPARSE_RULE
+from .sparse import is_host_sparse
+from .pace import running, window_pairs_of
 
 OVERRIDE = "optimized_attention_override"
 
@@ -34,17 +36,23 @@ class WindowPatch:
     It is shared by later clones and by threads, so nothing in it changes from call to call.
 
     Attributes:
-        settings: Spec, scale, NTK factor and backend.
+        settings: Spec, scale, NTK factor, backend, and where in the sampling and from which size on they apply.
+        dense_blocks: Blocks that attend without the window.
+        takes_references: Whether the model looks at reference latents that come with the prompt.
         spatial_weights: (d, d) pooling weights by block; a block that is not in it pools by the mean.
-        weights: Name of the weights file and its strength, for people to read; "none" without one.
+        file: The distilled weights that are in use, or None.
+        strength: How much of them, 0 to 1.
         tensors: The weights file's tensors, held so that other clones share them.
         weight_patches: The entries this node put into ``ModelPatcher.patches``, by key, so that a later CLEAR node
             can take them out again.
     """
 
     settings: ClearSettings
+    dense_blocks: frozenset[BlockId] = frozenset()
+    takes_references: bool = True
     spatial_weights: dict[BlockId, Tensor] = field(default_factory=dict)
-    weights: str = "none"
+    file: ClearFile | None = None
+    strength: float = 1.0
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     weight_patches: dict[str, list[tuple]] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
@@ -57,12 +65,19 @@ class WindowPatch:
             self.notices.say("latent", f"the latent has shape {tuple(x.shape)}, expected (batch, channels, height, "
                                        "width); the window is not applied.")
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
-        references = sum(_tokens(latent) for latent in extra.get("ref_latents") or ())
+        references = sum(_tokens(latent) for latent in self.takes_references and extra.get("ref_latents") or ())
         text = 0 if c_crossattn is None else c_crossattn.shape[1]
         layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
         part = transformer_options.get(FRAME_PART)
         call = WindowCall(self, layout, part.grid if part else layout.grid, transformer_options.get(OVERRIDE))
+        call.is_dense = (call.frame.image < self.settings.min_tokens
+                         or not _is_within(self.settings, executor.class_obj.model_sampling, t))
 
+        if is_host_sparse(call.previous):
+            self.notices.say("sparse", SPARSE_RULE)
+
+        # Also where all blocks are dense: the host's compile nodes drop guards on transformer_options, so code compiled
+        # without the override would stay without it when the window begins.
         options = transformer_options.copy()
         options[OVERRIDE] = call.attend
         patches = options.get("patches", {})
@@ -74,6 +89,8 @@ class WindowPatch:
                                          f"and ntk_factor {factor:g} is not applied.")
         with ntk_factor(factor):
             out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
+        if call.was_reached and (run := running()):
+            run.count(out, call.layout.length, call.pairs, call.words)
         if not call.was_reached:
             self.notices.say("bypassed", "another node computes this model's attention by itself, so the window is "
                                          "not applied.")
@@ -81,7 +98,12 @@ class WindowPatch:
 
 
 class WindowCall:
-    """The state of one call of the model, and the attention override that uses it."""
+    """The state of one call of the model, and the attention override that uses it.
+
+    Attributes:
+        is_dense: Whether the user asked for no window in this call.
+        was_reached: Whether the model came to the override.
+    """
 
     def __init__(self, patch: WindowPatch, layout: SequenceLayout, frame_grid: tuple[int, int],
                  previous: Callable | None):
@@ -89,12 +111,20 @@ class WindowCall:
         self.layout = layout
         self.frame_grid = frame_grid
         self.previous = previous
+        self.is_dense = False
         self.was_reached = False
+        self.pairs = 0  # Query-key pairs of one sequence so far, for the clock.
 
     @property
     def frame(self) -> SequenceLayout:
         """Text and image tokens of the whole frame, also where this call is a tile of it: scale and NTK go by them."""
         return SequenceLayout(self.layout.text, self.frame_grid)
+
+    @property
+    def words(self) -> str:
+        """What this call computes, for people."""
+        rows, columns = self.frame_grid
+        return f"{columns * 16} x {rows * 16} px with {self.patch.settings.spec}"
 
     # The host's compile nodes drop guards on transformer_options, so compiled code would keep the first call's state.
     @torch.compiler.disable
@@ -109,6 +139,8 @@ class WindowCall:
     def attend(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The override: ``func`` is the host's own attention, the rest is what a FLUX block passes to it."""
         self.was_reached = True
+        if self.is_dense or (self.patch.dense_blocks and _block_of(kwargs) in self.patch.dense_blocks):
+            return self._previous(func, args, kwargs)
         q, k, v = args[:3]
         reason = self._why_not(q, k, v, args, kwargs)
         if reason is None:
@@ -132,11 +164,11 @@ class WindowCall:
         return None
 
     def _windowed(self, q: Tensor, k: Tensor, v: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        options = kwargs.get("transformer_options") or {}
         settings = self.patch.settings
+        self.pairs += window_pairs_of(self.layout, settings.spec)
         out = clear_attention(
             q, k, v, grid=self.layout.grid, spec=settings.spec, reference_tokens=self.layout.reference,
-            spatial_weight=self.patch.spatial_weights.get((options.get("block_type"), options.get("block_index"))),
+            spatial_weight=self.patch.spatial_weights.get(_block_of(kwargs)),
             scale=settings.scale(q.shape[-1], self.frame), backend=settings.backend,
             on_chunk=throw_exception_if_processing_interrupted)
         if _argument("skip_output_reshape", 7, args, kwargs):
@@ -146,6 +178,7 @@ class WindowCall:
     def _previous(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The attention that was there before this node, with the scale that the node asks for."""
         q = args[0]
+        self.pairs += q.shape[-2] * args[1].shape[-2]
         head_dim = q.shape[-1] if q.ndim == 4 else q.shape[-1] // args[3]
         factor = self.patch.settings.scale(head_dim, self.frame) * head_dim**0.5
         if factor != 1.0:
@@ -158,6 +191,22 @@ class WindowCall:
 def _argument(name: str, position: int, args: tuple, kwargs: dict[str, Any]) -> Any:
     """An argument of the host's ``optimized_attention``, given by position or by name."""
     return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _block_of(kwargs: dict[str, Any]) -> tuple[str | None, int | None]:
+    """Which block an attention call belongs to, as the host counts them."""
+    options = kwargs.get("transformer_options") or {}
+    return options.get("block_type"), options.get("block_index")
+
+
+def _is_within(settings: ClearSettings, sampling: Any, sigma: Tensor) -> bool:
+    """Whether a noise level (B,) lies in the part of the sampling that has the window, both ends included.
+
+    Source: ``model_sampling.percent_to_sigma``, compared as ``comfy.controlnet.ControlBase`` does.
+    """
+    is_late_enough = settings.start_percent <= 0 or not sigma[0] > sampling.percent_to_sigma(settings.start_percent)
+    return is_late_enough and (
+        settings.end_percent >= 1 or not sigma[0] < sampling.percent_to_sigma(settings.end_percent))
 
 
 def _tokens(latent: Tensor) -> int:
