@@ -37,7 +37,7 @@ def circle_words(facts: Inspection) -> str:
     """What the drawing shows."""
     side = f"{TOKEN_PIXELS} x {TOKEN_PIXELS} px"
     frame = f"{facts.size[1]} x {facts.size[0]} px"
-    if not facts.is_windowed:
+    if not facts.is_windowed or facts.spec.covers(facts.grid):
         return (f"At {frame} the picture has {facts.layout.image:,} parts of {side} (\"tokens\"). Each of them, such as "
                 "the orange square, looks at all the others and at the whole prompt.")
     seen = (f"what lies inside the circle (true to scale: {2 * facts.spec.radius * TOKEN_PIXELS} px of {frame}) and at "

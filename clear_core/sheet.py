@@ -12,7 +12,7 @@ from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_laye
 from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font
 from .inspection import CostRow, Inspection
 from .overlay import draw_overlay
-from .report import circle_words, headline, origin_words, reduced_to_dense, step_words
+from .report import advice, circle_words, headline, origin_words, step_words
 from .words import memory_words, percent, side_name, significant, time_words
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.I
     """
     from PIL import Image
 
-    spec = facts.spec if facts.is_windowed else None
+    spec = facts.spec if facts.is_windowed and not facts.spec.covers(facts.grid) else None
     overlay = draw_overlay(facts.size, spec, picture=picture, width=WIDTH - 2 * MARGIN, height=WIDTH - 2 * MARGIN)
     page = Page(Image.new("RGB", (WIDTH * OVERSAMPLING, 8 * WIDTH * OVERSAMPLING), PAPER))
     page.text(headline(facts), TITLE, INK)
@@ -166,8 +166,8 @@ def draw_costs(page: Page, facts: Inspection) -> None:
     listed.append((f"{facts.size[1]} x {facts.size[0]}", here))
     cells = [[name, *(cost_cell(unit, row, value) for value in (row.dense, row.window, row.pooled)),
               memory_words(row.memory)] for name, row in listed]
-    columns = [("picture", INK), ("whole picture", DENSE), ("window", CIRCLE), ("with overview", POOLED),
-               ("memory", MUTED)]
+    columns = [("picture", INK), ("whole picture", DENSE), (f"{2 * facts.spec.radius * 16} px window", CIRCLE),
+               ("with overview", POOLED), ("memory", MUTED)]
     bottom = draw_table(page.draw, page.box(MARGIN, WIDTH - MARGIN, 0), columns, cells, highlighted=len(cells) - 1,
                         size=SMALL * OVERSAMPLING)
     page.y = bottom / OVERSAMPLING + 8
@@ -175,8 +175,9 @@ def draw_costs(page: Page, facts: Inspection) -> None:
               "weights, calculated.", SMALL, MUTED)
     page.gap(8)
     page.text(step_words(facts), BODY, INK)
-    if reduced_to_dense(facts):
-        page.text(reduced_to_dense(facts), BODY, INK)
+    for sentence in advice(facts):
+        page.gap(8)
+        page.text(sentence, BODY, INK)
 
 
 class Unit:
