@@ -1,0 +1,69 @@
+"""ControlNets.
+
+Small ControlNets in the layouts of XLabs and of Union files, loaded by ComfyUI; more in tests/host/test_controlnet.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support_comfy.controlnets import oracle_control, write_union_file, write_xlabs_file
+from support_comfy.graph_inputs import noise, prompt
+from support_comfy.oracle import window_mask, with_oracle_windows
+from support_comfy.sampling import run_node
+
+RADIUS, SIGMA, TEXT, GRID = 3, 0.6, 7, (6, 7)
+
+
+class MixingVAE:
+    """Means of 8 x 8 pixels in 16 mixtures of the colours."""
+
+    def spacial_compression_encode(self) -> int:
+        return 8
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        mix = torch.linspace(-1, 1, 3 * 16).reshape(3, 16)
+        return torch.nn.functional.avg_pool2d((pixels[..., :3] @ mix).movedim(-1, 1), 8)
+
+
+@pytest.fixture(params=["XLabs", "Union"])
+def positive(request: pytest.FixtureRequest, stock: Callable[..., type], tmp_path: Any) -> list:
+    """A prompt with a ControlNet applied to it by the stock nodes."""
+    import comfy.controlnet
+
+    write = write_xlabs_file if request.param == "XLabs" else write_union_file
+    control = comfy.controlnet.load_controlnet(str(write(tmp_path / "control.safetensors", seed=5)))
+    if request.param == "Union":
+        (control,) = run_node(stock("SetUnionControlNetType", "nodes_controlnet"), control_net=control, type="depth")
+    image = torch.rand(1, 96, 112, 3, generator=torch.Generator().manual_seed(3))
+    return run_node(stock("ControlNetApplyAdvanced"), positive=prompt(TEXT), negative=prompt(TEXT), control_net=control,
+                    image=image, strength=0.8, start_percent=0.0, end_percent=1.0,
+                    vae=MixingVAE() if control.latent_format else None)[0]
+
+
+@pytest.mark.row("ControlNet, controlnet off", "its residuals act on a CLEAR model as on a plain one")
+def test_off(cell, model, clear_node, predict, positive):
+    x = noise(12, 14)
+    cell.oracle(predict(clear_node(model, radius=RADIUS, controlnet="off"), x, SIGMA, positive),
+                predict(with_oracle_windows(model, RADIUS), x, SIGMA, positive), predict(model, x, SIGMA, positive))
+
+
+@pytest.mark.row("ControlNet, controlnet on", "its own blocks attend in the model's windows")
+def test_on(cell, model, clear_node, predict, positive):
+    x = noise(12, 14)
+    masks = {text + 42: window_mask(text, GRID, 0, RADIUS) for text in (TEXT, TEXT + 1)}
+    with oracle_control(masks):
+        expected = predict(with_oracle_windows(model, RADIUS), x, SIGMA, positive)
+    # Without: the model's windows, and a ControlNet that has none.
+    cell.oracle(predict(clear_node(model, radius=RADIUS, controlnet="on"), x, SIGMA, positive), expected,
+                predict(with_oracle_windows(model, RADIUS), x, SIGMA, positive))
+
+
+@pytest.mark.row("ControlNet, a radius past the grid", "the stock result")
+def test_wide(cell, model, clear_node, predict, positive):
+    x = noise(12, 14)
+    cell.stock(predict(clear_node(model, radius=100, controlnet="on"), x, SIGMA, positive),
+               predict(model, x, SIGMA, positive))
