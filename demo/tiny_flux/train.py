@@ -52,8 +52,8 @@ LARGE = (*USUAL, (256, 256, 16), (256, 256, 16), (1024, 1024, 1))
 # Small pictures first: what stands where is learnt cheaper on them.
 STAGES = (
     Stage(2700, SMALL, (1e-3, 1e-3)),
-    Stage(1500, USUAL, (1e-3, 1e-3), shift=0.6),
-    Stage(2700, LARGE, (1e-3, 2e-5), shift=0.4),
+    Stage(900, USUAL, (1e-3, 1e-3), shift=0.6),
+    Stage(2000, LARGE, (1e-3, 2e-5), shift=0.4),
 )
 
 
