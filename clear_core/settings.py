@@ -69,6 +69,12 @@ class ClearSettings:
             return is_hires(image_tokens)
         return self.proportional_attention == "on"
 
+    def windows_controlnet(self, image_tokens: int) -> bool:
+        """Whether a ControlNet beside a model with a frame of this many image tokens gets the window."""
+        if self.controlnet == "auto":
+            return is_hires(image_tokens)
+        return self.controlnet == "on"
+
     def scale(self, head_dim: int, layout: SequenceLayout) -> float:
         """Factor on the query-key products of a block, windowed or kept dense."""
         return attention_scale(head_dim, proportional=self.is_proportional(layout.image),

@@ -5,7 +5,6 @@ Source: what ``comfy.samplers.get_area_and_mult`` reads from a conditioning, and
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import comfy.samplers
@@ -15,6 +14,7 @@ from comfy.conds import CONDNoiseShape
 from torch import Tensor
 
 from ...clear_core.sdedit import Tile
+from .control import copy_of
 
 Cond = dict[str, Any]
 """One conditioning as the samplers see it, after ``comfy.samplers.process_conds``."""
@@ -99,8 +99,12 @@ def crop_token_mask(mask: Tensor, tile: Tile, width: int, image_tokens: int) -> 
 
 def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor) -> Any:
     """A ControlNet (and those before it in the chain) with the hint of a tile; the original stays as it is."""
-    cropped = copy.copy(control)
+    cropped = copy_of(control)
     cropped.cond_hint = None
+    clones = getattr(control, "multigpu_clones", None)
+    if clones:
+        cropped.multigpu_clones = {device: crop_control(clone, rows, columns, frame)
+                                   for device, clone in clones.items()}
     if getattr(control, "previous_controlnet", None) is not None:
         cropped.previous_controlnet = crop_control(control.previous_controlnet, rows, columns, frame)
     hint = getattr(control, "cond_hint_original", None)

@@ -9,6 +9,7 @@ from ...clear_core.attention.pool import blend_with_mean
 from ...clear_core.dense_blocks import parse_dense_blocks
 from ...clear_core.settings import ClearSettings
 from ...clear_core.weights import ClearFile
+from .control import ControlPatch
 from .embedder import install_embedder
 from .flux import flux_shape
 from .memory import MemoryPatch
@@ -39,7 +40,8 @@ def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | 
     clone = model.clone()
     for earlier in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         remove_weight_patches(clone, earlier.weight_patches)
-    clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    for wrapper_type in (WrappersMP.APPLY_MODEL, WrappersMP.SAMPLER_SAMPLE):
+        clone.remove_wrappers_with_key(wrapper_type, KEY)
 
     patch = WindowPatch(settings, dense_blocks, shape.takes_references)
     if file is not None:
@@ -56,4 +58,5 @@ def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | 
         MemoryPatch().install(clone)
     PaceClock.of(clone).install(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, patch)
+    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, ControlPatch(patch))
     return clone

@@ -70,8 +70,7 @@ class WindowPatch:
         layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
         part = transformer_options.get(FRAME_PART)
         call = WindowCall(self, layout, part.grid if part else layout.grid, transformer_options.get(OVERRIDE))
-        call.is_dense = (call.frame.image < self.settings.min_tokens
-                         or not _is_within(self.settings, executor.class_obj.model_sampling, t))
+        call.is_dense = self.is_left_out(call.frame.image, executor.class_obj.model_sampling, t)
 
         if is_host_sparse(call.previous):
             self.notices.say("sparse", SPARSE_RULE)
@@ -95,6 +94,15 @@ class WindowPatch:
             self.notices.say("bypassed", "another node computes this model's attention by itself, so the window is "
                                          "not applied.")
         return out
+
+    def is_left_out(self, image_tokens: int, sampling: Any, sigma: Tensor) -> bool:
+        """Whether the user asked for no window in frames of this size, or at this noise level.
+
+        Args:
+            sampling: The model's ``model_sampling``.
+            sigma: (B,).
+        """
+        return image_tokens < self.settings.min_tokens or not _is_within(self.settings, sampling, sigma)
 
 
 class WindowCall:

@@ -1,0 +1,212 @@
+"""ControlNets beside a CLEAR model: their own FLUX blocks attend in the model's windows.
+
+The host gives a ControlNet's model no transformer_options, so neither an attention override nor an NTK factor reaches
+it. For the length of a sampling run the conditioning therefore holds shallow copies of its ControlNets. Nothing of the
+originals is written to, so they can serve other samplers meanwhile, and an ended run leaves nothing on them.
+
+Source: ``comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE``; ``comfy.controlnet.ControlNet.get_control``, which hands
+its model whatever ``extra_conds`` names; ``comfy.ldm.flux.controlnet.ControlNetFlux``; ComfyUI 0.9.0 and later.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from comfy.ldm.flux.controlnet import ControlNetFlux
+from comfy.ldm.flux.layers import EmbedND
+from torch import Tensor, nn
+
+from ...clear_core.layout import SequenceLayout, token_grid
+from .embedder import NTKEmbedder, foreign_embedder, ntk_factor
+from .frame import KEY as FRAME_PART
+from .frame import FramePart
+from .window import OVERRIDE, WindowCall, WindowPatch
+
+OPTIONS = "transformer_options"
+
+# A later host may hand them to a ControlNet's model by itself; named twice, they would be refused.
+HOST_HANDS_OVER = OPTIONS in inspect.signature(ControlNetFlux.forward_orig).parameters
+
+DENSE_TOKENS = 16384
+"""A ControlNet that attends to more image tokens than this without the window is worth a line in the log."""
+
+
+@dataclass(frozen=True)
+class ControlPatch:
+    """The SAMPLER_SAMPLE wrapper that one CLEAR node adds to its clone of the model, beside its window."""
+
+    window: WindowPatch
+
+    def __call__(self, executor: Callable, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any,
+                 noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a sampling whose ControlNets are copies with the window."""
+        conds = getattr(guider, "conds", None) or {}
+        copies = ControlCopies(self.window, guider.inner_model)
+        replaced = {name: [copies.in_cond(cond) for cond in each] for name, each in conds.items()}
+        if not copies.made:
+            return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        copies.say_left_out(noise)
+        guider.conds = replaced
+        try:
+            return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        finally:
+            guider.conds = conds
+
+
+@dataclass
+class ControlCopies:
+    """The copies of one run.
+
+    Attributes:
+        window: Of the CLEAR node.
+        base: The model that samples, a ``comfy.model_base.BaseModel``.
+        made: Copies by the id of what they stand for, so that conditionings that share a ControlNet still do.
+        others: Names of ControlNet models that are no FLUX and are left as they are.
+    """
+
+    window: WindowPatch
+    base: Any
+    made: dict[int, Any] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+    def in_cond(self, cond: dict[str, Any]) -> dict[str, Any]:
+        """A conditioning with the copy of its ControlNet."""
+        if cond.get("control") is None:
+            return cond
+        return {**cond, "control": self.of(cond["control"])}
+
+    def of(self, control: Any) -> Any:
+        """The copy of a ControlNet and of those before it in the chain; itself where none of them is FLUX."""
+        if id(control) not in self.made:
+            self.made[id(control)] = self.copied(control)
+        return self.made[id(control)]
+
+    def copied(self, control: Any) -> Any:
+        model, previous = getattr(control, "control_model", None), getattr(control, "previous_controlnet", None)
+        is_flux = isinstance(model, ControlNetFlux)
+        new_previous = None if previous is None else self.of(previous)
+        if model is not None and not is_flux and not isinstance(model, WindowedControlModel):
+            self.others.append(type(model).__name__)
+        if not is_flux and new_previous is previous:
+            return control
+        made = copy_of(control)
+        made.previous_controlnet = new_previous
+        if is_flux:
+            made.control_model = WindowedControlModel(model, self.window, self.base)
+            if not HOST_HANDS_OVER:
+                made.extra_conds = [*control.extra_conds, OPTIONS]
+        clones = getattr(control, "multigpu_clones", None)
+        if clones:
+            made.multigpu_clones = {device: self.of(clone) for device, clone in clones.items()}
+        return made
+
+    def say_left_out(self, noise: Tensor) -> None:
+        """Name the ControlNets that should have the window and cannot."""
+        tokens = math.prod(token_grid(*noise.shape[-2:])) if noise.ndim == 4 else 0
+        if self.window.settings.windows_controlnet(tokens):
+            for name in self.others:
+                self.window.notices.say(f"control {name}", f"the ControlNet model {name} is no FLUX ControlNet; it is "
+                                                           "left as it is.")
+
+
+def copy_of(control: Any) -> Any:
+    """A shallow copy of a ControlNet, also where methods have been put on the object, as tiled samplers do."""
+    made = copy.copy(control)
+    for name, value in vars(control).items():
+        if getattr(value, "__self__", None) is control:
+            setattr(made, name, MethodType(value.__func__, made))
+    return made
+
+
+class WindowedControlModel:
+    """Stands for the model of a FLUX ControlNet and attends as the CLEAR model does; all else is the model's own.
+
+    Args:
+        model: Shared with every other user of the ControlNet; only read.
+        window: Of the CLEAR node.
+        base: The model that samples.
+    """
+
+    def __init__(self, model: ControlNetFlux, window: WindowPatch, base: Any):
+        self.model = model
+        self.window = window
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "model"), name)
+
+    def __call__(self, x: Tensor, *args: Any, transformer_options: dict[str, Any] | None = None,
+                 **inputs: Any) -> dict[str, Any]:
+        """The residuals by block, row-major, for a latent x: (B, C, H, W)."""
+        options = transformer_options or {}
+        if HOST_HANDS_OVER:
+            inputs[OPTIONS] = options
+        part = options.get(FRAME_PART)
+        layout = SequenceLayout(0, token_grid(*x.shape[-2:]))
+        frame_grid = part.grid if part else layout.grid
+        settings = self.window.settings
+        if not settings.windows_controlnet(math.prod(frame_grid)):
+            if layout.image > DENSE_TOKENS:
+                self.window.notices.say(f"dense {self.words}", f"the ControlNet {self.words} attends to all of "
+                                        f"{layout.image} image tokens; set controlnet to auto to give it the window.")
+            return self.model(x, *args, **inputs)
+        call = WindowCall(self.window, layout, frame_grid, None)
+        call.is_dense = "sigmas" in options and self.window.is_left_out(
+            call.frame.image, self.base.model_sampling, options["sigmas"])
+        # Where another node's embedder keeps the factor from the model, the ControlNet's places stay with the model's.
+        is_foreign = foreign_embedder(self.base.diffusion_model) is not None
+        with ntk_factor(1.0 if is_foreign else settings.ntk(call.frame.image)):
+            residuals = self.view_for(call, part)(x, *args, **inputs)
+        if not call.was_reached:
+            self.window.notices.say(f"bypassed {self.words}", f"the ControlNet {self.words} computes attention by "
+                                                              "itself, so it is left as it is.")
+        return residuals
+
+    @property
+    def words(self) -> str:
+        """The model's kind and size, since the host does not keep its file's name."""
+        union = ", Union" if getattr(self.model, "num_union_modes", 0) else ""
+        return (f"{type(self.model).__name__} ({len(self.model.double_blocks)} double and "
+                f"{len(self.model.single_blocks)} single blocks{union})")
+
+    def view_for(self, call: WindowCall, part: FramePart | None) -> ControlNetFlux:
+        """A shallow copy of the model whose blocks use the window of one call; it shares all weights."""
+        view = copy.copy(self.model)
+        # Found before the submodules, which stay as they are and belong to all copies.
+        vars(view).update(
+            pe_embedder=self.embedder_for(call, part),
+            double_blocks=[windowed_block(block, call) for block in self.model.double_blocks],
+            single_blocks=[windowed_block(block, call) for block in self.model.single_blocks])
+        return view
+
+    def embedder_for(self, call: WindowCall, part: FramePart | None) -> Callable[[Tensor], Tensor]:
+        """The position embedder of one call, which learns the length of the text from the ids it is given."""
+        base = self.model.pe_embedder
+        if type(base) is EmbedND:
+            base = NTKEmbedder(base)
+
+        def embed(ids: Tensor) -> Tensor:
+            # A Union ControlNet puts a token for its mode before the text.
+            text = ids.shape[1] - call.layout.image
+            call.layout = SequenceLayout(text, call.layout.grid)
+            if part:
+                ids = torch.cat((ids[:, :text], part.move_positions({"img_ids": ids[:, text:]})["img_ids"]), dim=1)
+            return base(ids)
+
+        return embed
+
+
+def windowed_block(block: nn.Module, call: WindowCall) -> Callable:
+    """A FLUX block that attends by ``call``."""
+    def run(*args: Any, **kwargs: Any) -> Any:
+        options = {**(kwargs.pop(OPTIONS, None) or {}), OVERRIDE: call.attend}
+        return block(*args, **kwargs, transformer_options=options)
+
+    return run
