@@ -252,19 +252,6 @@ def test_an_interrupt_lands_inside_the_attention(tiny_flux, clear_node, predict,
     assert predict(patched, noise(12, 14), SIGMA, prompt()).isfinite().all()
 
 
-def test_compiled_blocks_follow_radius_and_size(tiny_flux, clear_node, predict):
-    """The host's compile node drops guards on transformer_options; the first window must not stay for good."""
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-
-    model, positive = tiny_flux(depth=1, depth_single_blocks=1), prompt()
-    for radius, size in ((2, (12, 14)), (4, (12, 14)), (2, (16, 14)), (2, (12, 14))):
-        x = noise(*size)
-        plain = clear_node(model, radius=radius, ntk_factor=10.0)
-        compiled = plain.clone()
-        set_torch_compile_wrapper(compiled, backend="eager", dynamic=False)
-        assert relative_error(predict(compiled, x, SIGMA, positive), predict(plain, x, SIGMA, positive)) < 1e-5
-
-
 @pytest.mark.parametrize("widgets, named", [
     (dict(weights_name="nowhere.safetensors"), "nowhere.safetensors"),
     (dict(proportional_attention="maybe"), "maybe"),
@@ -283,8 +270,7 @@ def test_unknown_backend_is_refused_when_sampling_starts(tiny_flux, clear_node, 
 
 def test_other_models_are_refused_by_name(host, clear_node, tiny_flux):
     model = tiny_flux()
-    for change, named in (({"image_model": "flux2"}, "flux2"), ({"image_model": "chroma"}, "chroma"),
-                          ({"patch_size": 1}, "patch size is 1")):
+    for change, named in (({"image_model": "flux2"}, "flux2"), ({"patch_size": 1}, "patch size is 1")):
         other = tiny_flux()
         other.model.model_config.unet_config = {**other.model.model_config.unet_config, **change}
         with pytest.raises(ValueError, match=named):
