@@ -21,10 +21,11 @@ from ...clear_core.settings import ClearSettings
 from ...clear_core.weights import ClearFile
 from .embedder import foreign_embedder, ntk_factor
 from .frame import KEY as FRAME_PART
+from .masks import CallMasks, misfit
 from .notice import Notices
+from .pace import running, window_pairs_of
 from .sparse import RULE as SPARSE_RULE
 from .sparse import is_host_sparse
-from .pace import running, window_pairs_of
 
 OVERRIDE = "optimized_attention_override"
 
@@ -121,6 +122,7 @@ class WindowCall:
         self.previous = previous
         self.is_dense = False
         self.was_reached = False
+        self.masks = CallMasks()
         self.pairs = 0  # Query-key pairs of one sequence so far, for the clock.
 
     @property
@@ -163,21 +165,22 @@ class WindowCall:
         if k.shape != q.shape or v.shape != q.shape:
             return (f"an attention call has {q.shape[2]} queries but {k.shape[2]} keys and {v.shape[2]} values "
                     "(another node changed them)")
-        if _argument("mask", 4, args, kwargs) is not None:
-            return "an attention mask is set (regional prompt or Redux strength), which CLEAR does not take yet"
         if self.layout.reference < 0 or q.shape[2] != self.layout.length:
             return (f"a sequence has {q.shape[2]} tokens, but {self.layout.text} text, "
                     f"{self.layout.grid[0]} x {self.layout.grid[1]} image and {self.layout.reference} reference tokens "
                     "were expected (another node changed them)")
-        return None
+        mask = _argument("mask", 4, args, kwargs)
+        return None if mask is None else misfit(mask, q)
 
     def _windowed(self, q: Tensor, k: Tensor, v: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         settings = self.patch.settings
         self.pairs += window_pairs_of(self.layout, settings.spec)
+        mask = _argument("mask", 4, args, kwargs)
         out = clear_attention(
             q, k, v, grid=self.layout.grid, spec=settings.spec, reference_tokens=self.layout.reference,
             spatial_weight=self.patch.spatial_weights.get(_block_of(kwargs)),
             scale=settings.scale(q.shape[-1], self.frame), backend=settings.backend,
+            bias=None if mask is None else self.masks.look_through(mask, self.layout),
             on_chunk=throw_exception_if_processing_interrupted)
         if _argument("skip_output_reshape", 7, args, kwargs):
             return out

@@ -176,22 +176,15 @@ def test_a_foreign_position_embedder_is_kept(tiny_flux, clear_node, predict):
         assert len(lines) == 1 and "OtherEmbedder" in lines[0] and "10" in lines[0]
 
 
-def test_a_mask_runs_the_previous_attention_with_our_scale(tiny_flux, clear_node, predict):
-    model, x = tiny_flux(), noise(12, 14)
-    length = TEXT + 42
-    mask = torch.randn(length, length, generator=torch.Generator().manual_seed(5)) > 0
-    mask |= torch.eye(length, dtype=torch.bool)
-    # As a bias, which is what Redux makes of it; the host casts a bool mask to numbers.
-    bias = torch.zeros(1, length, length).masked_fill(~mask, float("-inf"))
-    positive = prompt(attention_mask=bias, attention_mask_img_shape=(6, 7))
-    scale = math.sqrt(math.log(length, 64 * 64 + 512) / 128)
-    expected = predict(with_oracle_attention(model, mask, scale), x, SIGMA, prompt())
-    patched = clear_node(model, radius=3, proportional_attention="on")
-    with Recorder() as log:
-        for _ in range(2):
-            assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
-    lines = [line for line in log.messages() if "CLEAR" in line]
-    assert len(lines) == 1 and "mask" in lines[0]
+def with_another_text(patched: Any) -> None:
+    """Lets the two double blocks see more tokens than the model's input had, over which no window can be laid."""
+    def lengthen(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        more = {"img": args["img"], "txt": torch.cat((args["txt"], args["txt"]), 1), "pe": None}
+        out = extra["original_block"]({**args, **more})
+        return {"img": out["img"], "txt": out["txt"][:, : args["txt"].shape[1]]}
+
+    for i in range(2):
+        patched.set_model_patch_replace(lengthen, "dit", "double_block", i)
 
 
 def test_another_override_runs_where_the_window_does_not(tiny_flux, clear_node, predict):
@@ -207,12 +200,12 @@ def test_another_override_runs_where_the_window_does_not(tiny_flux, clear_node, 
     late = clear_node(model, radius=3)
     late.model_options["transformer_options"]["optimized_attention_override"] = other
     expected = predict(clear_node(model, radius=3), x, SIGMA, prompt())
-    masked = prompt(attention_mask=torch.zeros(1, TEXT + 42, TEXT + 42), attention_mask_img_shape=(6, 7))
     for patched in (clear_node(early, radius=3), late):
         calls.clear()
         assert torch.equal(predict(patched, x, SIGMA, prompt()), expected) and calls == []
-        predict(patched, x, SIGMA, masked)
-        assert len(calls) == 4
+        with_another_text(patched)
+        predict(patched, x, SIGMA, prompt())
+        assert len(calls) == 2
 
 
 def test_a_forward_that_never_reaches_attention_is_named_once(tiny_flux, clear_node, predict):

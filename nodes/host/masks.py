@@ -1,0 +1,62 @@
+"""Attention masks as the host hands them to an attention call: regional prompts, Redux strength, other nodes' own.
+
+Source: ``attention_mask`` in ``comfy.model_base.Flux.extra_conds``, which brings a conditioning's mask to the size of
+the picture (``comfy.utils.upscale_dit_mask``); the model then casts it to its dtype, a bool one too, so that True adds
+1 to a score and hides nothing. Patches may hand blocks any mask that ``comfy.ldm.modules.attention`` takes: (L, L),
+(B, L, L) or (B, heads, L, L), float, or bool, which hides as in its ``attention_pytorch``. ComfyUI 0.9.0 and later.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, bool as torch_bool
+
+from ...clear_core.attention import AttentionBias
+from ...clear_core.layout import SequenceLayout
+
+MOST_BYTES = 10 * 2**30
+"""Largest mask between image tokens that runs: a picture of 4096 x 4096 px has 8.1 GiB of it in 16-bit numbers. It
+grows with the square of the area and is copied to the card in every step, so that larger ones leave a card no room for
+the model."""
+
+
+def with_heads(mask: Tensor) -> Tensor:
+    """A mask with its dimensions of batch and heads, as ``attention_pytorch`` adds them."""
+    while mask.ndim < 4:
+        mask = mask[None] if mask.ndim < 3 else mask[:, None]
+    return mask
+
+
+def misfit(mask: Tensor, q: Tensor) -> str | None:
+    """Why a mask does not belong to queries (B, heads, L, D), or None."""
+    batch, heads, length, _ = q.shape
+    if (2 <= mask.ndim <= 4 and mask.device == q.device and (mask.dtype == torch_bool or mask.is_floating_point())
+            and all(found in (1, wanted) for found, wanted in zip(with_heads(mask).shape, (batch, heads, length)))
+            and mask.shape[-1] == length):
+        return None
+    return (f"an attention mask of shape {tuple(mask.shape)} and {mask.dtype} on {mask.device} does not fit {batch} x "
+            f"{heads} x {length} tokens on {q.device}")
+
+
+class CallMasks:
+    """What is known of the mask of one call of the model: looked through once, not in each of the 57 blocks."""
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+        self.bias: AttentionBias | None = None
+
+    def look_through(self, mask: Tensor, layout: SequenceLayout) -> AttentionBias:
+        """The mask as the windows take it.
+
+        Raises:
+            ValueError: It tells image tokens apart and is larger than :data:`MOST_BYTES`.
+        """
+        if self.mask is not mask or self.bias.layout != layout:
+            self.mask, self.bias = mask, AttentionBias.of(with_heads(mask), layout)
+        size = mask.numel() * mask.element_size()
+        if self.bias.image == "pairs" and size > MOST_BYTES:
+            raise ValueError(
+                f"the attention mask tells image tokens apart and takes {size / 2**30:.1f} GiB for {layout.length} tokens "
+                f"({layout.grid[1] * 16} x {layout.grid[0] * 16} px), but CLEAR takes such masks up to "
+                f"{MOST_BYTES / 2**30:.0f} GiB; make the picture smaller or run it in tiles, or use a mask on the text "
+                "alone (Redux strength, prompts for regions).")
+        return self.bias
