@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +86,19 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
+def install_tiny_flux(base: Path) -> None:
+    """The demo's trained FLUX and its windows, in folders ``demo``, and the node that the demo's graph needs."""
+    demo = boot.PROJECT / "demo"
+    for files, folder in ((demo / "tiny_flux", "diffusion_models"), (demo / "tiny_flux" / "windows", "clear")):
+        target = base / "models" / folder / "demo"
+        target.mkdir(parents=True)
+        for file in files.glob("*.safetensors"):
+            shutil.copy(file, target)
+    helper = demo / "comfyui" / "tiny_flux_text_and_pixels.py"
+    # It reads the rest of the demo from the checkout that its file lies in.
+    (base / "custom_nodes" / helper.name).symlink_to(helper)
+
+
 @pytest.fixture(scope="session", params=HOSTS, ids=lambda checkout: f"ComfyUI {host_version(checkout)}")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One ComfyUI with the pack installed, and an empty file under every model name that our examples ask for.
@@ -98,6 +113,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch()
     boot.install_pack(base)
+    install_tiny_flux(base)
     (base / "user" / "default").mkdir(parents=True)
     (base / "user" / "default" / "comfy.settings.json").write_text(SETTINGS)
     # Nothing in these tests may reach the network, whatever button they press.
@@ -115,16 +131,28 @@ def workflow(request: pytest.FixtureRequest, server: Server) -> dict[str, Any]:
 
 
 @pytest.fixture
-def tab(browser: Browser, server: Server) -> Iterator[OpenPage]:
+def open_tab(browser: Browser, server: Server) -> Iterator[Callable[..., OpenPage]]:
+    """``open_tab(**options)`` is a fresh tab with the front end ready; the options are those of a browser context."""
+    with ExitStack() as contexts:
+        def opener(**options: Any) -> OpenPage:
+            context = contexts.enter_context(browser.new_context(viewport={"width": 1600, "height": 900}, **options))
+            opened = OpenPage(context.new_page())
+            opened.page.on("console",
+                           lambda message: opened.complaints.append(f"{message.text} ({message.location})")
+                           if message.type in ("error", "warning") else None)
+            opened.page.on("pageerror", lambda error: opened.complaints.append(f"{error.message}\n{error.stack}"))
+            opened.page.on("requestfailed",
+                           lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
+            opened.page.goto(server.url)
+            opened.page.wait_for_function(
+                "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']",
+                timeout=90_000)
+            return opened
+
+        yield opener
+
+
+@pytest.fixture
+def tab(open_tab: Callable[..., OpenPage]) -> OpenPage:
     """A fresh tab with the front end ready."""
-    context = browser.new_context(viewport={"width": 1600, "height": 900})
-    opened = OpenPage(context.new_page())
-    opened.page.on("console", lambda message: opened.complaints.append(f"{message.text} ({message.location})")
-                   if message.type in ("error", "warning") else None)
-    opened.page.on("pageerror", lambda error: opened.complaints.append(f"{error.message}\n{error.stack}"))
-    opened.page.on("requestfailed", lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
-    opened.page.goto(server.url)
-    opened.page.wait_for_function(
-        "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']", timeout=90_000)
-    yield opened
-    context.close()
+    return open_tab()
