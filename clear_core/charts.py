@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 
 GRID_LINE: Color = (229, 232, 237)
 DENSE: Color = (128, 134, 145)
-LEFT_AXIS, RIGHT_LABELS, BOTTOM_AXIS = 0.085, 0.225, 0.13
+LEFT_AXIS, RIGHT_LABELS, BOTTOM_AXIS = 0.11, 0.21, 0.11
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def draw_table(draw: ImageDraw.ImageDraw, box: Box, columns: Sequence[tuple[str,
     """
     left, top, right, _ = box
     line = size * 1.9
-    first = size * 10.5
+    first = size * 7
     width = (right - left - first) / (len(columns) - 1)
     edges = [left + size * 0.4, *(left + first + width * (index + 1) - size * 0.4 for index in range(len(columns) - 1))]
     anchors = ["lm", *["rm"] * (len(columns) - 1)]
@@ -202,12 +202,11 @@ def worked_on(plan: TilePlan) -> float:
     return visited_pairs(plan) / dense_pairs(plan.layout)
 
 
-def draw_layers(draw: ImageDraw.ImageDraw, box: Box, num_double: int, num_single: int, dense: frozenset[int],
-                windowed: bool) -> None:
+def draw_layers(draw: ImageDraw.ImageDraw, box: Box, num_double: int, num_single: int, dense: frozenset[int]) -> None:
     """A cell for each block of the model: double blocks, a gap, single blocks; those without windows are grey."""
     left, top, right, bottom = box
     step = (right - left) / (num_double + num_single + 1)
     for index in range(num_double + num_single):
         x = left + step * (index + (index >= num_double))
-        color = CIRCLE if windowed and index not in dense else DENSE
+        color = DENSE if index in dense else CIRCLE
         draw.rectangle((x, top, x + step * 0.72, bottom), color)

@@ -112,6 +112,18 @@ def memory_sentence(facts: Inspection) -> str:
             f"{memory_words(facts.model.weight_bytes)} of weights (calculated).{device}{tiles}")
 
 
+def used_words(facts: Inspection) -> list[str]:
+    """What takes part in a step besides the model."""
+    words = []
+    if facts.weights:
+        words.append(f"Weights: {facts.weights.name} at strength {facts.weights.strength:g}.")
+    if facts.is_windowed:
+        words.append(f"Computed by \"{facts.backend[0]}\". {facts.backend[1]}")
+    if facts.others:
+        words.append(f"Other nodes changed this model too: {'; '.join(facts.others)}.")
+    return words
+
+
 def plain_words(facts: Inspection) -> list[str]:
     """Sentences for people, most important first."""
     words = [f"{headline(facts)}.", circle_words(facts), step_words(facts)]
@@ -120,14 +132,7 @@ def plain_words(facts: Inspection) -> list[str]:
                      "Attention, then run this node again.")
     else:
         words.append(f"Times are calculated from the last run here: {facts.pace.what}.")
-    words.append(memory_sentence(facts))
-    if facts.is_windowed:
-        words.append(f"Computed by \"{facts.backend[0]}\". {facts.backend[1]}")
-    words += advice(facts)
-    if facts.others:
-        words.append("Other nodes changed this model too:")
-        words += [f"- {other}" for other in facts.others]
-    return words
+    return [*words, memory_sentence(facts), *advice(facts), *used_words(facts)]
 
 
 def settings_lines(settings: ClearSettings | None) -> list[tuple[str, str]]:

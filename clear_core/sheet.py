@@ -12,23 +12,24 @@ from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_laye
 from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font
 from .inspection import CostRow, Inspection
 from .overlay import draw_overlay
-from .report import advice, circle_words, headline, origin_words, step_words
+from .report import advice, circle_words, headline, origin_words, step_words, used_words
 from .words import memory_words, percent, side_name, significant, time_words
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-WIDTH = 1200
-MARGIN = 48
-TITLE, HEADING, BODY, SMALL = 40, 29, 24, 21
-"""Letter sizes in px."""
+WIDTH = 1640
+MARGIN, GUTTER = 44, 52
+COLUMN = (WIDTH - 2 * MARGIN - GUTTER) // 2
+TITLE, HEADING, BODY, SMALL = 48, 33, 26, 22
+"""Letter sizes in px. The page is shown at a third of its size on the node."""
 
 SIDES = (1024, 2048, 4096, 8192)
 """Squares of the table; the curves have some places more between them."""
 
 PLACES = tuple(1024 * 2 ** (step / 4) for step in range(13))
-MAP_SIDE = 380
-CHART_HEIGHT = 500
+MAP_SIDE = 320
+CHART_HEIGHT = 480
 
 
 def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.Image:
@@ -39,44 +40,47 @@ def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.I
         picture: Of any size; shown enlarged to ``facts.size``. None shows a plain frame.
 
     Returns:
-        An RGB picture, 1200 px wide.
+        An RGB picture, 1640 px wide.
     """
-    from PIL import Image
-
     spec = facts.spec if facts.is_windowed and not facts.spec.covers(facts.grid) else None
-    overlay = draw_overlay(facts.size, spec, picture=picture, width=WIDTH - 2 * MARGIN, height=WIDTH - 2 * MARGIN)
-    page = Page(Image.new("RGB", (WIDTH * OVERSAMPLING, 8 * WIDTH * OVERSAMPLING), PAPER))
+    overlay = draw_overlay(facts.size, spec, picture=picture, width=COLUMN, height=COLUMN)
+    page = Page()
     page.text(headline(facts), TITLE, INK)
     page.text(origin_words(facts), BODY, MUTED)
-    page.gap(20)
-    picture_top = page.y
-    page.gap(overlay.image.height + 16)
+    page.gap(24)
+    top = page.y
+    page.right = MARGIN + COLUMN
+    page.gap(overlay.image.height + 14)
     page.text(circle_words(facts), BODY, INK)
-    page.gap(34)
     if facts.is_windowed:
+        page.gap(30)
         draw_map(page, facts)
+    bottom = page.y
+    page.y, page.left, page.right = top - 6, MARGIN + COLUMN + GUTTER, WIDTH - MARGIN
     draw_costs(page, facts)
-    page.gap(26)
-    page.text(" · ".join(f"{name} {version}" for name, version in facts.versions.items()), SMALL, MUTED)
-    page.gap(MARGIN - 10)
-    sheet = page.image.crop((0, 0, page.image.width, round(page.y * OVERSAMPLING)))
-    sheet = sheet.resize((WIDTH, sheet.height // OVERSAMPLING), Image.Resampling.LANCZOS)
-    sheet.paste(overlay.image, ((WIDTH - overlay.image.width) // 2, round(picture_top)))
+    page.y, page.left = max(page.y, bottom) + 24, MARGIN
+    sheet = finished(page, facts.versions)
+    sheet.paste(overlay.image, (MARGIN + (COLUMN - overlay.image.width) // 2, round(top)))
     return sheet
 
 
 def draw_note(sentence: str, versions: Mapping[str, str]) -> Image.Image:
     """The page where there is nothing to draw: one sentence."""
-    from PIL import Image
-
-    page = Page(Image.new("RGB", (WIDTH * OVERSAMPLING, WIDTH * OVERSAMPLING), PAPER))
+    page = Page()
     page.text("No windows here", TITLE, INK)
     page.gap(8)
     page.text(sentence, HEADING, INK)
     page.gap(16)
+    return finished(page, versions)
+
+
+def finished(page: Page, versions: Mapping[str, str]) -> Image.Image:
+    """The page with its last line, cut to its height and brought to size."""
+    from PIL import Image
+
     page.text(" · ".join(f"{name} {version}" for name, version in versions.items()), SMALL, MUTED)
-    page.gap(MARGIN - 10)
-    sheet = page.image.crop((0, 0, page.image.width, round(page.y * OVERSAMPLING)))
+    page.gap(MARGIN - 14)
+    sheet = page.image.crop((0, 0, page.image.width, round(page.y) * OVERSAMPLING))
     return sheet.resize((WIDTH, sheet.height // OVERSAMPLING), Image.Resampling.LANCZOS)
 
 
@@ -85,29 +89,33 @@ class Page:
 
     Attributes:
         y: Where the next line begins.
+        left, right: Borders of what is written next.
     """
 
-    def __init__(self, image: Image.Image):
-        from PIL import ImageDraw
+    def __init__(self) -> None:
+        from PIL import Image, ImageDraw
 
-        self.image = image
-        self.draw = ImageDraw.Draw(image)
-        self.y: float = MARGIN - 8
+        self.image = Image.new("RGB", (WIDTH * OVERSAMPLING, 2 * WIDTH * OVERSAMPLING), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+        self.y: float = MARGIN - 14
+        self.left: float = MARGIN
+        self.right: float = WIDTH - MARGIN
 
     def gap(self, height: float) -> None:
         self.y += height
 
-    def text(self, words: str, size: float, color: tuple[int, int, int], left: float = MARGIN,
-             right: float = WIDTH - MARGIN) -> None:
-        """Writes words between two borders, wrapped, and goes on below them."""
+    def text(self, words: str, size: float, color: tuple[int, int, int]) -> None:
+        """Writes words between the borders, wrapped, and goes on below them."""
         type_ = font(size * OVERSAMPLING)
-        for line in wrapped(self.draw, words, type_, (right - left) * OVERSAMPLING):
-            self.draw.text((left * OVERSAMPLING, (self.y + size * 0.7) * OVERSAMPLING), line, color, type_, anchor="lm")
-            self.y += size * 1.4
+        for line in wrapped(self.draw, words, type_, (self.right - self.left) * OVERSAMPLING):
+            place = (self.left * OVERSAMPLING, (self.y + size * 0.7) * OVERSAMPLING)
+            self.draw.text(place, line, color, type_, anchor="lm")
+            self.y += size * 1.38
 
-    def box(self, left: float, right: float, height: float) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) from here down, in px of the drawing."""
-        return tuple(value * OVERSAMPLING for value in (left, self.y, right, self.y + height))
+    def box(self, height: float) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) between the borders from here down, in px of the drawing."""
+        left, top, right, bottom = (value * OVERSAMPLING for value in (self.left, self.y, self.right, self.y + height))
+        return left, top, right, bottom
 
 
 def wrapped(draw: ImageDraw.ImageDraw, words: str, type_: object, width: float) -> list[str]:
@@ -123,27 +131,25 @@ def wrapped(draw: ImageDraw.ImageDraw, words: str, type_: object, width: float) 
 
 
 def draw_map(page: Page, facts: Inspection) -> None:
-    """The block map to the left, words on it and the model's layers to the right."""
+    """The block map to the left, words on it to the right, the model's layers below."""
     plan = tile_plan(facts.layout, facts.spec.within(facts.grid), torch.device("cpu"))
     page.text("What is computed", HEADING, INK)
     page.gap(8)
-    start, side = page.y, MAP_SIDE * OVERSAMPLING
-    page.image.paste(block_map(plan, side), (MARGIN * OVERSAMPLING, round(start * OVERSAMPLING)))
-    left = MARGIN + MAP_SIDE + 40
+    left, top = page.left, page.y
+    page.image.paste(block_map(plan, MAP_SIDE * OVERSAMPLING), (round(left * OVERSAMPLING), round(top * OVERSAMPLING)))
+    page.left += MAP_SIDE + 28
     page.text("Each row is a part of the picture, each column what it looks at: prompt first, then the picture, tile by "
-              "tile from top to bottom.", BODY, INK, left)
-    page.gap(10)
-    page.text(f"Only what is coloured is computed: {percent(min(1.0, worked_on(plan)))} of what attention to the whole "
-              "picture computes.", BODY, INK, left)
-    page.gap(18)
-    layers, dense = facts.model.blocks, len(facts.dense_blocks)
-    page.text(f"{layers - dense} of the model's {layers} blocks have the window"
-              + (f"; {dense} look at the whole picture (grey)." if dense else "."), BODY, INK, left)
+              "tile.", BODY, INK)
+    page.gap(8)
+    page.text(f"Only what is coloured is computed: {percent(min(1.0, worked_on(plan)))} of what looking at the whole "
+              "picture computes.", BODY, INK)
+    page.y, page.left = max(page.y, top + MAP_SIDE) + 16, left
+    blocks, dense = facts.model.blocks, len(facts.dense_blocks)
+    page.text(f"{blocks - dense} of the model's {blocks} blocks have the window"
+              + (f"; {dense} look at the whole picture (grey)." if dense else "."), BODY, INK)
     page.gap(6)
-    draw_layers(page.draw, page.box(left, WIDTH - MARGIN, 26), facts.model.num_double, facts.model.num_single,
-                facts.dense_blocks, facts.is_windowed)
-    page.y = max(page.y + 26, start + MAP_SIDE)
-    page.gap(38)
+    draw_layers(page.draw, page.box(26), facts.model.num_double, facts.model.num_single, facts.dense_blocks)
+    page.gap(26)
 
 
 def draw_costs(page: Page, facts: Inspection) -> None:
@@ -157,25 +163,25 @@ def draw_costs(page: Page, facts: Inspection) -> None:
     ticks = decades([value for curve in curves for value in curve.values])
     area = (facts.size[0] * facts.size[1]) ** 0.5
     draw_cost_chart(
-        page.draw, page.box(MARGIN, WIDTH - MARGIN, CHART_HEIGHT), PLACES, curves,
+        page.draw, page.box(CHART_HEIGHT), PLACES, curves,
         x_ticks=[(side, side_name(side)) for side in SIDES], y_name=[unit.name(tick) for tick in ticks],
         mark=(area, "this picture"), size=SMALL * OVERSAMPLING)
     page.gap(CHART_HEIGHT + 20)
     here = facts.row(facts.size)
-    listed = [(f"{side_name(side)}, square", row) for side, row in zip(SIDES, rows)]
+    listed = [(f"{side_name(side)} square", row) for side, row in zip(SIDES, rows)]
     listed.append((f"{facts.size[1]} x {facts.size[0]}", here))
     cells = [[name, *(cost_cell(unit, row, value) for value in (row.dense, row.window, row.pooled)),
               memory_words(row.memory)] for name, row in listed]
-    columns = [("picture", INK), ("whole picture", DENSE), (f"{2 * facts.spec.radius * 16} px window", CIRCLE),
-               ("with overview", POOLED), ("memory", MUTED)]
-    bottom = draw_table(page.draw, page.box(MARGIN, WIDTH - MARGIN, 0), columns, cells, highlighted=len(cells) - 1,
+    columns = [("picture", INK), ("whole picture", DENSE), (f"{2 * facts.spec.radius * 16} px circle", CIRCLE),
+               ("overview", POOLED), ("memory", MUTED)]
+    bottom = draw_table(page.draw, page.box(0), columns, cells, highlighted=len(cells) - 1,
                         size=SMALL * OVERSAMPLING)
     page.y = bottom / OVERSAMPLING + 8
     page.text("Per cent: of attention to the whole picture, the model's other work included. Memory: beside the "
               "weights, calculated.", SMALL, MUTED)
     page.gap(8)
     page.text(step_words(facts), BODY, INK)
-    for sentence in advice(facts):
+    for sentence in [*advice(facts), *used_words(facts)]:
         page.gap(8)
         page.text(sentence, BODY, INK)
 

@@ -146,7 +146,7 @@ def test_a_refusal_is_a_sentence_and_the_versions():
     text = note("The model is a fish.", VERSIONS)
     assert text.splitlines()[0] == "The model is a fish."
     assert quoted(text) == {**VERSIONS, "model": "no FLUX.1"}
-    assert draw_note("The model is a fish.", VERSIONS).width == 1200
+    assert draw_note("The model is a fish.", VERSIONS).width == 1640
 
 
 def near(pixel: tuple[int, int, int], color: tuple[int, int, int]) -> bool:
@@ -214,7 +214,7 @@ def test_block_map_shows_pooled_keys():
 ])
 def test_the_page_is_drawn(inspected):
     page = draw_sheet(inspected, Image.new("RGB", (300, 200), (10, 200, 90)))
-    assert page.width == 1200 and 1000 < page.height < 4000
+    assert page.width == 1640 and 900 < page.height < 3000
     assert QUERY in {color for _, color in page.getcolors(2**24)}
     # Nothing is cut off: the page's border stays empty.
     border = [page.getpixel((x, y)) for y in range(page.height) for x in (0, 1, page.width - 2, page.width - 1)]

@@ -68,7 +68,7 @@ def test_what_is_quoted_of_a_patched_model(inspect, tiny_flux, clear_node, host)
     assert lines["model"].startswith("FLUX.1, width 256, 2 double and 2 single blocks, computes in float32")
     assert lines["other patches"] == "none"
     assert "circle 128 px wide" in text
-    assert page.shape[0] == 1 and page.shape[2:] == (1200, 3) and 0 <= page.min() and page.max() <= 1
+    assert page.shape[0] == 1 and page.shape[2:] == (1640, 3) and 0 <= page.min() and page.max() <= 1
 
 
 def test_settings_come_into_force_at_high_resolution(inspect, tiny_flux, clear_node):
@@ -108,7 +108,7 @@ def test_the_picture_shows_inside_the_circle(inspect, tiny_flux, clear_node):
     red[..., 0] = 1
     page, _ = inspect(clear_node(tiny_flux(), radius=8), image=red)
     is_red = (page[0] - torch.tensor([1.0, 0, 0])).abs().amax(-1) < 0.02
-    across = int(is_red.any(0).sum()) * 1024 / (1200 - 2 * 48)
+    across = int(is_red.any(0).sum()) * 1024 / 750
     assert 256 - 12 <= across <= 256  # the circle's line covers its border
 
 
@@ -127,7 +127,7 @@ def test_another_model_gets_one_sentence(inspect, tiny_flux):
     told = text.split("\n\n")[0]
     assert "qwen_image" in told and "\n" not in told
     assert quoted(text)["model"] == "no FLUX.1"
-    assert page.shape[2] == 1200
+    assert page.shape[2] == 1640
 
 
 def test_fewer_tokens_than_min_tokens_are_called_so(inspect, tiny_flux, clear_node):
@@ -224,7 +224,7 @@ def test_it_runs_alone_on_a_server(running_server, inputs, size):
     assert quoted(text)["size"].startswith(size)
     assert image["type"] == "temp"
     with Image.open(running_server.base / "temp" / image["subfolder"] / image["filename"]) as page:
-        assert page.width == 1200
+        assert page.width == 1640
 
 
 def test_info_of_an_enlargement_holds_what_decides_the_picture(tiny_flux, clear_node, pack, host):

@@ -5,7 +5,8 @@ import { app } from "../../../scripts/app.js";
 const NODE = "CLEARInspect";
 const WIDGET = "report";
 const SMALLEST = 120;
-const SIZE = [420, 760];
+const TALLEST = 240;  // the page below it gets the rest of the node
+const SIZE = [640, 1010];
 const BOX = `box-sizing: border-box; display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%;
   min-height: ${SMALLEST}px;`;
 const TEXT = `flex: 1; width: 100%; min-height: 0; resize: none; box-sizing: border-box; padding: 6px 8px;
@@ -43,7 +44,8 @@ function addReport(node) {
     text.addEventListener(event, (happened) => happened.stopPropagation());
   box.append(text, button);
   const widget = node.addDOMWidget(WIDGET, "clear_report", box, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => SMALLEST, getValue: () => text.value,
+    serialize: false, hideOnZoom: false, getMinHeight: () => SMALLEST, getMaxHeight: () => TALLEST,
+    getValue: () => text.value,
     setValue: () => {},  // A saved graph has nothing to put here.
   });
   widget.serialize = false;
