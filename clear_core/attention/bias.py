@@ -45,8 +45,8 @@ class AttentionBias:
         if not isinstance(bias, Tensor):
             raise ValueError(f"bias is {bias!r}; expected a tensor.")
         if bias.dtype != torch.bool and not bias.is_floating_point():
-            raise ValueError(f"bias is {bias.dtype}; expected bool (True where a key is seen) or a floating-point dtype "
-                             "(added to the scores).")
+            raise ValueError(f"bias is {bias.dtype}; expected bool (True where a key is seen) or a floating-point "
+                             "dtype (added to the scores).")
         if bias.ndim != 4 or bias.shape[2] not in (1, length) or bias.shape[3] not in (text, length):
             raise ValueError(f"bias has shape {tuple(bias.shape)}; expected (batch or 1, heads or 1, {length} or 1, "
                              f"{text} for the text columns or {length} for all).")
@@ -65,16 +65,16 @@ class AttentionBias:
         """
         if layout != self.layout:
             raise ValueError(f"bias was looked through for {self.layout}; expected {layout}.")
-        for name, found, wanted in (("batch", self.tensor.shape[0], q.shape[0]), ("heads", self.tensor.shape[1], q.shape[1])):
+        for name, found, wanted in zip(("batch", "heads"), self.tensor.shape, q.shape):
             if found not in (1, wanted):
                 raise ValueError(f"bias has a {name} dimension of {found}; expected 1 or q's, {wanted}.")
         if self.tensor.device != q.device:
             raise ValueError(f"bias is on {self.tensor.device}; expected q's device, {q.device}.")
         if spec.pools and self.image == "pairs":
             side = spec.down_factor
-            raise ValueError(f"the attention mask differs from one image token to the next, which has no meaning for keys "
-                             f"that pool {side} x {side} of them; use down_factor 1 (weights without 'down' in their name), "
-                             "or a mask on the text columns only.")
+            raise ValueError("the attention mask differs from one image token to the next, which has no meaning for "
+                             f"keys that pool {side} x {side} of them; use down_factor 1 (weights without 'down' in "
+                             "their name), or a mask on the text columns only.")
 
     @property
     def masks(self) -> int:

@@ -8,7 +8,8 @@ the picture (``comfy.utils.upscale_dit_mask``); the model then casts it to its d
 
 from __future__ import annotations
 
-from torch import Tensor, bool as torch_bool
+import torch
+from torch import Tensor
 
 from ...clear_core.attention import AttentionBias
 from ...clear_core.layout import SequenceLayout
@@ -29,7 +30,7 @@ def with_heads(mask: Tensor) -> Tensor:
 def misfit(mask: Tensor, q: Tensor) -> str | None:
     """Why a mask does not belong to queries (B, heads, L, D), or None."""
     batch, heads, length, _ = q.shape
-    if (2 <= mask.ndim <= 4 and mask.device == q.device and (mask.dtype == torch_bool or mask.is_floating_point())
+    if (2 <= mask.ndim <= 4 and mask.device == q.device and (mask.dtype == torch.bool or mask.is_floating_point())
             and all(found in (1, wanted) for found, wanted in zip(with_heads(mask).shape, (batch, heads, length)))
             and mask.shape[-1] == length):
         return None
@@ -55,8 +56,8 @@ class CallMasks:
         size = mask.numel() * mask.element_size()
         if self.bias.image == "pairs" and size > MOST_BYTES:
             raise ValueError(
-                f"the attention mask tells image tokens apart and takes {size / 2**30:.1f} GiB for {layout.length} tokens "
-                f"({layout.grid[1] * 16} x {layout.grid[0] * 16} px), but CLEAR takes such masks up to "
-                f"{MOST_BYTES / 2**30:.0f} GiB; make the picture smaller or run it in tiles, or use a mask on the text "
-                "alone (Redux strength, prompts for regions).")
+                f"the attention mask tells image tokens apart and takes {size / 2**30:.1f} GiB for {layout.length} "
+                f"tokens ({layout.grid[1] * 16} x {layout.grid[0] * 16} px), but CLEAR takes such masks up to "
+                f"{MOST_BYTES / 2**30:.0f} GiB; make the picture smaller or run it in tiles, or use a mask on the "
+                "text alone (Redux strength, prompts for regions).")
         return self.bias

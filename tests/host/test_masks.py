@@ -47,7 +47,7 @@ def attending(patcher: Any, text: int, grid: tuple[int, int], references: int = 
     from comfy.ldm.modules.attention import attention_pytorch
 
     length = text + grid[0] * grid[1] + references
-    seen = torch.ones(length, length, dtype=torch.bool) if radius is None else window_mask(text, grid, references, radius)
+    seen = window_mask(text, grid, references, math.inf if radius is None else radius)
 
     def attend(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None,
                **kwargs: Any) -> Tensor:
@@ -150,7 +150,8 @@ def given_to_the_blocks(draw: random.Random, text: int, grid: tuple[int, int], h
 
 def reduxs_own(draw: random.Random, text: int, grid: tuple[int, int], host: Any) -> tuple:
     # Not 0: the host's own enlargement of the mask makes NaN of its -inf.
-    return redux(prompt(text), host, draw.choice([0.02, 0.2, 0.7, 3.0]), draw.randint(1, 9), draw.randrange(100)), None, 0
+    strength = draw.choice([0.02, 0.2, 0.7, 3.0])
+    return redux(prompt(text), host, strength, draw.randint(1, 9), draw.randrange(100)), None, 0
 
 
 def reduxs_on_another(draw: random.Random, text: int, grid: tuple[int, int], host: Any) -> tuple:
