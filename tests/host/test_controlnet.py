@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support_comfy.boot import Recorder
-from support_comfy.controlnets import oracle_control, write_union_file, write_xlabs_file
+from support_comfy.controlnets import oracle_control, write_inpaint_file, write_union_file, write_xlabs_file
 from support_comfy.oracle import window_mask, with_oracle_attention
 from support_comfy.sampling import conditioning, relative_error
 
@@ -36,7 +36,8 @@ class PlainVAE:
 def control_files(host, tmp_path_factory):
     folder = tmp_path_factory.mktemp("controlnet")
     return {"xlabs": write_xlabs_file(folder / "xlabs.safetensors", seed=5),
-            "union": write_union_file(folder / "union.safetensors", seed=6)}
+            "union": write_union_file(folder / "union.safetensors", seed=6),
+            "inpaint": write_inpaint_file(folder / "inpaint.safetensors", seed=7)}
 
 
 @pytest.fixture
@@ -234,6 +235,18 @@ def test_an_area_has_the_windows_of_its_own_grid(tiny_flux, clear_node, predict,
     assert relative_error(predict(clear_node(model, radius=4, controlnet="on"), x, SIGMA, positive), expected) < 1e-5
 
 
+def test_methods_kept_on_the_object_lead_to_the_copy(tiny_flux, clear_node, predict, load, applied):
+    """As tiled samplers keep them."""
+    model, x, positive, grid = tiny_flux(), noise(24, 36), applied(load("xlabs"), prompt()), (12, 18)
+    with oracle_control(masks_for(grid, RADIUS)):
+        expected = predict(oracle(model, grid, RADIUS), x, SIGMA, positive)
+    placed = positive[0][1]["control"]
+    placed.get_control = placed.get_control
+    patched = clear_node(model, radius=RADIUS, controlnet="on")
+    assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
+    assert placed.get_control.__self__ is placed
+
+
 def attributes(control: Any) -> dict[str, Any]:
     return {name: dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
             for name, value in vars(control).items()}
@@ -353,7 +366,8 @@ def test_another_sampler_may_use_the_controlnet_at_the_same_time(tiny_flux, clea
         assert torch.equal(result, wanted)
 
 
-def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, clear_node, predict, load, applied):
+@pytest.mark.parametrize("kind", ["xlabs", "union", "inpaint"])
+def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, clear_node, predict, load, applied, kind):
     """In the upscale node's tiles a ControlNet sees the hint and the places of the tile, and the frame's scale."""
     tiles = importlib.import_module(f"{pack.__name__}.nodes.host.tiles")
     # A model that hands on the residuals alone, so that tiles of one call can be told apart.
@@ -364,24 +378,29 @@ def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, cle
         calls.append((x, control["input"][0]))
         return x * 0.5
 
-    model, x, control = tiny_flux(), noise(24, 40), load("union")
+    import comfy.utils
+
+    model, x, control = tiny_flux(), noise(24, 40), load(kind)
     model.add_wrapper_with_key("apply_model", "watch", watch)
     positive = applied(control, prompt())
+    placed = positive[0][1]["control"]
+    if kind == "inpaint":
+        placed.extra_concat_orig = [torch.rand(1, 1, 96, 120, generator=torch.Generator().manual_seed(4)).round()]
     patched = clear_node(model, radius=4, controlnet="on", proportional_attention="on")
     layout = tiles.TileLayout((12, 20), (8, 12), 2)
     predict(tiles.TiledModel(layout, lambda *_: None).install(patched), x, SIGMA, positive)
     tiled = list(calls)
     assert len(tiled) == len(layout.tiles) >= 4
-    scale = math.sqrt(math.log(TEXT + 1 + 12 * 20, 4608) / 128)
-    import comfy.utils
-
-    hint = comfy.utils.common_upscale(positive[0][1]["control"].cond_hint_original, 320, 192, "nearest-exact", "center")
+    scale = math.sqrt(math.log(TEXT + (kind == "union") + 12 * 20, 4608) / 128)
+    hint = comfy.utils.common_upscale(placed.cond_hint_original, 320, 192, "nearest-exact", "center")
+    masks = [comfy.utils.common_upscale(mask, 40, 24, "nearest-exact", "center") for mask in placed.extra_concat_orig]
     for tile, (part, residual) in zip(layout.tiles, tiled):
         rows, columns = tile.latents
         calls.clear()
         cropped = applied(control, prompt())
-        cropped[0][1]["control"].cond_hint_original = hint[
-            ..., rows.start * 8: rows.stop * 8, columns.start * 8: columns.stop * 8]
+        of_tile = cropped[0][1]["control"]
+        of_tile.cond_hint_original = hint[..., rows.start * 8: rows.stop * 8, columns.start * 8: columns.stop * 8]
+        of_tile.extra_concat_orig = [mask[..., rows, columns] for mask in masks]
         with oracle_control(masks_for((8, 12), 4), scale, offset=(tile.y, tile.x)):
             predict(model, x[..., rows, columns], SIGMA, cropped)
         ((_, expected),) = calls

@@ -44,9 +44,18 @@ def write_xlabs_file(path: Path, seed: int = 0) -> Path:
 
 def write_union_file(path: Path, seed: int = 0) -> Path:
     """A Union ControlNet that takes latents, in the diffusers names of InstantX's and Shakker's files."""
+    return write_latent_file(path, seed, num_union_modes=MODES, control_latent_channels=16)
+
+
+def write_inpaint_file(path: Path, seed: int = 0) -> Path:
+    """A ControlNet that takes latents and a mask, as Alimama's file does."""
+    return write_latent_file(path, seed, control_latent_channels=17)
+
+
+def write_latent_file(path: Path, seed: int, **layout: Any) -> Path:
     import comfy.utils
 
-    model = random_control_model(seed, latent_input=True, num_union_modes=MODES, control_latent_channels=16)
+    model = random_control_model(seed, latent_input=True, **layout)
     weights = model.state_dict()
     table = comfy.utils.flux_to_diffusers({**DEPTH, "hidden_size": TINY["hidden_size"]})
     out = {}
