@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .draw import CIRCLE, INK, OVERSAMPLING, PAPER, QUERY, SUMMARISED, UNSEEN, WINDOW, around, font
+from .inspection import TOKEN_PIXELS
 from .spec import ClearSpec
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
-
-TOKEN_PIXELS = 16
 
 # How much of the paper's white lies over what a query does not see, and over what it sees as an overview only.
 VEIL_UNSEEN = 0.72

@@ -38,8 +38,8 @@ def circle_words(facts: Inspection) -> str:
     side = f"{TOKEN_PIXELS} x {TOKEN_PIXELS} px"
     frame = f"{facts.size[1]} x {facts.size[0]} px"
     if not facts.is_windowed or facts.spec.covers(facts.grid):
-        return (f"At {frame} the picture has {facts.layout.image:,} parts of {side} (\"tokens\"). Each of them, such as "
-                "the orange square, looks at all the others and at the whole prompt.")
+        return (f"At {frame} the picture has {facts.layout.image:,} parts of {side} (\"tokens\"). Each of them, such "
+                "as the orange square, looks at all the others and at the whole prompt.")
     seen = (f"what lies inside the circle (true to scale: {2 * facts.spec.radius * TOKEN_PIXELS} px of {frame}) and at "
             "the whole prompt")
     far = ""
@@ -87,8 +87,9 @@ def advice(facts: Inspection) -> list[str]:
     if reduced_to_dense(facts):
         return [reduced_to_dense(facts)]
     if (facts.settings.start_percent, facts.settings.end_percent) != (0, 1):
-        said.append(f"The window acts from {percent(facts.settings.start_percent)} to {percent(facts.settings.end_percent)} of "
-                    "the sampling; outside it a step looks at the whole picture and takes the full work.")
+        start, end = percent(facts.settings.start_percent), percent(facts.settings.end_percent)
+        said.append(f"The window acts from {start} to {end} of the sampling; outside it a step looks at "
+                    "the whole picture and does the full work.")
     if facts.weights is None:
         said.append("No distilled weights are loaded: the model was not trained for windows, and the picture will "
                     "suffer. Choose weights_name in CLEAR Attention, or press Get weights there.")
@@ -180,8 +181,8 @@ def quoted_lines(facts: Inspection) -> list[tuple[str, str]]:
     return [
         *facts.versions.items(),
         ("device", facts.device + (f", {memory_words(facts.device_bytes)}" if facts.device_bytes else "")),
-        ("model", f"{model.name}, width {model.activations.width}, {model.num_double} double and {model.num_single} single "
-                  f"blocks, computes in {model.dtype}, weights {memory_words(model.weight_bytes)}"),
+        ("model", f"{model.name}, width {model.activations.width}, {model.num_double} double and {model.num_single} "
+                  f"single blocks, computes in {model.dtype}, weights {memory_words(model.weight_bytes)}"),
         ("size", f"{facts.size[1]} x {facts.size[0]} px, {facts.layout.image} image tokens, {facts.text} text tokens "
                  f"counted with, batch {facts.batch}"),
         ("size from", facts.origin),
@@ -206,4 +207,5 @@ def report(facts: Inspection) -> str:
 
 def note(sentence: str, versions: Mapping[str, str]) -> str:
     """The text where there is nothing to report but one sentence."""
-    return "\n".join([sentence, "", MARK, *(f"{name}: {value}" for name, value in versions.items()), "model: no FLUX.1"])
+    lines = [f"{name}: {value}" for name, value in versions.items()]
+    return "\n".join([sentence, "", MARK, *lines, "model: no FLUX.1"])

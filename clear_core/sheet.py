@@ -10,7 +10,7 @@ import torch
 from .attention.plan import tile_plan
 from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_layers, draw_table, worked_on
 from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font
-from .inspection import CostRow, Inspection
+from .inspection import TOKEN_PIXELS, CostRow, Inspection
 from .overlay import draw_overlay
 from .report import advice, circle_words, headline, origin_words, step_words, used_words
 from .words import memory_words, percent, side_name, significant, time_words
@@ -138,8 +138,8 @@ def draw_map(page: Page, facts: Inspection) -> None:
     left, top = page.left, page.y
     page.image.paste(block_map(plan, MAP_SIDE * OVERSAMPLING), (round(left * OVERSAMPLING), round(top * OVERSAMPLING)))
     page.left += MAP_SIDE + 28
-    page.text("Each row is a part of the picture, each column what it looks at: prompt first, then the picture, tile by "
-              "tile.", BODY, INK)
+    page.text("Each row is a part of the picture, each column what it looks at: prompt first, then the picture, tile "
+              "by tile.", BODY, INK)
     page.gap(8)
     page.text(f"Only what is coloured is computed: {percent(min(1.0, worked_on(plan)))} of what looking at the whole "
               "picture computes.", BODY, INK)
@@ -172,8 +172,8 @@ def draw_costs(page: Page, facts: Inspection) -> None:
     listed.append((f"{facts.size[1]} x {facts.size[0]}", here))
     cells = [[name, *(cost_cell(unit, row, value) for value in (row.dense, row.window, row.pooled)),
               memory_words(row.memory)] for name, row in listed]
-    columns = [("picture", INK), ("whole picture", DENSE), (f"{2 * facts.spec.radius * 16} px circle", CIRCLE),
-               ("overview", POOLED), ("memory", MUTED)]
+    circle = f"{2 * facts.spec.radius * TOKEN_PIXELS} px circle"
+    columns = [("picture", INK), ("whole picture", DENSE), (circle, CIRCLE), ("overview", POOLED), ("memory", MUTED)]
     bottom = draw_table(page.draw, page.box(0), columns, cells, highlighted=len(cells) - 1,
                         size=SMALL * OVERSAMPLING)
     page.y = bottom / OVERSAMPLING + 8
@@ -212,7 +212,7 @@ def cost_cell(unit: Unit, row: CostRow, work: float) -> str:
 
 def curves_of(facts: Inspection, unit: Unit) -> list[Curve]:
     """Whole picture, window, window with overview."""
-    rows = [facts.row((round(side / 16) * 16,) * 2) for side in PLACES]
+    rows = [facts.row((round(side / TOKEN_PIXELS) * TOKEN_PIXELS,) * 2) for side in PLACES]
     pools, windowed = facts.spec.pools, facts.is_windowed
     return [
         Curve("whole picture", DENSE, tuple(unit.size(row.dense) for row in rows), in_use=not windowed),

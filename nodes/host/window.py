@@ -134,7 +134,8 @@ class WindowCall:
     def words(self) -> str:
         """What this call computes, for people."""
         rows, columns = self.frame_grid
-        return f"{columns * 16} x {rows * 16} px with {self.patch.settings.spec}"
+        windows = "without windows" if self.is_dense else f"with {self.patch.settings.spec}"
+        return f"{columns * 16} x {rows * 16} px {windows}"
 
     # The host's compile nodes drop guards on transformer_options, so compiled code would keep the first call's state.
     @torch.compiler.disable

@@ -131,7 +131,8 @@ def test_plain_words_tell_the_circle_in_pixels():
     pytest.param(facts(256, ClearSpec(64)), "larger than the picture", id="covered"),
     pytest.param(facts(spec=ClearSpec(8, 4)), "square of the picture's area", id="pooled"),
     pytest.param(replace(facts(1024), settings=ClearSettings(ClearSpec(8), min_tokens=9000)), "min_tokens", id="rests"),
-    pytest.param(replace(facts(), settings=ClearSettings(ClearSpec(8), end_percent=0.8)), "from 0 % to 80 %", id="part"),
+    pytest.param(replace(facts(), settings=ClearSettings(ClearSpec(8), end_percent=0.8)), "from 0 % to 80 %",
+                 id="part"),
 ])
 def test_what_to_expect_is_said_in_words(inspected, words):
     assert words in report(inspected).split(MARK)[0]
@@ -160,8 +161,8 @@ def test_the_drawn_circle_is_true_to_scale(size, radius, picture):
     assert overlay.scale == pytest.approx(1000 / max(size))
     image, (x, y) = overlay.image, overlay.centre
     assert max(image.size) == 1000
-    lines = [[place for place in range(side) if near(image.getpixel(at(place)), CIRCLE)]
-             for side, at in ((image.width, lambda place: (place, int(y))), (image.height, lambda place: (int(x), place)))]
+    lines = [[place for place in range(image.width) if near(image.getpixel((place, int(y))), CIRCLE)],
+             [place for place in range(image.height) if near(image.getpixel((int(x), place)), CIRCLE)]]
     for places, middle in zip(lines, (x, y)):
         left = [place for place in places if place < middle]
         right = [place for place in places if middle < place]

@@ -68,6 +68,7 @@ def test_what_is_quoted_of_a_patched_model(inspect, tiny_flux, clear_node, host)
     assert lines["model"].startswith("FLUX.1, width 256, 2 double and 2 single blocks, computes in float32")
     assert lines["other patches"] == "none"
     assert "circle 128 px wide" in text
+    assert str(host.base) not in text and WEIGHTS not in text  # no folders of this machine
     assert page.shape[0] == 1 and page.shape[2:] == (1640, 3) and 0 <= page.min() and page.max() <= 1
 
 
@@ -158,6 +159,16 @@ def test_patches_of_other_nodes(inspect, tiny_flux, clear_node, run_node, host, 
     assert "clear" not in told.lower()
 
 
+def test_a_pack_is_named_without_its_folder(pack):
+    """The host names a pack's modules by their path."""
+    name_of = import_module(f"{pack.__name__}.nodes.host.others").name_of
+    for module in ("/home/me/ComfyUI/custom_nodes/Some-Pack.nodes.patch", r"C:\me\custom_nodes\Some-Pack.nodes"):
+        function = type(attend_as_before)(attend_as_before.__code__, {"__name__": module}, "attend")
+        function.__qualname__ = "Patch.apply.<locals>.attend"
+        assert name_of(function) == "attend of Some-Pack"
+    assert name_of(torch.nn.Linear(1, 1)) == "Linear"
+
+
 def test_times_are_those_of_the_last_run(inspect, tiny_flux, clear_node, pack, monkeypatch):
     """A step at the size that was timed takes as long as it took."""
     import comfy.sample
@@ -191,7 +202,8 @@ def test_the_clock_counts_each_call_s_work(tiny_flux, clear_node, pack, monkeypa
     monkeypatch.setattr(pace.Run, "end", lambda run, out: counted.append(run.warm_up[0] + run.work))
     latent = torch.zeros(1, 16, 32, 32)
     positive = conditioning(torch.randn(1, 512, 64), torch.randn(1, 32))
-    for widgets, cfg in (({"radius": 4}, 1.0), ({"radius": 4}, 2.0), ({"radius": 4, "dense_blocks": "d0-1, s0-1"}, 1.0)):
+    dense = {"radius": 4, "dense_blocks": "d0-1, s0-1"}
+    for widgets, cfg in (({"radius": 4}, 1.0), ({"radius": 4}, 2.0), (dense, 1.0)):
         with torch.inference_mode():
             comfy.sample.sample(clear_node(tiny_flux(), **widgets), torch.randn_like(latent), 2, cfg, "euler", "simple",
                                 positive, positive, latent, disable_pbar=True, seed=1)
