@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,33 +123,42 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield running
 
 
-@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=WORKFLOWS, ids=lambda path: path.stem)
 def workflow(request: pytest.FixtureRequest, server: Server) -> dict[str, Any]:
     """An example workflow as the server hands it to the template browser."""
     assert request.param.stem in server.get("/workflow_templates")[boot.PACK_FOLDER]
     return server.get(f"/api/workflow_templates/{boot.PACK_FOLDER}/{request.param.name}")
 
 
+@contextmanager
+def opened_page(browser: Browser, server: Server, **options: Any) -> Iterator[OpenPage]:
+    """A fresh tab with the front end ready, closed at the end; the options are those of a browser context."""
+    with browser.new_context(viewport={"width": 1600, "height": 900}, **options) as context:
+        opened = OpenPage(context.new_page())
+        opened.page.on("console",
+                       lambda message: opened.complaints.append(f"{message.text} ({message.location})")
+                       if message.type in ("error", "warning") else None)
+        opened.page.on("pageerror", lambda error: opened.complaints.append(f"{error.message}\n{error.stack}"))
+        opened.page.on("requestfailed",
+                       lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
+        opened.page.goto(server.url)
+        opened.page.wait_for_function(
+            "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']", timeout=90_000)
+        yield opened
+
+
 @pytest.fixture
 def open_tab(browser: Browser, server: Server) -> Iterator[Callable[..., OpenPage]]:
     """``open_tab(**options)`` is a fresh tab with the front end ready; the options are those of a browser context."""
-    with ExitStack() as contexts:
-        def opener(**options: Any) -> OpenPage:
-            context = contexts.enter_context(browser.new_context(viewport={"width": 1600, "height": 900}, **options))
-            opened = OpenPage(context.new_page())
-            opened.page.on("console",
-                           lambda message: opened.complaints.append(f"{message.text} ({message.location})")
-                           if message.type in ("error", "warning") else None)
-            opened.page.on("pageerror", lambda error: opened.complaints.append(f"{error.message}\n{error.stack}"))
-            opened.page.on("requestfailed",
-                           lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
-            opened.page.goto(server.url)
-            opened.page.wait_for_function(
-                "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']",
-                timeout=90_000)
-            return opened
+    with ExitStack() as tabs:
+        yield lambda **options: tabs.enter_context(opened_page(browser, server, **options))
 
-        yield opener
+
+@pytest.fixture(scope="module")
+def lasting_tab(browser: Browser, server: Server) -> Iterator[OpenPage]:
+    """One tab for all tests of a file that only load graphs into it."""
+    with opened_page(browser, server) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""What a person does in ComfyUI's front end, with mouse and keyboard, the same in every version of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MIDDLE = (800, 450)
+"""An empty place of the canvas in a page of 1600 x 900."""
+
+SETTLE = 400
+"""Milliseconds in which the front end does what it was told."""
+
+CLEAR = """() => { app.rootGraph.clear(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0];
+    app.canvas.draw(true, true); }"""
+
+MOVE = """([id, x, y]) => { const node = app.rootGraph.getNodeById(id); node.pos = [x, y]; app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [0, 0]; app.canvas.draw(true, true); }"""
+
+NEWEST = "() => { const nodes = app.rootGraph.nodes; return nodes[nodes.length - 1]?.id; }"
+
+SLOT = """([id, isInput, name]) => {
+    const node = app.rootGraph.getNodeById(id);
+    const index = (isInput ? node.inputs : node.outputs).findIndex(slot => slot.name === name);
+    const [x, y] = node.getConnectionPos(isInput, index);
+    const box = app.canvas.canvas.getBoundingClientRect();
+    return [box.left + (x + app.canvas.ds.offset[0]) * app.canvas.ds.scale,
+            box.top + (y + app.canvas.ds.offset[1]) * app.canvas.ds.scale];
+}"""
+
+WIDGET = """([id, name]) => {
+    const node = app.rootGraph.getNodeById(id);
+    const widget = node.widgets.find(widget => widget.name === name);
+    const box = app.canvas.canvas.getBoundingClientRect();
+    const [left, top] = app.canvas.ds.offset;
+    return [box.left + node.pos[0] + left + node.size[0] / 2, box.top + node.pos[1] + top + widget.last_y + 10];
+}"""
+
+
+def empty_canvas(page: Any) -> None:
+    """Nothing on the canvas, at full size."""
+    page.evaluate(CLEAR)
+    page.wait_for_timeout(SETTLE)
+
+
+def place_from_search(page: Any, words: str, at: tuple[int, int] = (100, 100)) -> Any:
+    """A node found by double click and typing, moved to a place; its id."""
+    page.mouse.dblclick(*MIDDLE)
+    page.wait_for_timeout(SETTLE)
+    page.keyboard.type(words)
+    page.get_by_text(words).first.wait_for()  # the list follows the typing with a delay
+    page.wait_for_timeout(SETTLE)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => app.rootGraph.nodes.length > 0")
+    page.wait_for_timeout(SETTLE)
+    page.mouse.click(*MIDDLE)  # newer front ends hang the node on the pointer until a click
+    page.wait_for_timeout(SETTLE)
+    node = page.evaluate(NEWEST)
+    page.evaluate(MOVE, [node, *at])
+    page.wait_for_timeout(SETTLE)
+    return node
+
+
+def connect(page: Any, source: Any, output: str, target: Any, to: str) -> None:
+    """Draws a link from an output to an input with the mouse."""
+    page.mouse.move(*page.evaluate(SLOT, [source, False, output]))
+    page.mouse.down()
+    page.mouse.move(*MIDDLE, steps=4)
+    page.mouse.move(*page.evaluate(SLOT, [target, True, to]), steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(SETTLE)
+
+
+def edit_widget(page: Any, node: Any, name: str, value: Any) -> None:
+    """Clicks a widget on the canvas and types the value, or chooses it from the list."""
+    x, y = page.evaluate(WIDGET, [node, name])
+    page.mouse.click(x, y)
+    # The front end tells a click from the first half of a double click by its age.
+    page.wait_for_timeout(SETTLE)
+    if isinstance(value, bool):
+        return
+    entry = page.locator(f'.litecontextmenu .litemenu-entry[data-value="{value}"]')
+    if entry.count():
+        entry.click()
+    else:
+        field = page.locator(".graphdialog input.value")
+        field.fill(str(value))
+        field.press("Enter")
+    page.wait_for_timeout(SETTLE)
