@@ -54,6 +54,8 @@ KINDS: Mapping[str, Kind] = {
          "scheduler": "simple", "denoise": 0.5, "stages": 0, "stage_denoise": "0.7, 0.5", "tile_width": 0,
          "tile_height": 0, "tile_overlap": 128, "color_fix": "none", "shift": 3.0},
         (360, 640), PACK),
+    "CLEARInspect": Kind({"model": "MODEL", "image": "IMAGE", "latent": "LATENT"},
+                         (("image", "IMAGE"), ("text", "STRING")), {"upscale_by": 1.0}, (360, 520), PACK),
     "UNETLoader": Kind({}, (("MODEL", "MODEL"),),
                        {"unet_name": "flux1-dev.safetensors", "weight_dtype": "default"}, (340, 82)),
     "DualCLIPLoader": Kind(
