@@ -1,0 +1,79 @@
+"""The example workflows at the size of a postage stamp, on the demo's tiny FLUX: what is sent, and what must come out."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+Prompt = dict[str, dict[str, Any]]
+
+SMALL = (128, 64)
+"""Width and height of what text makes here, in px; a tenth of the examples' own."""
+PICTURE = (96, 64)
+"""Of the picture that is to be enlarged."""
+
+SIZES = {
+    "clear_text_to_image_1k_to_4k": [(384, 192)],
+    "clear_upscale_faithful": [(192, 128)],
+    "clear_upscale_as_in_the_paper": [(384, 256)],
+    "clear_8k_in_stages_with_tiles": [(768, 384)],
+    "clear_controlnet_tile_4k": [(384, 256)],
+    "clear_stock_nodes_1k_to_4k": [(384, 192)],
+    "clear_low_vram_fp8": [(256, 128)],
+    "clear_dense_beside_clear": [SMALL, SMALL],
+}
+"""What each example saves, by its name."""
+
+CAPTION = "a big red plain ball left, sea day"
+STEPS = 2
+
+
+def tiny(prompt: Prompt) -> Prompt:
+    """What the front end sends, with the demo's files (in folders ``demo``), small sizes and few steps."""
+    small = copy.deepcopy(prompt)
+    helper = next(key for key, node in small.items() if node["class_type"] == "DualCLIPLoader")
+    codec = next(key for key, node in small.items() if node["class_type"] == "VAELoader")
+    small[helper] = {"class_type": "TinyFluxTextAndPixels", "inputs": {}}
+    del small[codec]
+    for node in small.values():
+        inputs = node["inputs"]
+        inputs |= {name: [helper, 1] for name, value in inputs.items() if value == [codec, 0]}
+        if node["class_type"] == "UNETLoader":
+            inputs["unet_name"] = "demo/tiny_flux.safetensors"
+        elif node["class_type"] == "CLEARAttention":
+            inputs["weights_name"] = f"demo/{inputs['weights_name']}"
+        elif node["class_type"] == "ControlNetLoader":
+            inputs["control_net_name"] = "demo/tiny_controlnet.safetensors"
+        elif node["class_type"] == "CLIPTextEncode":
+            inputs["text"] = CAPTION
+        elif node["class_type"] == "EmptySD3LatentImage":
+            inputs |= {"width": SMALL[0], "height": SMALL[1]}
+        elif node["class_type"] == "CLEARUpscale" and inputs["tile_width"]:
+            inputs |= {name: inputs[name] // 10 // 16 * 16 for name in ("tile_width", "tile_height", "tile_overlap")}
+        if "steps" in inputs:
+            inputs["steps"] = STEPS
+    return small
+
+
+def write_controlnet(path: Path) -> None:
+    """A ControlNet of the tiny FLUX's width in diffusers' layout, as the example's own is."""
+    import torch
+    from diffusers import FluxControlNetModel
+    from safetensors.torch import save_file
+
+    from demo.tiny_flux.model import CONFIG
+
+    torch.manual_seed(0)
+    model = FluxControlNetModel(**{**CONFIG, "num_layers": 1, "num_single_layers": 1})
+    for block in (*model.controlnet_blocks, *model.controlnet_single_blocks):
+        torch.nn.init.normal_(block.weight, std=0.02)  # they start at zero, where nothing would be heard of it
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def write_picture(path: Path) -> None:
+    """A picture to enlarge, :data:`PICTURE` in size."""
+    from PIL import Image
+
+    Image.linear_gradient("L").resize(PICTURE).convert("RGB").save(path)
