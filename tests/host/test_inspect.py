@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,7 +171,7 @@ def test_a_pack_is_named_without_its_folder(pack):
 
 
 def test_times_are_those_of_the_last_run(inspect, tiny_flux, clear_node, pack, monkeypatch):
-    """A step at the size that was timed takes as long as it took."""
+    """A step at the size that was timed takes as long as it took; the first call, which warms up, does not count."""
     import comfy.sample
 
     pace = import_module(f"{pack.__name__}.nodes.host.pace")
@@ -178,6 +179,9 @@ def test_times_are_those_of_the_last_run(inspect, tiny_flux, clear_node, pack, m
     model = clear_node(tiny_flux(), radius=4)
     image = torch.rand(1, 256, 256, 3)
     assert quoted(inspect(model, image=image)[1])["time of a step"] == "not known, nothing was timed"
+    # The run begins, its first of four calls has ended, the next one begins, the run ends.
+    clock = iter((100.0, 150.0, 150.0, 156.0))
+    monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     latent = torch.zeros(1, 16, 32, 32)
     positive = conditioning(torch.randn(1, 512, 64), torch.randn(1, 32))
     with torch.inference_mode():
@@ -185,12 +189,7 @@ def test_times_are_those_of_the_last_run(inspect, tiny_flux, clear_node, pack, m
                             disable_pbar=True, seed=1)
     (last,) = pace._last
     assert last.calls == 3 and "256 x 256 px" in last.what and "radius 4" in last.what
-    facts = import_module(f"{pack.__name__}.nodes.host.inspect").inspect_model(model, (256, 256), 1.0, "picture")
-    row = facts.row((256, 256))
-    # The clock counted three calls of exactly this work.
-    seconds = 3 * facts.in_use(row) / last.gflops_per_second
-    assert 0 < seconds < 60
-    assert "not known" not in quoted(inspect(model, image=image)[1])["time of a step"]
+    assert quoted(inspect(model, image=image)[1])["time of a step"].startswith("2 s (from 256 x 256 px")
 
 
 def test_the_clock_counts_each_call_s_work(tiny_flux, clear_node, pack, monkeypatch):
