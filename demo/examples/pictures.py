@@ -164,8 +164,8 @@ def side_by_side(studio: Studio) -> Image:
     from PIL import ImageDraw
 
     radius = 8
-    picture = halves(fitted(from_noise(studio.model(DESERT), SIDE)),
-                     fitted(from_noise(studio.model(DESERT, ClearSpec(radius)), SIDE)))
+    picture = halves(fitted(from_noise(studio.model(MEADOW), SIDE)),
+                     fitted(from_noise(studio.model(MEADOW, ClearSpec(radius)), SIDE)))
     x, y, reach = SIDE * 3 // 4 - 8, SIDE // 2, radius * 16 - 12
     ImageDraw.Draw(picture).ellipse((x - reach, y - reach, x + reach, y + reach), outline=LIGHT, width=2)
     return labelled(picture, "dense | CLEAR and its window")

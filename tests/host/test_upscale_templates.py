@@ -13,7 +13,7 @@ from support_comfy.sampling import Graph, conditioning, run_node
 
 TEMPLATES = Path(__file__).parents[2] / "example_workflows"
 STOCK, NODE, PAPER = "clear_stock_nodes_1k_to_4k", "clear_text_to_image_1k_to_4k", "clear_upscale_as_in_the_paper"
-CONTROL = ("fixed", "increment", "decrement", "randomize")
+NOT_SENT = ("fixed", "increment", "decrement", "randomize", "image")  # of seeds and of the upload button
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -27,7 +27,7 @@ def api_form(template: dict[str, Any], stock: Any) -> Graph:
         described = stock(node["type"]).INPUT_TYPES()
         named = {**described.get("required", {}), **described.get("optional", {})}
         widgets = [name for name, spec in named.items() if isinstance(spec[0], list) or spec[0] in WIDGETS]
-        values = [value for value in node["widgets_values"] if value not in CONTROL]
+        values = [value for value in node["widgets_values"] if value not in NOT_SENT]
         inputs = dict(zip(widgets, values))
         assert len(values) == len(widgets), (node["type"], widgets, values)
         inputs |= {socket["name"]: senders[socket["link"]] for socket in node["inputs"] if socket["link"] is not None}
