@@ -72,12 +72,12 @@ def connect(page: Any, source: Any, output: str, target: Any, to: str) -> None:
 
 def edit_widget(page: Any, node: Any, name: str, value: Any) -> None:
     """Clicks a widget on the canvas and types the value, or chooses it from the list."""
-    x, y = page.evaluate(WIDGET, [node, name])
-    page.mouse.click(x, y)
-    # The front end tells a click from the first half of a double click by its age.
-    page.wait_for_timeout(SETTLE)
+    page.mouse.click(*page.evaluate(WIDGET, [node, name]))
     if isinstance(value, bool):
+        page.wait_for_timeout(SETTLE)
         return
+    asked = page.locator(".litecontextmenu .litemenu-entry, .graphdialog input.value")
+    asked.first.wait_for()
     entry = page.locator(f'.litecontextmenu .litemenu-entry[data-value="{value}"]')
     if entry.count():
         entry.click()
@@ -85,4 +85,6 @@ def edit_widget(page: Any, node: Any, name: str, value: Any) -> None:
         field = page.locator(".graphdialog input.value")
         field.fill(str(value))
         field.press("Enter")
+    asked.first.wait_for(state="detached")
+    # The front end takes a click soon after another for the second half of a double click.
     page.wait_for_timeout(SETTLE)

@@ -97,5 +97,8 @@ app.registerExtension({
     });
     widget.serialize = false;
     lines.set(node, element);
+    // A node made by a program gets its size before its widgets from here.
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
   },
 });
