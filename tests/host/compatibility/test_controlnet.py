@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.controlnets import oracle_control, write_union_file, write_xlabs_file
+from support_comfy.controlnets import oracle_control, write_latent_file, write_xlabs_file
 from support_comfy.graph_inputs import noise, prompt
 from support_comfy.oracle import window_mask, with_oracle_windows
 from support_comfy.sampling import run_node
@@ -34,7 +34,7 @@ def positive(request: pytest.FixtureRequest, stock: Callable[..., type], tmp_pat
     """A prompt with a ControlNet applied to it by the stock nodes."""
     import comfy.controlnet
 
-    write = write_xlabs_file if request.param == "XLabs" else write_union_file
+    write = write_xlabs_file if request.param == "XLabs" else write_latent_file
     control = comfy.controlnet.load_controlnet(str(write(tmp_path / "control.safetensors", seed=5)))
     if request.param == "Union":
         (control,) = run_node(stock("SetUnionControlNetType", "nodes_controlnet"), control_net=control, type="depth")

@@ -121,9 +121,8 @@ def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, 
         return patched
 
     graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), steps=2)
-    patched = in_order(order, build(), clear, dype)
     with Recorder() as log:
-        actual = run(patched, **graph)
+        actual = run(in_order(order, build(), clear, dype), **graph)
     cell.oracle(actual, run(dype(with_oracle_windows(build(), RADIUS)), **graph), run(dype(build()), **graph))
     cell.one_line(log.messages(), "PosEmbedFlux", "10")
 
