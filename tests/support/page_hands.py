@@ -10,6 +10,9 @@ MIDDLE = (800, 450)
 SETTLE = 400
 """Milliseconds in which the front end does what it was told."""
 
+PATIENCE = 20
+"""How often something is tried before it counts as failed."""
+
 CLEAR = """() => { app.rootGraph.clear(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0];
     app.canvas.draw(true, true); }"""
 
@@ -44,13 +47,18 @@ def empty_canvas(page: Any) -> None:
 
 def place_from_search(page: Any, words: str, at: tuple[int, int] = (100, 100)) -> Any:
     """A node found by double click and typing, moved to a place; its id."""
+    before = page.evaluate("() => app.rootGraph.nodes.length")
     page.mouse.dblclick(*MIDDLE)
     page.wait_for_timeout(SETTLE)
     page.keyboard.type(words)
     page.get_by_text(words).first.wait_for()  # the list follows the typing with a delay
-    page.wait_for_timeout(SETTLE)
-    page.keyboard.press("Enter")
-    page.wait_for_function("() => app.rootGraph.nodes.length > 0")
+    for _ in range(PATIENCE):  # Enter does nothing while the list is still being made
+        page.wait_for_timeout(2 * SETTLE)
+        if page.evaluate("() => app.rootGraph.nodes.length") > before:
+            break
+        page.keyboard.press("Enter")
+    else:
+        raise TimeoutError(f"the search gave no node for {words!r}")
     page.wait_for_timeout(SETTLE)
     page.mouse.click(*MIDDLE)  # newer front ends hang the node on the pointer until a click
     page.wait_for_timeout(SETTLE)
