@@ -59,6 +59,10 @@ class Codec:
         """(B, 16, h, w) to (B, 8h, 8w, 3), 0 to 1."""
         return self.codec.decode(self.format.process_in(samples.float())).clamp(0, 1).movedim(1, -1)
 
+    def spacial_compression_encode(self) -> int:
+        """Pixels along a latent's side; the host's ControlNets ask for it under this name."""
+        return 8
+
 
 class TinyFluxTextAndPixels(io.ComfyNode):
     @classmethod
