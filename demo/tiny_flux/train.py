@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120, help="seconds between two saved states")
     parser.add_argument("--longer", type=float, default=1.0, metavar="TIMES",
-                        help="lengthen every stage; 30 is meant for a night on two cores (default: 1)")
+                        help="lengthen every stage; 8 is meant for a night on two cores (default: 1)")
     parser.add_argument("--threads", type=int, help="threads to compute with; all cores by default")
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler needed)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
