@@ -65,14 +65,14 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def stocked(server) -> Any:
-    """The server with a picture and a ControlNet to load."""
+    """The server with a picture and a ControlNet to load; before a page opens, which asks once what there is."""
     write_picture(server.base / "input" / "example.png")
     write_controlnet(server.base / "models" / "controlnet" / "demo" / "tiny_controlnet.safetensors")
     return server
 
 
 @pytest.fixture(scope="module")
-def seen(lasting_tab, stocked, workflow, tmp_path_factory) -> Seen:
+def seen(stocked, lasting_tab, workflow, tmp_path_factory) -> Seen:
     """An example, opened, saved, opened again, and photographed in light and dark and in both renderers."""
     tab, page = lasting_tab, lasting_tab.page
     before = len(tab.about_us())
