@@ -59,9 +59,19 @@ class Codec:
         """(B, 16, h, w) to (B, 8h, 8w, 3), 0 to 1."""
         return self.codec.decode(self.format.process_in(samples.float())).clamp(0, 1).movedim(1, -1)
 
+    def decode_tiled(self, samples: torch.Tensor, **options: Any) -> torch.Tensor:
+        """As :meth:`decode`: a block of 8 x 8 pixels knows nothing of its neighbours."""
+        return self.decode(samples)
+
+    # What the host's ControlNets and its tiled decoding ask, under these names.
     def spacial_compression_encode(self) -> int:
-        """Pixels along a latent's side; the host's ControlNets ask for it under this name."""
+        """Pixels along a latent's side."""
         return 8
+
+    spacial_compression_decode = spacial_compression_encode
+
+    def temporal_compression_decode(self) -> None:
+        """Pictures, not video."""
 
 
 class TinyFluxTextAndPixels(io.ComfyNode):
