@@ -4,8 +4,9 @@
 
 with the Python that runs that ComfyUI. Three models take turns: as loaded (``stock``), with a CLEAR node that hands
 every attention call back to the host (``delegating``: ``min_tokens`` above the picture's) and with windows
-(``windows``). The time inside the attention kernels is taken off each call; the rest differs by our code alone. Steps
-are medians; what is added is the least of all calls over stock's least, since other programs only ever add.
+(``windows``). Every passage through our own code is timed: the node's wrappers around the model's call without that
+call, the attention override without the attention. Its cost is the median passage times the passages of a step, which
+other programs on the machine hardly move. Steps are in this process's CPU seconds for the same reason.
 """
 
 from __future__ import annotations
@@ -67,33 +68,79 @@ SIZES = (Size("all blocks of FLUX.1, small", 128, 1, 19, 38, (8, 8), 16, 3),
          Size("a step that takes long", 512, 4, 2, 4, (20, 20), 64, 6))
 
 
-class Stopwatch:
-    """Seconds that pass inside the functions it was put around."""
+class OwnTime:
+    """Seconds of every passage through our functions, without what they call of the host's and without the kernels."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.seconds = 0.0
+    def __init__(self) -> None:
+        self.passages: dict[str, list[float]] = {}
+        self.kernels = 0.0
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, which computes attention."""
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = self.clock()
+            start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds += self.clock() - start
+                self.kernels += time.perf_counter() - start
         return timed
 
+    def ours(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of ours, which may call kernels."""
+        passages = self.passages.setdefault(function.__qualname__, [])
 
-def watch_kernels(pack: Any, clock: Callable[[], float]) -> Stopwatch:
-    """Time what computes attention: the host's own function and our backends."""
-    host_math = import_module("comfy.ldm.flux.math")
-    wrap_attn = import_module("comfy.ldm.modules.attention").wrap_attn
-    api = import_module(f"{pack.__name__}.clear_core.attention.api")
-    watch = Stopwatch(clock)
-    host_math.optimized_attention = wrap_attn(watch.around(host_math.optimized_attention.__wrapped__))
-    api.run_backend = watch.around(api.run_backend)
-    return watch
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start, kernels = time.perf_counter(), self.kernels
+            try:
+                return function(*args, **kwargs)
+            finally:
+                passages.append(time.perf_counter() - start - (self.kernels - kernels))
+        return timed
+
+    def wrapper(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of ours that goes around the model's call, which its first argument makes."""
+        passages = self.passages.setdefault(function.__qualname__, [])
+
+        @wraps(function)
+        def timed(it: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
+            inner = TimedExecutor(executor)
+            start = time.perf_counter()
+            try:
+                return function(it, inner, *args, **kwargs)
+            finally:
+                passages.append(time.perf_counter() - start - inner.seconds)
+        return timed
+
+    def watch(self, pack: Any) -> None:
+        """Put it around the host's attention, our backends and all that a node adds to a model's call."""
+        host_math = import_module("comfy.ldm.flux.math")
+        wrap_attn = import_module("comfy.ldm.modules.attention").wrap_attn
+        host_math.optimized_attention = wrap_attn(self.kernel(host_math.optimized_attention.__wrapped__))
+        api = import_module(f"{pack.__name__}.clear_core.attention.api")
+        api.run_backend = self.kernel(api.run_backend)
+        window, memory = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("window", "memory"))
+        window.WindowPatch.__call__ = self.wrapper(window.WindowPatch.__call__)
+        memory.MemoryPatch.apply_model = self.wrapper(memory.MemoryPatch.apply_model)
+        window.WindowCall.attend = self.ours(window.WindowCall.attend)
+        window.WindowCall.observe_input = self.ours(window.WindowCall.observe_input)
+
+
+class TimedExecutor:
+    """The host's chain of wrappers, with the seconds it takes."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+        self.class_obj = executor.class_obj
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self.executor(*args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 def variants(node: type, size: Size) -> dict[str, Any]:
@@ -105,19 +152,22 @@ def variants(node: type, size: Size) -> dict[str, Any]:
             WINDOWS: sampling.run_node(node, model=model, radius=size.radius)[0]}
 
 
-def time_calls(patcher: Any, size: Size, calls: int, watch: Stopwatch) -> list[tuple[float, float]]:
-    """(seconds of a call of the model by a sampler, of these inside attention) of ``calls`` calls after a first one."""
+def time_calls(patcher: Any, size: Size, calls: int, watch: OwnTime) -> tuple[list[float], dict[str, list[float]]]:
+    """CPU seconds of ``calls`` calls of the model by a sampler after a first one, and of passages through our code."""
     import comfy.samplers
 
-    taken: list[tuple[float, float]] = []
+    taken: list[float] = []
 
     class TimedCalls(comfy.samplers.Sampler):
         def sample(self, model_wrap: Any, sigmas: Any, extra_args: dict[str, Any], callback: Any, noise: Any,
                    *_: Any, **__: Any) -> Any:
-            for _ in range(calls + 1):
-                before, start = watch.seconds, watch.clock()
+            out = model_wrap(noise, sigmas[:1], **extra_args)
+            for passages in watch.passages.values():
+                passages.clear()
+            for _ in range(calls):
+                start = time.process_time()
                 out = model_wrap(noise, sigmas[:1], **extra_args)
-                taken.append((watch.clock() - start, watch.seconds - before))
+                taken.append(time.process_time() - start)
             return out
 
     height, width = (2 * side for side in size.grid)
@@ -129,27 +179,28 @@ def time_calls(patcher: Any, size: Size, calls: int, watch: Stopwatch) -> list[t
     guider.inner_set_conds({"positive": sampling.conditioning(text, pooled)})
     with torch.inference_mode():
         guider.sample(x, torch.zeros_like(x), TimedCalls(), torch.tensor([0.6, 0.0]), disable_pbar=True, seed=0)
-    return taken[1:]
+    return taken, {name: list(passages) for name, passages in watch.passages.items()}
 
 
-def measure(node: type, size: Size, rounds: int, calls: int, watch: Stopwatch) -> dict[str, Any]:
+def measure(node: type, size: Size, rounds: int, calls: int, watch: OwnTime) -> dict[str, Any]:
     """All three at one size; a round runs each, so that a busy machine slows all alike."""
     models = variants(node, size)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    steps: dict[str, list[float]] = {name: [] for name in models}
+    ours: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     for number in tqdm(range(rounds), desc=size.purpose, leave=False):
         # Whoever comes first meets the caches that the last round left.
         for name in list(models)[number % 3:] + list(models)[:number % 3]:
-            taken[name] += time_calls(models[name], size, calls, watch)
-    least = {name: min(step - kernel for step, kernel in own) for name, own in taken.items()}
+            taken, passages = time_calls(models[name], size, calls, watch)
+            steps[name] += taken
+            for function, seconds in passages.items():
+                ours[name].setdefault(function, []).extend(seconds)
     runs = {}
-    for name, own in taken.items():
-        added = least[name] - least[STOCK]
-        runs[name] = {
-            "step_ms": round(median(step for step, _ in own) * 1e3, 3),
-            "attention_ms": round(median(kernel for _, kernel in own) * 1e3, 3),
-            "added_outside_attention_ms": round(added * 1e3, 3),
-            "added_per_block_us": round(added / size.blocks * 1e6, 1),
-            "added_share_of_stock_step": round(added / min(step for step, _ in taken[STOCK]), 5)}
+    for name, each in ours.items():
+        parts = {function: {"per_step": len(seconds) / len(steps[name]), "median_us": round(median(seconds) * 1e6, 2)}
+                 for function, seconds in each.items() if seconds}
+        own_us = sum(part["per_step"] * part["median_us"] for part in parts.values())
+        runs[name] = {"step_ms": round(median(steps[name]) * 1e3, 3), "own_ms": round(own_us / 1e3, 4),
+                      "own_share_of_stock_step": round(own_us / 1e6 / median(steps[STOCK]), 6), "passages": parts}
     return {"purpose": size.purpose, "width": size.width, "double_blocks": size.double, "single_blocks": size.single,
             "grid": list(size.grid), "text": size.text, "radius": size.radius, "runs": runs}
 
@@ -158,20 +209,18 @@ def show(result: dict[str, Any]) -> None:
     height, width = result["grid"]
     print(f"\n{result['purpose']}: {result['double_blocks']} + {result['single_blocks']} blocks of width "
           f"{result['width']}, {height} x {width} tokens")
-    print(f"{'':>12} {'step':>12} {'attention':>12} {'added outside':>15} {'per block':>11} {'of a step':>10}")
+    print(f"{'':>12} {'step':>12} {'our own':>12} {'of a step':>10}")
     for name, run in result["runs"].items():
-        print(f"{name:>12} {run['step_ms']:>9.2f} ms {run['attention_ms']:>9.2f} ms "
-              f"{run['added_outside_attention_ms']:>12.3f} ms {run['added_per_block_us']:>8.1f} us "
-              f"{run['added_share_of_stock_step']:>10.2%}")
+        print(f"{name:>12} {run['step_ms']:>9.2f} ms {run['own_ms']:>9.3f} ms {run['own_share_of_stock_step']:>10.3%}")
+        for function, part in run["passages"].items():
+            print(f"{'':>15}{function}: {part['per_step']:g} times {part['median_us']:.1f} us")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--calls", type=int, default=3, help="of each model in a round")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--cpu-time", action="store_true", help="count this process's CPU seconds, all threads "
-                        "together, in place of the clock's: for a CPU that others use at the same time")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
     found = boot.find_comfyui()
@@ -184,7 +233,8 @@ def main() -> None:
         loaded = host.load_pack(boot.install_pack(base))
         if not loaded.accepted:
             raise SystemExit(f"ComfyUI did not take the pack: {loaded.logged}")
-        watch = watch_kernels(loaded.module, time.process_time if options.cpu_time else time.perf_counter)
+        watch = OwnTime()
+        watch.watch(loaded.module)
         results = []
         for size in SIZES:
             results.append(measure(host.stock("CLEARAttention"), size, options.rounds, options.calls, watch))
