@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     distil.add_argument("--samples", type=int, default=240)
     distil.add_argument("--steps", type=int, default=60)
     distil.add_argument("--rate", type=float, default=3e-4, help="learning rate; wide windows want less (default: 3e-4)")
+    distil.add_argument("--sides", type=int, nargs="+", default=[512, 512, 384], metavar="PX",
+                        help="sides of the samples, in turn (default: 512 512 384); a new folder for other ones")
     distil.add_argument("--radius", type=int, nargs="*", help="only these radii")
     distil.add_argument("--down-factor", type=int, nargs="*", help="only these down factors")
     distil.set_defaults(run=run_distil)
@@ -43,7 +45,7 @@ def run_distil(options: argparse.Namespace) -> None:
     from .train import distil_window, make_samples
     from .windows import SPECS
 
-    samples = make_samples(options.out / "samples", options.samples)
+    samples = make_samples(options.out / "samples", options.samples, [(side, side) for side in options.sides])
     for spec in SPECS:
         if options.radius and spec.radius not in options.radius:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,14 @@ def training_scene(number: int) -> Scene:
     return random_scene(np.random.default_rng((SEED, number)))
 
 
-def make_samples(folder: Path, count: int) -> SampleFolder:
-    """Drawn scenes as samples; those already in the folder are kept."""
+def make_samples(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = SIZES) -> SampleFolder:
+    """Drawn scenes as samples, of ``sizes`` = (height, width) px in turn; those already in the folder are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         if not sample_path(folder, number).exists():
             scene = training_scene(number)
             context, pooled = encode_captions([scene.caption])
-            write_sample(folder, number, draw_latents([scene], SIZES[number % len(SIZES)])[0], context[0], pooled[0])
+            write_sample(folder, number, draw_latents([scene], sizes[number % len(sizes)])[0], context[0], pooled[0])
     return SampleFolder(folder, end=count)
 
 
