@@ -108,8 +108,8 @@ def in_tiles(denoiser: FluxDenoiser, layout: TileLayout) -> Callable[[Tensor, fl
 
 
 def text_to_image(studio: Studio) -> Image:
-    middle = studio.larger(MEADOW, studio.small(MEADOW), 2, 0.5)
-    large = studio.larger(MEADOW, middle, 1.5, 0.35)
+    middle = studio.larger(MEADOW, studio.small(MEADOW), 2, 0.3)
+    large = studio.larger(MEADOW, middle, 1.5, 0.2)
     return labelled(with_insets(fitted(large), fitted(studio.small(MEADOW), SIDE // 3)), "1x, 3x")
 
 
@@ -130,7 +130,7 @@ def eight_k(studio: Studio) -> Image:
 
     middle = studio.larger(DESERT, studio.small(DESERT), 2, 0.5)
     side, tile = 3 * middle.shape[-1] // 2, 448
-    picture = fitted(studio.larger(DESERT, middle, 1.5, 0.35, tile=tile))
+    picture = fitted(studio.larger(DESERT, middle, 1.5, 0.15, tile=tile))
     draw = ImageDraw.Draw(picture)
     for place in TileLayout.of_pixels((side // 16, side // 16), tile, tile, tile // 4).tiles:
         left, top, right, bottom = (round(16 * tokens * SIDE / side) for tokens in (
@@ -141,14 +141,14 @@ def eight_k(studio: Studio) -> Image:
 
 def controlnet(studio: Studio) -> Image:
     small = studio.small(NIGHT)
-    large = studio.larger(NIGHT, studio.larger(NIGHT, small, 2, 0.5), 1.5, 0.35)
+    large = studio.larger(NIGHT, studio.larger(NIGHT, small, 2, 0.3), 1.5, 0.2)
     return labelled(with_insets(fitted(large), fitted(small, SIDE // 3)), "larger, here without a ControlNet")
 
 
 def stock_nodes(studio: Studio) -> Image:
     small = studio.small(SEA)
-    middle = studio.larger(SEA, small, 2, 0.5)
-    large = studio.larger(SEA, middle, 1.5, 0.35)
+    middle = studio.larger(SEA, small, 2, 0.3)
+    large = studio.larger(SEA, middle, 1.5, 0.2)
     return labelled(with_insets(fitted(large), fitted(middle, SIDE * 2 // 3), fitted(small, SIDE // 3)), "1x, 2x, 3x")
 
 
