@@ -16,8 +16,8 @@ from support_comfy import boot, flux
 from support_comfy.boot import PROJECT
 from support_comfy.server import Server, output_files
 
-# Nobody's folder need be called as the registry's installer calls it.
-FOLDER = "my windows for flux"
+# Nobody's folder need be called as the registry's installer calls it. (A space in it the host itself cannot serve.)
+FOLDER = "my_windows_for_flux"
 CHECKOUT = boot.find_comfyui()[0]
 
 WORKFLOW = {
