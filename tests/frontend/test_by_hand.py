@@ -46,7 +46,7 @@ def another_value(name: str, kind: Any, options: dict[str, Any]) -> Any:
 
 def values(graph: Graph, node: Any, names: list[str]) -> dict[str, Any]:
     """The saved values of a node by name of its widget."""
-    (found,) = [entry for entry in graph["nodes"] if entry["id"] == node]
+    (found,) = [entry for entry in graph["nodes"] if str(entry["id"]) == str(node)]
     return dict(zip(names, found["widgets_values"], strict=True))
 
 
@@ -105,7 +105,7 @@ def test_nodes_connect_with_the_mouse(tab):
     upscale = place_from_search(tab.page, NODES["CLEARUpscale"], (1000, 120))
     connect(tab.page, attention, "MODEL", upscale, "model")
     (link,) = tab.page.evaluate(SAVED)["links"]
-    assert (link[1], link[3], link[5]) == (attention, upscale, "MODEL")
+    assert list(map(str, (link[1], link[3], link[5]))) == [str(attention), str(upscale), "MODEL"]
     assert tab.page.evaluate(SENT)[str(upscale)]["inputs"]["model"] == [str(attention), 0]
     assert tab.about_us() == []
 
