@@ -199,8 +199,8 @@ def test_nothing_of_it_is_saved_or_sent(tab, server, renderer):
     ids = tab.page.evaluate(BUILD, clear_before({"upscale_by": 2, "seed": 7}, before=a_picture()))
     tab.page.wait_for_function(f"id => ({LINE})(id) !== ''", arg=ids["upscale"], timeout=PATIENCE)
     saved = tab.page.evaluate("() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))")
-    text = str(saved["nodes"])
-    assert "tokens" not in text and "clear_cost" not in text
+    text, line = str(saved["nodes"]), tab.page.evaluate(LINE, ids["upscale"])
+    assert line not in text and "clear_cost" not in text
     for kind, beside in (("CLEARAttention", 0), ("CLEARUpscale", 1)):  # the seed's control
         (node,) = [node for node in saved["nodes"] if node["type"] == kind]
         inputs = server.get(f"/object_info/{kind}")[kind]["input"]

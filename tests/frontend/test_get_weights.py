@@ -68,7 +68,7 @@ def test_the_dialog_lists_the_catalogue(tab, server, tmp_path):
 def test_a_refused_download_says_why_and_can_be_tried_again(tab, tmp_path):
     """The server of these tests runs in huggingface_hub's offline mode."""
     dialog = open_dialog(tab, add_node(tab))
-    row = dialog.locator("tr").filter(has_text="clear_local_8_down_4")
+    row = dialog.locator("tr").filter(has_text="clear_local_32")
     row.get_by_role("button", name="Get").click()
     error = row.locator(".error")
     error.wait_for(timeout=60_000)
