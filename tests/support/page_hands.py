@@ -19,6 +19,8 @@ CLEAR = """() => { app.rootGraph.clear(); app.canvas.ds.scale = 1; app.canvas.ds
 MOVE = """([id, x, y]) => { const node = app.rootGraph.getNodeById(id); node.pos = [x, y]; app.canvas.ds.scale = 1;
     app.canvas.ds.offset = [0, 0]; app.canvas.draw(true, true); }"""
 
+TYPING = "() => ['INPUT', 'TEXTAREA'].includes(document.activeElement?.tagName)"
+
 NEWEST = "() => { const nodes = app.rootGraph.nodes; return nodes[nodes.length - 1]?.id; }"
 
 SLOT = """([id, isInput, name]) => {
@@ -45,11 +47,22 @@ def empty_canvas(page: Any) -> None:
     page.wait_for_timeout(SETTLE)
 
 
+def open_search(page: Any) -> None:
+    """Double clicks the empty canvas until the search takes what is typed; typed beside it, letters are shortcuts."""
+    for _ in range(PATIENCE):  # a busy front end takes the two clicks for single ones
+        page.mouse.dblclick(*MIDDLE)
+        for _ in range(PATIENCE):
+            page.wait_for_timeout(SETTLE // 4)
+            if page.evaluate(TYPING):
+                page.wait_for_timeout(SETTLE)
+                return
+    raise TimeoutError("double clicks on the empty canvas did not open the search")
+
+
 def place_from_search(page: Any, words: str, at: tuple[int, int] = (100, 100)) -> Any:
     """A node found by double click and typing, moved to a place; its id."""
     before = page.evaluate("() => app.rootGraph.nodes.length")
-    page.mouse.dblclick(*MIDDLE)
-    page.wait_for_timeout(SETTLE)
+    open_search(page)
     page.keyboard.type(words)
     page.get_by_text(words).first.wait_for()  # the list follows the typing with a delay
     for _ in range(PATIENCE):  # Enter does nothing while the list is still being made
