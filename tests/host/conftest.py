@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parent))  # for support_comfy; pytest's importlib mode adds nothing itself
 
-from support_comfy import boot, flux, golden, sampling, server  # noqa: E402
+from support_comfy import boot, control_cases, controlnets, flux, golden, sampling, server  # noqa: E402
 
 CHECKOUTS = boot.find_comfyui()
 
@@ -105,3 +106,40 @@ def run_node() -> Callable[..., tuple[Any, ...]]:
 def predict() -> Callable[..., Any]:
     """``predict(patcher, x, sigma, conditioning)`` is the velocity of one sampler call."""
     return sampling.predict
+
+
+@pytest.fixture(scope="session")
+def control_files(host: boot.Host, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of small FLUX ControlNets by their layout."""
+    folder = tmp_path_factory.mktemp("controlnet")
+    return {"xlabs": controlnets.write_xlabs_file(folder / "xlabs.safetensors", seed=5),
+            "union": controlnets.write_union_file(folder / "union.safetensors", seed=6),
+            "inpaint": controlnets.write_inpaint_file(folder / "inpaint.safetensors", seed=7)}
+
+
+@pytest.fixture
+def load(control_files: dict[str, Path]) -> Callable[[str], Any]:
+    """``load(layout)`` is a ControlNet as the stock loader gives it, with its Union type set."""
+    import comfy.controlnet
+
+    def load_file(layout: str) -> Any:
+        control = comfy.controlnet.load_controlnet(str(control_files[layout]))
+        if layout == "union":
+            control.set_extra_arg("control_type", [1])
+        return control
+    return load_file
+
+
+@pytest.fixture
+def applied(host: boot.Host) -> Callable[..., Any]:
+    """``applied(control, *conds)`` is what the stock node ControlNetApplyAdvanced makes of each conditioning."""
+    from nodes import ControlNetApplyAdvanced
+
+    def apply(control: Any, *conds: list, strength: float = 0.8, start: float = 0.0, end: float = 1.0,
+              seed: int = 3) -> Any:
+        image = torch.rand(1, 96, 120, 3, generator=torch.Generator().manual_seed(seed))
+        positive, negative = ControlNetApplyAdvanced().apply_controlnet(
+            conds[0], conds[-1], control, image, strength, start, end,
+            vae=control_cases.PlainVAE() if control.latent_format else None)
+        return (positive, negative) if len(conds) > 1 else positive
+    return apply

@@ -4,96 +4,17 @@ from __future__ import annotations
 
 import importlib
 import math
-import threading
 from typing import Any
 
 import pytest
 import torch
 from support_comfy.boot import Recorder
-from support_comfy.controlnets import oracle_control, write_inpaint_file, write_union_file, write_xlabs_file
-from support_comfy.oracle import window_mask, with_oracle_attention
-from support_comfy.sampling import conditioning, relative_error
+from support_comfy.control_cases import RADIUS, SIGMA, TEXT, masks_for, noise, oracle, prompt, run
+from support_comfy.controlnets import oracle_control
+from support_comfy.sampling import relative_error
 
-TEXT = 7
-SIGMA = 0.6
-RADIUS = 8
 WIDE = 100
 LAYOUTS = ("xlabs", "union")
-
-
-class PlainVAE:
-    """Means of 8 x 8 pixels in 16 mixtures of the colours."""
-
-    def spacial_compression_encode(self) -> int:
-        return 8
-
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        mix = torch.linspace(-1, 1, 3 * 16).reshape(3, 16)
-        return torch.nn.functional.avg_pool2d((pixels[..., :3] @ mix).movedim(-1, 1), 8)
-
-
-@pytest.fixture(scope="module")
-def control_files(host, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("controlnet")
-    return {"xlabs": write_xlabs_file(folder / "xlabs.safetensors", seed=5),
-            "union": write_union_file(folder / "union.safetensors", seed=6),
-            "inpaint": write_inpaint_file(folder / "inpaint.safetensors", seed=7)}
-
-
-@pytest.fixture
-def load(control_files):
-    """``load(layout)`` is a ControlNet as the stock loader gives it, with its Union type set."""
-    import comfy.controlnet
-
-    def load_file(layout: str) -> Any:
-        control = comfy.controlnet.load_controlnet(str(control_files[layout]))
-        if layout == "union":
-            control.set_extra_arg("control_type", [1])
-        return control
-    return load_file
-
-
-@pytest.fixture
-def applied(host):
-    """``applied(control, *conds)`` is what the stock node ControlNetApplyAdvanced makes of each conditioning."""
-    from nodes import ControlNetApplyAdvanced
-
-    def apply(control: Any, *conds: list, strength: float = 0.8, start: float = 0.0, end: float = 1.0,
-              seed: int = 3) -> Any:
-        image = torch.rand(1, 96, 120, 3, generator=torch.Generator().manual_seed(seed))
-        positive, negative = ControlNetApplyAdvanced().apply_controlnet(
-            conds[0], conds[-1], control, image, strength, start, end,
-            vae=PlainVAE() if control.latent_format else None)
-        return (positive, negative) if len(conds) > 1 else positive
-    return apply
-
-
-def noise(height: int, width: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
-    return torch.randn(batch, 16, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def prompt(seed: int = 2, text: int = TEXT) -> list:
-    generator = torch.Generator().manual_seed(seed)
-    return conditioning(torch.randn(1, text, 64, generator=generator), torch.randn(1, 32, generator=generator))
-
-
-def masks_for(grid: tuple[int, int], radius: int) -> dict[int, torch.Tensor]:
-    """Without and with the token that a Union ControlNet puts before the text."""
-    return {text + grid[0] * grid[1]: window_mask(text, grid, 0, radius) for text in (TEXT, TEXT + 1)}
-
-
-def oracle(model: Any, grid: tuple[int, int], radius: int, scale: float | None = None) -> Any:
-    return with_oracle_attention(model, window_mask(TEXT, grid, 0, radius), scale)
-
-
-def run(model: Any, latent: torch.Tensor, positive: list, negative: list, cfg: float = 1.0, steps: int = 2,
-        callback: Any = None) -> torch.Tensor:
-    """A whole sampling run, as KSampler does it."""
-    import comfy.sample
-
-    with torch.inference_mode():
-        return comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 4), steps, cfg, "euler", "simple",
-                                   positive, negative, latent, denoise=0.7, disable_pbar=True, callback=callback)
 
 
 @pytest.mark.parametrize("height, width", [(24, 36), (22, 30)], ids=str)
@@ -247,125 +168,6 @@ def test_methods_kept_on_the_object_lead_to_the_copy(tiny_flux, clear_node, pred
     assert placed.get_control.__self__ is placed
 
 
-def attributes(control: Any) -> dict[str, Any]:
-    return {name: dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
-            for name, value in vars(control).items()}
-
-
-def modules(control: Any) -> dict[str, Any]:
-    return dict(control.control_model.named_modules()) | {"": vars(control.control_model).keys() | {}}
-
-
-@pytest.mark.parametrize("how", ["done", "interrupt", "error"])
-def test_a_run_leaves_nothing_behind(tiny_flux, clear_node, load, applied, how):
-    import comfy.model_management
-    import comfy.samplers
-
-    class Stop(Exception):
-        pass
-
-    def end(step: int, *_: Any) -> None:
-        if how == "interrupt":
-            comfy.model_management.interrupt_current_processing()
-        if how == "error":
-            raise Stop
-
-    model, latent, control = tiny_flux(), noise(24, 36), load("union")
-    positive, negative = applied(control, prompt(), prompt(8))
-    placed = positive[0][1]["control"]
-    stock = run(model, latent, positive, negative)
-    before, before_modules = attributes(placed), modules(control)
-    patched = clear_node(model, radius=RADIUS, controlnet="on")
-    ended = {"done": (), "interrupt": comfy.model_management.InterruptProcessingException, "error": Stop}[how]
-    if ended:
-        with pytest.raises(ended):
-            run(patched, latent, positive, negative, callback=end)
-    else:
-        assert relative_error(run(patched, latent, positive, negative), stock) > 1e-4
-    comfy.model_management.interrupt_current_processing(False)
-    assert modules(control) == before_modules
-    # Only a run that ends well is tidied by the host.
-    left = {} if how == "done" else {"timestep_range", "model_sampling_current"}
-    after = attributes(placed)
-    assert {name for name in before if after[name] is not before[name] and after[name] != before[name]} <= set(left)
-    assert positive[0][1]["control"] is placed and placed.control_model is control.control_model
-    assert torch.equal(run(model, latent, positive, negative), stock)
-
-
-def test_the_runs_conditioning_is_put_back_when_it_ends_early(tiny_flux, clear_node, load, applied):
-    import comfy.samplers
-
-    class Failing(comfy.samplers.Sampler):
-        def sample(self, guider: Any, *_: Any, **__: Any) -> torch.Tensor:
-            self.inside = guider.conds["positive"][0]["control"]
-            raise KeyError
-
-    sampler, positive = Failing(), applied(load("union"), prompt())
-    guider = comfy.samplers.CFGGuider(clear_node(tiny_flux(), radius=RADIUS, controlnet="on"))
-    guider.inner_set_conds({"positive": positive})
-    with pytest.raises(KeyError):
-        guider.sample(noise(24, 36), torch.zeros(1, 16, 24, 36), sampler, torch.tensor([SIGMA, 0.0]), seed=0)
-    placed = positive[0][1]["control"]
-    assert sampler.inside is not placed and sampler.inside.control_model is not placed.control_model
-    assert guider.conds["positive"][0]["control"] is placed
-
-
-def test_clones_for_other_cards_get_the_window_and_the_tile(pack, tiny_flux, clear_node, load, applied):
-    """ComfyUI keeps a copy of a ControlNet for every further card, and asks the one at hand for it."""
-    import comfy.samplers
-
-    class Caught(comfy.samplers.Sampler):
-        def sample(self, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: torch.Tensor,
-                   *_: Any, **__: Any) -> torch.Tensor:
-            self.control = guider.conds["positive"][0]["control"]
-            return noise
-
-    sampler, positive, card = Caught(), applied(load("union"), prompt()), torch.device("meta")
-    placed = positive[0][1]["control"]
-    # Deep copies in the host; whether it is asked for does not depend on that.
-    clones = {card: placed.copy()}
-    clones[card].multigpu_clones = {}
-    guider = comfy.samplers.CFGGuider(clear_node(tiny_flux(), radius=RADIUS, controlnet="on"))
-    guider.inner_set_conds({"positive": positive})
-    frame = noise(24, 36)
-    placed.multigpu_clones = clones
-    guider.sample(frame, torch.zeros(1, 16, 24, 36), sampler, torch.tensor([SIGMA, 0.0]), seed=0)
-    clone = sampler.control.multigpu_clones[card]
-    assert clone is not clones[card] and type(clone.control_model) is type(sampler.control.control_model)
-    assert type(clone.control_model) is not type(clones[card].control_model)
-    crop = importlib.import_module(f"{pack.__name__}.nodes.host.crop")
-    tile = crop.crop_control(sampler.control, slice(8, 20), slice(0, 16), frame)
-    assert tile.multigpu_clones[card].cond_hint_original.shape[-2:] == (12 * 8, 16 * 8)
-    assert tile.multigpu_clones[card].control_model is clone.control_model
-
-
-def test_another_sampler_may_use_the_controlnet_at_the_same_time(tiny_flux, clear_node, load, applied):
-    """A stock run and a CLEAR run meet at every step, each with its own model and the same ControlNet file."""
-    stock_model, clear_model = tiny_flux(), tiny_flux()
-    control, latent = load("union"), noise(24, 36)
-    patched = clear_node(clear_model, radius=RADIUS, controlnet="on")
-    # The stock node makes a copy for every use; copies share the model.
-    uses = [applied(control, prompt(), prompt(8)) for _ in range(2)]
-    expected = [run(model, latent, *use, steps=4) for model, use in zip((stock_model, patched), uses)]
-    meet, results = threading.Barrier(2, timeout=120), [None, None]
-
-    def sample(place: int, model: Any) -> None:
-        try:
-            results[place] = run(model, latent, *uses[place], steps=4, callback=lambda *_: meet.wait())
-        except BaseException:
-            meet.abort()
-            raise
-
-    # Both are on the CPU already: what is loaded in threads is the host's own matter.
-    threads = [threading.Thread(target=sample, args=each) for each in enumerate((stock_model, patched))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result, wanted in zip(results, expected):
-        assert torch.equal(result, wanted)
-
-
 @pytest.mark.parametrize("kind", ["xlabs", "union", "inpaint"])
 def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, clear_node, predict, load, applied, kind):
     """In the upscale node's tiles a ControlNet sees the hint and the places of the tile, and the frame's scale."""
@@ -459,35 +261,3 @@ def test_a_controlnet_that_is_no_flux_is_left_as_it_is(tiny_flux, clear_node, pr
     assert all(each is Other.control_model for each in seen)
     lines = [line for line in log.messages() if "CLEAR" in line]
     assert len(lines) == 1 and "Identity" in lines[0]
-
-
-@pytest.mark.parametrize("channels", [32, 96], ids=["canny and depth", "fill"])
-def test_models_with_more_input_channels_have_the_methods_windows(tiny_flux, clear_node, predict, channels):
-    model, x, positive, grid = tiny_flux(in_channels=channels, out_channels=16), noise(24, 36), prompt(), (12, 18)
-    positive[0][1]["concat_latent_image"] = noise(24, 36, seed=7)
-    expected = predict(oracle(model, grid, 4), x, SIGMA, positive)
-    assert relative_error(predict(clear_node(model, radius=4), x, SIGMA, positive), expected) < 1e-5
-    assert relative_error(predict(oracle(model, grid, 4), x, SIGMA, prompt()), expected) > 1e-3
-
-
-def test_a_canny_or_depth_lora_widens_the_models_input(host, tiny_flux, clear_node, predict):
-    """As the files of Black Forest Labs are: a LoRA that gives the model a second latent, before CLEAR or after it."""
-    import comfy.sd
-
-    generator = torch.Generator().manual_seed(11)
-    lora = {"img_in.lora_A.weight": torch.randn(4, 128, generator=generator) * 0.3,
-            "img_in.lora_B.weight": torch.randn(256, 4, generator=generator) * 0.3,
-            "img_in.lora_B.bias": torch.randn(256, generator=generator) * 0.1,
-            "single_blocks.0.norm.key_norm.scale": 1 + 0.1 * torch.randn(128, generator=generator),
-            "single_blocks.0.linear1.lora_A.weight": torch.randn(4, 256, generator=generator) * 0.1,
-            "single_blocks.0.linear1.lora_B.weight": torch.randn(1792, 4, generator=generator) * 0.1}
-
-    def with_lora(model: Any) -> Any:
-        return comfy.sd.load_lora_for_models(model, None, dict(lora), 0.9, 0)[0]
-
-    model, x, positive, grid = tiny_flux(), noise(24, 36), prompt(), (12, 18)
-    positive[0][1]["concat_latent_image"] = noise(24, 36, seed=7)
-    expected = predict(oracle(with_lora(model), grid, 4), x, SIGMA, positive)
-    for patched in (clear_node(with_lora(model), radius=4), with_lora(clear_node(model, radius=4))):
-        assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
-    assert relative_error(predict(oracle(with_lora(model), grid, 4), x, SIGMA, prompt()), expected) > 1e-3

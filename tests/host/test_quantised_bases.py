@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support_comfy import flux
 from support_comfy.sampling import conditioning, relative_error, run_node
 
 SIGMA = 0.6
