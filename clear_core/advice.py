@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from .cost import clear_pairs, dense_pairs
-from .layout import SequenceLayout
+from .layout import TOKEN_PIXELS, SequenceLayout, token_grid
 from .memory import FLUX_TEXT
 from .rope import is_hires
 from .spec import ClearSpec
 from .words import percent
-
-TOKEN_PX = 16
-"""Side of a token in pixels."""
 
 USUAL_SIZES = {"1K": 1024, "2K": 2048, "4K": 4096}
 """Squares named where the size of the picture is not known."""
@@ -26,7 +21,7 @@ COSTLY = 0.5
 
 def layout_of(width: int, height: int) -> SequenceLayout:
     """The sequence that a picture of this many pixels makes, with a prompt of usual length."""
-    return SequenceLayout(FLUX_TEXT, (-(-height // TOKEN_PX), -(-width // TOKEN_PX)))
+    return SequenceLayout(FLUX_TEXT, token_grid(height, width, TOKEN_PIXELS))
 
 
 def share(layout: SequenceLayout, spec: ClearSpec, dense_part: float = 0.0) -> float:

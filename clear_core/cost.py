@@ -66,3 +66,13 @@ def token_gflops(width: int = FLUX_WIDTH, mlp_ratio: float = 4.0) -> float:
     Double and single blocks of FLUX hold the same numbers a token, ``(4 + 2 * mlp_ratio) * width**2``.
     """
     return 2 * (4 + 2 * mlp_ratio) * width**2 / 1e9
+
+
+def model_gflops(tokens: int, pairs: int, blocks: int, width: int = FLUX_WIDTH, mlp_ratio: float = 4.0) -> float:
+    """One call of a model for one sequence in 10**9 operations: what its blocks do to each token, and attention.
+
+    Args:
+        tokens: Of the sequence.
+        pairs: Query-key pairs, over all blocks.
+    """
+    return token_gflops(width, mlp_ratio) * tokens * blocks + gflops(pairs, width)

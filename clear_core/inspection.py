@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .cost import clear_pairs, dense_pairs, gflops, token_gflops
-from .layout import SequenceLayout, token_grid
+from .cost import clear_pairs, dense_pairs, model_gflops
+from .layout import TOKEN_PIXELS, SequenceLayout, token_grid
 from .memory import FLUX_TEXT, Activations
 from .settings import DEFAULT_RADIUS, ClearSettings
 from .spec import ClearSpec
-
-TOKEN_PIXELS = 16
-"""Side of one token in pixels."""
 
 USUAL_DOWN_FACTOR = 4
 """Down factor of the released variants that have one."""
@@ -147,8 +144,7 @@ class Inspection:
         pairs = full * dense_pairs(layout)
         if spec:
             pairs += (self.model.blocks - full) * clear_pairs(layout, spec)
-        linear = token_gflops(shape.width, shape.mlp_ratio) * layout.length * self.model.blocks
-        return linear + gflops(pairs, shape.width)
+        return model_gflops(layout.length, pairs, self.model.blocks, shape.width, shape.mlp_ratio)
 
     def row(self, size: Size) -> CostRow:
         """What one step takes at a size, with all three kinds of attention."""

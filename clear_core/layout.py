@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+TOKEN_PIXELS = 16
+"""Side of one token in pixels: 8 by the VAE, 2 by the model's patches."""
+
 
 @dataclass(frozen=True)
 class SequenceLayout:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .draw import CIRCLE, INK, OVERSAMPLING, PAPER, QUERY, SUMMARISED, UNSEEN, WINDOW, around, font
-from .inspection import TOKEN_PIXELS
+from .layout import TOKEN_PIXELS
 from .spec import ClearSpec
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .cost import clear_pairs, dense_pairs
-from .inspection import TOKEN_PIXELS, Inspection
+from .inspection import Inspection
+from .layout import TOKEN_PIXELS
 from .settings import ClearSettings
 from .words import memory_words, percent, significant, time_words
 

@@ -10,7 +10,8 @@ import torch
 from .attention.plan import tile_plan
 from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_layers, draw_table, worked_on
 from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font
-from .inspection import TOKEN_PIXELS, CostRow, Inspection
+from .inspection import CostRow, Inspection
+from .layout import TOKEN_PIXELS
 from .overlay import draw_overlay
 from .report import advice, circle_words, headline, origin_words, step_words, used_words
 from .words import memory_words, percent, side_name, significant, time_words

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layout import token_grid
-
-TOKEN_PIXELS = 16
-"""Side of one token in pixels: 8 by the VAE, 2 by the model's patches."""
+from ..layout import TOKEN_PIXELS, token_grid
 
 LARGEST_FACTOR = 8.0
 MOST_PER_STAGE = 2.0

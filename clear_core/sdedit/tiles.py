@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .stages import TOKEN_PIXELS
+from ..layout import TOKEN_PIXELS
 
 PATCH = 2
 """Side of a token in latents."""

@@ -11,6 +11,9 @@ from ...clear_core.weights import ClearFileError, bare_name, find_release
 FOLDER = "clear"
 EXTENSION = ".safetensors"
 
+NO_WEIGHTS = "none"
+"""What stands for no file among the names."""
+
 
 def register_folder() -> None:
     """Add models/clear to the host's folders; paths of extra_model_paths.yaml stay as they are.

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 
 from aiohttp import web
 from server import PromptServer
@@ -21,14 +19,13 @@ from ...clear_core.dense_blocks import parse_dense_blocks
 from ...clear_core.settings import choose_spec
 from ...clear_core.spec import ClearSpec
 from ...clear_core.weights import ClearFile, bare_name, read_clear_file
-from .files import installed_name, path_of
+from .files import NO_WEIGHTS, installed_name, path_of
+from .version import pack_id
 
 COST = "/clear_flux/cost"
 PACK = "/clear_flux/pack"
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 LONGEST_SIDE = 65536
-NO_WEIGHTS = "none"
 DOUBLE, SINGLE = 19, 38
 """Blocks of FLUX.1, which a graph that did not run yet cannot tell of its model."""
 
@@ -107,10 +104,3 @@ def number(asked: Mapping[str, str], name: str, least: int, most: int) -> int:
     if not text.isdecimal() or not least <= (value := int(text)) <= most:
         raise ValueError(f"{name} is {text[:20]!r}; expected a whole number from {least} to {most}.")
     return value
-
-
-@lru_cache(maxsize=1)
-def pack_id() -> dict[str, str]:
-    """The registry's name of this pack and its version, from pyproject.toml, where alone they are written."""
-    text = PYPROJECT.read_text(encoding="utf-8")  # Python 3.10 has no tomllib
-    return {key: re.search(rf'^{key} = "([^"]+)"$', text, re.MULTILINE).group(1) for key in ("name", "version")}

@@ -23,7 +23,7 @@ from .memory import activations_of
 from .others import other_patches
 from .pace import last_pace
 from .patch import KEY
-from .version import pack_version
+from .version import pack_id
 from .window import WindowPatch
 
 HASH_NOTICE_BYTES = 100_000_000
@@ -143,4 +143,4 @@ def versions() -> dict[str, str]:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = "installed" if importlib.util.find_spec("triton") else "not installed"
-    return {"clear-flux": pack_version(), "ComfyUI": host_version, "torch": torch.__version__, "triton": triton}
+    return {"clear-flux": pack_id()["version"], "ComfyUI": host_version, "torch": torch.__version__, "triton": triton}

@@ -13,9 +13,8 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from .embedder import NTKEmbedder
+from .patch import KEY
 from .window import OVERRIDE, WindowPatch
-
-OURS = "clear_flux"
 
 # What packs put beside the model, by the host's own names.
 OPTIONS = {
@@ -97,7 +96,7 @@ def wrapper_sentences(model: ModelPatcher) -> list[str]:
     for table in (model.wrappers, options.get("wrappers", {}), model.callbacks, options.get("callbacks", {})):
         for keyed in table.values():
             for key, functions in keyed.items():
-                if not str(key).startswith(OURS) and functions:
+                if not str(key).startswith(KEY) and functions:
                     by_key.setdefault(str(key), []).extend(functions)
     said = [f"wraps the model as \"{key}\": {names_of(functions)}" if key != "None" else
             f"wraps the model: {names_of(functions)}" for key, functions in sorted(by_key.items())]

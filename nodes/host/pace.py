@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...clear_core.cost import clear_pairs, gflops, token_gflops
+from ...clear_core.cost import clear_pairs, model_gflops
 from ...clear_core.inspection import Pace
 from .flux import flux_shape
 from .memory import activations_of
@@ -73,8 +73,7 @@ class Run:
         """
         first = not self.words
         self.words = words
-        linear = token_gflops(self.width, self.mlp_ratio) * tokens * self.blocks
-        self.work += out.shape[0] * (linear + gflops(pairs, self.width))
+        self.work += out.shape[0] * model_gflops(tokens, pairs, self.blocks, self.width, self.mlp_ratio)
         self.calls += 1
         if first:
             # Kernels are compiled and weights brought to the card in the first call: it is not a pace.

@@ -1,13 +1,16 @@
-"""The pack's own version, and whether the host is one that it knows."""
+"""The pack's own name and version, and whether the host is one that it knows."""
 
 from __future__ import annotations
 
 import logging
 import re
+from functools import lru_cache
 from pathlib import Path
 
 # Since 0.9.0 the stock loader reads FLUX's hidden size, heads and depth from the checkpoint.
 OLDEST = (0, 9, 0)
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def host_is_recent_enough() -> bool:
@@ -23,11 +26,15 @@ def host_is_recent_enough() -> bool:
     return False
 
 
-def pack_version() -> str:
-    """Of pyproject.toml, which the registry goes by; "unknown" where the pack was copied without it."""
+@lru_cache(maxsize=1)
+def pack_id() -> dict[str, str]:
+    """The registry's name of this pack and its version, from pyproject.toml, where alone they are written.
+
+    A value is "unknown" where the pack was copied without that file.
+    """
     try:
-        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        text = PYPROJECT.read_text(encoding="utf-8")  # Python 3.10 has no tomllib
     except OSError:
-        return "unknown"
-    found = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
-    return found[1] if found else "unknown"
+        text = ""
+    found = {key: re.search(rf'^{key} = "([^"]+)"$', text, re.MULTILINE) for key in ("name", "version")}
+    return {key: match[1] if match else "unknown" for key, match in found.items()}
