@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from dev import find_browser, find_hosts, host_interpreter, host_version
+from page_hands import skip_the_welcome
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -36,9 +37,6 @@ if not (BROWSER and HOSTS):
 # Chromium looks for updates and its maker's services at every start; a test has no use for them.
 FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-
-# What the front end asks a newcomer on the first visit would lie over the graph.
-SETTINGS = '{"Comfy.TutorialCompleted": true, "Comfy.Release.Status": "skipped"}'
 
 
 def pytest_report_header() -> str | None:
@@ -100,7 +98,13 @@ def install_tiny_flux(base: Path) -> None:
 
 
 @pytest.fixture(scope="session", params=HOSTS, ids=lambda checkout: f"ComfyUI {host_version(checkout)}")
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def checkout(request: pytest.FixtureRequest) -> Path:
+    """One ComfyUI after the other."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One ComfyUI with the pack installed, and an empty file under every model name that our examples ask for.
 
     Neither the front end nor the server's checks of a workflow look further than the name.
@@ -114,12 +118,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 file.touch()
     boot.install_pack(base)
     install_tiny_flux(base)
-    (base / "user" / "default").mkdir(parents=True)
-    (base / "user" / "default" / "comfy.settings.json").write_text(SETTINGS)
+    skip_the_welcome(base)
     # Nothing in these tests may reach the network, whatever button they press.
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "1")
-        with Server(request.param, host_interpreter(request.param), base) as running:
+        with Server(checkout, host_interpreter(checkout), base) as running:
             yield running
 
 

@@ -1,24 +1,18 @@
 """A graph with our nodes where the pack is missing: the front end asks the registry for our id and offers to install it.
 
-Registry and Manager are stand-ins inside the browser: no test may ask the real ones. The front end and what it makes
-of the graph are real; that the nodes are missing is what it reads in the server's list of nodes.
+Registry and Manager are stand-ins inside the browser: no test may ask the real ones (``test_manager.py`` has a real
+Manager). The front end and what it makes of the graph are real; that the nodes are missing is what it reads in the
+server's list of nodes.
 """
 
 from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
-
-REGISTRY = "https://api.comfy.org"
-
-PACK = {"id": "clear-flux", "name": "CLEAR for FLUX", "description": "Windows.", "author": "", "category": "",
-        "downloads": 0, "rating": 0, "github_stars": 0, "icon": "", "banner_url": "", "repository": "", "license": "",
-        "tags": [], "status": "NodeStatusActive", "publisher": {"id": "clear", "name": "clear"},
-        "latest_version": {"version": "0.1.0", "status": "NodeVersionStatusActive", "supported_os": [],
-                           "supported_accelerators": [], "dependencies": []}}
+from registry import REAL, Registry
 
 GRAPH = {
     "last_node_id": 1, "last_link_id": 0, "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4,
@@ -32,32 +26,17 @@ class StandIns:
     """The registry, and a Manager as newer hosts have it.
 
     Attributes:
-        asked: Packs that the registry was asked for.
         ordered: What the Manager was told to do.
     """
 
     def __init__(self, page: Any) -> None:
-        self.asked: list[str] = []
+        self.registry = Registry()
         self.ordered: list[dict[str, Any]] = []
-        page.route(f"{REGISTRY}/**", self.registry)
+        page.route(f"{REAL}/**", self.registry.fulfil)
         page.route("**/v2/**", self.manager)
         page.route("**/object_info", self.without_our_nodes)
         page.route("**/system_stats", self.with_manager)
         page.route_web_socket("**/ws*", self.flags)
-
-    def registry(self, route: Any) -> None:
-        address = urlsplit(route.request.url)
-        query = parse_qs(address.query)
-        ids = query.get("node_id", []) + query.get("node_id[]", [])
-        self.asked += ids
-        headers = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*"}
-        found = [PACK] if PACK["id"] in ids else []
-        body = {"nodes": found, "total": len(found), "page": 1, "limit": 10, "totalPages": 1}
-        if "/comfy-nodes/" in address.path:  # a node's name was looked up
-            body = PACK
-        elif "bulk" in address.path:
-            body = {"node_versions": []}
-        route.fulfill(status=200, json=body, headers=headers)
 
     def manager(self, route: Any) -> None:
         if route.request.method == "POST" and "queue" in route.request.url:
@@ -112,9 +91,10 @@ def test_the_pack_is_offered_by_our_id(bare, server, tmp_path):
     install = page.get_by_role("button", name="Install", exact=False)
     install.first.wait_for(timeout=20_000)
     page.screenshot(path=tmp_path / "offer.png")
-    assert PACK["id"] in stand_ins.asked
+    pack = stand_ins.registry.pack["id"]
+    assert any(pack in path for path in stand_ins.registry.asked)
     page.wait_for_timeout(500)
     install.first.click()
     page.wait_for_timeout(2000)
     tasks = [order["body"] for order in stand_ins.ordered if order["path"].endswith("/task")]
-    assert [(task["kind"], task["params"]["id"]) for task in tasks] == [("install", PACK["id"])]
+    assert [(task["kind"], task["params"]["id"]) for task in tasks] == [("install", pack)]

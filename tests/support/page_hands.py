@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 MIDDLE = (800, 450)
@@ -39,6 +40,17 @@ WIDGET = """([id, name]) => {
     const [left, top] = app.canvas.ds.offset;
     return [box.left + node.pos[0] + left + node.size[0] / 2, box.top + node.pos[1] + top + widget.last_y + 10];
 }"""
+
+
+# What the front end asks a newcomer on the first visit would lie over the graph.
+SETTINGS = '{"Comfy.TutorialCompleted": true, "Comfy.Release.Status": "skipped"}'
+
+
+def skip_the_welcome(base: Path) -> None:
+    """Settings in a server's folder, before it starts, of somebody who has been here before."""
+    file = base / "user" / "default" / "comfy.settings.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(SETTINGS, encoding="utf-8")
 
 
 def empty_canvas(page: Any) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,24 @@ class Server:
         python: Interpreter that has its requirements.
         base: Folder made by ``boot.make_base``.
         log_level: What the server's log holds ("WARNING": complaints only).
+        arguments: More arguments of the command line.
+        environment: More variables for the server.
 
     Attributes:
         boot_log: What it had written when it first answered.
     """
 
-    def __init__(self, checkout: Path, python: Path, base: Path, log_level: str = "INFO") -> None:
+    def __init__(self, checkout: Path, python: Path, base: Path, log_level: str = "INFO", arguments: Sequence[str] = (),
+                 environment: Mapping[str, str] | None = None) -> None:
         self.base = base
+        self._environment = dict(environment or {})
         self._checkout = checkout
         self._log_path = base / "server.log"
         self._port = _free_port()
         self._command = [
             str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self._port),
             "--base-directory", str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}",
-            "--disable-auto-launch", "--disable-api-nodes", "--verbose", log_level]
+            "--disable-auto-launch", "--disable-api-nodes", "--verbose", log_level, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self.boot_log = ""
 
@@ -65,7 +70,8 @@ class Server:
 
     def __enter__(self) -> Server:
         shutil.copyfile(TEST_NODE, self.base / "custom_nodes" / TEST_NODE.name)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "CLEAR_TEST_SERVER": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "CLEAR_TEST_SERVER": "1",
+                       **self._environment}
         environment.pop("PYTHONPATH", None)
         with self._log_path.open("wb") as log:
             # The test-only node ends the server when this pipe closes, which it does however this process ends.

@@ -1,0 +1,136 @@
+"""A stand-in for the registry: one pack, this checkout's, as an archive of what would be published."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import threading
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PROJECT = Path(__file__).parents[2]
+
+REAL = "https://api.comfy.org"
+"""The registry that the front end and the Manager ask by themselves."""
+
+
+def pack_id() -> tuple[str, str]:
+    """Name and version of this checkout's pack."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["name"], project["version"]
+
+
+def entry(pack: str, version: str) -> dict[str, Any]:
+    """What the registry says of a pack."""
+    return {"id": pack, "name": "CLEAR for FLUX", "description": "Windows.", "author": "", "category": "",
+            "downloads": 0, "rating": 0, "github_stars": 0, "icon": "", "banner_url": "", "repository": "",
+            "license": "", "tags": [], "status": "NodeStatusActive", "publisher": {"id": "clear", "name": "clear"},
+            "latest_version": {"id": "1", "version": version, "status": "NodeVersionStatusActive", "changelog": "",
+                               "deprecated": False, "supported_os": [], "supported_accelerators": [],
+                               "dependencies": []}}
+
+
+def published_files() -> list[str]:
+    """The files of this checkout that publishing takes: those that git tracks, but for .comfyignore's.
+
+    Raises:
+        RuntimeError: The project is not a checkout of git, or there is no git.
+    """
+    def listed(*which: str) -> set[str]:
+        done = subprocess.run(["git", "ls-files", "-z", *which], cwd=PROJECT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"git does not list the project's files: {done.stderr.strip()}")
+        return set(done.stdout.split("\0")) - {""}
+
+    return sorted(listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore"))
+
+
+def archive() -> bytes:
+    """The zip file that a Manager downloads."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in published_files():
+            file.write(PROJECT / name, name)
+    return packed.getvalue()
+
+
+class Registry:
+    """A registry that has one pack, this one, and a Manager's channel that has none.
+
+    Attributes:
+        url: Where it answers.
+        pack: What it says of the pack.
+        asked: Paths that were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.pack = entry(*pack_id())
+        self.asked: list[str] = []
+        self.url = ""
+
+    def answer(self, path: str) -> Any:
+        """The JSON of an address, or the archive's bytes; None where there is nothing."""
+        self.asked.append(path)
+        address = urlsplit(path)
+        route, query = address.path, parse_qs(address.query)
+        version = self.pack["latest_version"] | {"downloadUrl": f"{self.url}/node.zip"}
+        if route == "/node.zip":
+            return archive()
+        if "/comfy-nodes/" in route or route == f"/nodes/{self.pack['id']}":  # a node's name was looked up, or a pack
+            return self.pack
+        if route == f"/nodes/{self.pack['id']}/install":
+            return version
+        if route == f"/nodes/{self.pack['id']}/versions":
+            return [version]
+        if route.startswith("/channel/"):  # lists of packs and models outside the registry
+            return {"custom_nodes": [], "models": [], "items": []}
+        if "bulk" in route:
+            return {"node_versions": []}
+        if re.fullmatch(r"/nodes(/search)?", route):
+            wanted = query.get("node_id", []) + query.get("node_id[]", [])
+            found = [self.pack] if not wanted or self.pack["id"] in wanted else []
+            return {"nodes": found, "total": len(found), "page": 1, "limit": 10, "totalPages": 1}
+        return None
+
+    def fulfil(self, route: Any) -> None:
+        """Answers in a browser in the real one's place: a handler for Playwright's ``page.route``."""
+        address = urlsplit(route.request.url)
+        answer = self.answer(f"{address.path}?{address.query}")
+        route.fulfill(status=404 if answer is None else 200, json=answer,
+                      headers={"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*"})
+
+    @contextmanager
+    def served(self) -> Iterator[Registry]:
+        """Answers over HTTP on this machine until the block is left."""
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                found = registry.answer(self.path)
+                body = found if isinstance(found, bytes) else json.dumps(found).encode()
+                self.send_response(404 if found is None else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
