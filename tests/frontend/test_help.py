@@ -72,5 +72,7 @@ def test_names_and_help_are_in_the_users_language(language, open_tab, tmp_path):
         open_help(tab, shown["title_bar"], wanted["display_name"])
         tab.page.screenshot(path=tmp_path / f"{kind}_{language}.png")
     tab.page.evaluate(CLOSE_PANEL)
-    # Where a language has no page of its own the front end asks for it first, and the browser says that it is not there.
-    assert [text for text in tab.about_us() if f"/{language}.md" not in text] == []
+    if language in ("en", "zh"):
+        assert tab.about_us() == []
+    else:  # The front end asks for the language's own page first, and the browser says that it is not there.
+        assert [text for text in tab.about_us() if f"/{language}.md" not in text] == []
