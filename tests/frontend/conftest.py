@@ -168,3 +168,12 @@ def lasting_tab(browser: Browser, server: Server) -> Iterator[OpenPage]:
 def tab(open_tab: Callable[..., OpenPage]) -> OpenPage:
     """A fresh tab with the front end ready."""
     return open_tab()
+
+
+@pytest.fixture(params=[False, True], ids=["canvas", "elements"])
+def renderer(request: pytest.FixtureRequest, tab: OpenPage) -> Iterator[str]:
+    """Both ways in which the front end draws nodes; the setting is the server's, so it is put back."""
+    choose = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+    tab.page.evaluate(choose, request.param)
+    yield "elements" if request.param else "canvas"
+    tab.page.evaluate(choose, False)

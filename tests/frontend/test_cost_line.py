@@ -5,7 +5,6 @@ Both of the front end's renderers, the canvas and the newer one of HTML elements
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -59,15 +58,6 @@ def expect(tab: Any, node: Any, text: str) -> None:
     except Exception:
         assert tab.page.evaluate(LINE, node) == text
         raise
-
-
-@pytest.fixture(params=[False, True], ids=["canvas", "elements"])
-def renderer(request: pytest.FixtureRequest, tab: Any) -> Iterator[str]:
-    """Both ways in which the front end draws nodes; the setting is the server's, so it is put back."""
-    choose = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
-    tab.page.evaluate(choose, request.param)
-    yield "elements" if request.param else "canvas"
-    tab.page.evaluate(choose, False)
 
 
 SAMPLED = {

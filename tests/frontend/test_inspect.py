@@ -55,9 +55,8 @@ flux.write_flux_file(file)
 
 
 @pytest.fixture
-def tiny_model(server, request) -> None:
+def tiny_model(checkout, server) -> None:
     """The small FLUX among the server's models."""
-    checkout = request.node.callspec.params["server"]
     file = server.base / "models" / "diffusion_models" / "tiny_flux.safetensors"
     if not file.exists():
         subprocess.run([host_interpreter(checkout), "-c", WRITE_MODEL, str(checkout),
@@ -70,9 +69,7 @@ def run_and_wait(tab: Any, node: Any) -> str:
     return tab.page.evaluate(TEXT, node)
 
 
-@pytest.mark.parametrize("renderer", ["canvas", "dom"])
 def test_page_and_text_are_shown_on_the_node(tab, tiny_model, tmp_path, renderer):
-    tab.page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", renderer == "dom")
     node = tab.page.evaluate(GRAPH)
     text = run_and_wait(tab, node)
     assert text.startswith("Each part of the picture looks at a circle 256 px wide.")
