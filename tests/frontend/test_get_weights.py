@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 BUTTON = "Get weights"
 
 ADD_NODE = """values => {
@@ -77,18 +79,42 @@ def test_a_refused_download_says_why_and_can_be_tried_again(tab, tmp_path):
     assert row.get_by_role("button", name="Try again").is_visible()
 
 
-def test_what_was_fetched_goes_into_the_node(tab, server):
+LAST_MESSAGE = """async detail => {
+    const { api } = await import("/scripts/api.js");
+    api.dispatchEvent(new CustomEvent("clear_flux.weights", { detail: { name: "clear_local_32", ...detail } }));
+}"""
+
+
+def test_a_download_that_fails_later_is_told_without_the_dialog(tab):
+    open_dialog(tab, add_node(tab)).get_by_role("button", name="Close").click()
+    tab.page.evaluate(LAST_MESSAGE, {"error": "The disk is full."})
+    tab.page.get_by_text("The disk is full.").wait_for()
+
+
+def test_a_server_that_is_gone_is_told_and_asked_again(tab):
+    node = add_node(tab)
+    row = open_dialog(tab, node).locator("tr").filter(has_text="clear_local_32")
+    tab.page.route("**/clear_flux/weights", lambda route: route.abort())
+    row.get_by_role("button", name="Get").click()
+    row.get_by_role("button", name="Try again").wait_for()
+    assert "ComfyUI does not answer" in row.locator(".error").inner_text()
+    tab.page.get_by_role("button", name="Close").last.click()
+    tab.page.evaluate(PRESS, node)
+    tab.page.get_by_text("ComfyUI does not answer").last.wait_for()
+    assert tab.page.locator("dialog.clear-weights").count() == 0
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["dialog open", "dialog closed"])
+def test_what_was_fetched_goes_into_the_node(tab, server, is_open):
     """The last message of a download, as the server sends it."""
     file = server.base / "models" / "clear" / "clear_local_32.safetensors"
     node, other = add_node(tab), add_node(tab, weights_name="mine.safetensors")
-    open_dialog(tab, node)
+    dialog = open_dialog(tab, node)
+    if not is_open:
+        dialog.get_by_role("button", name="Close").click()
     file.touch()
     try:
-        tab.page.evaluate("""async () => {
-            const { api } = await import("/scripts/api.js");
-            api.dispatchEvent(new CustomEvent("clear_flux.weights",
-                { detail: { name: "clear_local_32", installed: "clear_local_32.safetensors" } }));
-        }""")
+        tab.page.evaluate(LAST_MESSAGE, {"installed": "clear_local_32.safetensors"})
         tab.page.wait_for_function("""id => app.graph.getNodeById(id).widgets.find(
             widget => widget.name === "weights_name").value === "clear_local_32.safetensors" """, arg=node)
         assert tab.page.evaluate("""id => app.graph.getNodeById(id).widgets.find(

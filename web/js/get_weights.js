@@ -6,6 +6,7 @@ import { api } from "../../../scripts/api.js";
 const NODE = "CLEARAttention";
 const ROUTE = "/clear_flux/weights";
 const EVENT = "clear_flux.weights";
+const NO_SERVER = "ComfyUI does not answer. See whether it still runs, and try again.";
 const STYLE = `
 .clear-weights { background: var(--comfy-menu-bg, #fff); color: var(--fg-color, #111); max-width: 44rem;
   border: 1px solid var(--border-color, #888); border-radius: 8px; padding: 1.2rem; font: 14px/1.45 sans-serif; }
@@ -28,16 +29,32 @@ function element(tag, text, parent) {
   return made;
 }
 
+// The node that gets a download, by the download's name: it arrives there when the dialog is long closed, too.
+const waiting = new Map();
+
+const tell = (severity, detail) =>
+  app.extensionManager?.toast?.add({ severity, summary: "CLEAR weights", detail, life: 10000 });
+
 // Weights of a finished download go into the node, unless the user has chosen others meanwhile.
 async function choose(node, file, stem) {
-  await app.refreshComboInNodes?.();
-  const widget = node.widgets?.find((w) => w.name === "weights_name");
+  const widget = node?.widgets?.find((w) => w.name === "weights_name");
   const bare = String(widget?.value ?? "").split(/[\\/]/).pop();
   if (widget && (bare === "none" || bare === `${stem}.safetensors`)) {
     widget.value = file;
     widget.callback?.(file);
     node.setDirtyCanvas?.(true, true);
   }
+}
+
+async function onNews({ detail }) {
+  if (!detail.error && !detail.installed) return;
+  const node = waiting.get(detail.name);
+  waiting.delete(detail.name);
+  if (!document.querySelector("dialog.clear-weights"))
+    detail.error ? tell("error", detail.error) : tell("success", `${detail.name} is installed.`);
+  if (!detail.installed) return;
+  await app.refreshComboInNodes?.();
+  await choose(node, detail.installed, detail.name);
 }
 
 function showRow(table, file, node) {
@@ -57,33 +74,45 @@ function showRow(table, file, node) {
       element("button", message ? "Try again" : "Get", cell).onclick = async () => {
         row.querySelector(".error")?.remove();
         state.bar();
-        const answer = await api.fetchApi(ROUTE, {
-          method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: file.name }),
-        });
-        if (!answer.ok) state.offer((await answer.json()).error);
+        waiting.set(file.name, node);
+        try {
+          const answer = await api.fetchApi(ROUTE, {
+            method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: file.name }),
+          });
+          if (!answer.ok) state.offer((await answer.json()).error);
+        } catch {
+          state.offer(NO_SERVER);
+        }
       };
       if (message) element("p", message, row.children[1]).className = "error";
     },
   };
+  if (!file.installed && !waiting.has(file.name)) waiting.set(file.name, node);
   if (file.installed) state.installed();
   else if (file.fetching) state.bar();
   else state.offer();
   return ({ detail }) => {
     if (detail.name !== file.name) return;
     if (detail.error) state.offer(detail.error);
-    else if (detail.installed) { state.installed(); choose(node, detail.installed, file.name); }
+    else if (detail.installed) state.installed();
     else state.bar(detail.done, detail.total);
   };
 }
 
 async function openDialog(node) {
-  const answer = await api.fetchApi(ROUTE);
-  const { files, folder, licence } = await answer.json();
+  let offer;
+  try {
+    offer = await (await api.fetchApi(ROUTE)).json();
+  } catch {
+    tell("error", NO_SERVER);
+    return;
+  }
+  const { files, folder, licence } = offer;
   const dialog = element("dialog", null, document.body);
   dialog.className = "clear-weights";
   element("style", STYLE, dialog);
   element("h2", "CLEAR weights", dialog);
-  element("p", `They are fetched from Hugging Face into ${folder}.`, dialog);
+  element("p", `They are fetched from Hugging Face into ${folder}. A download goes on when this is closed.`, dialog);
   const table = element("table", null, dialog);
   const listeners = files.map((file) => showRow(table, file, node));
   for (const listener of listeners) api.addEventListener(EVENT, listener);
@@ -98,6 +127,7 @@ async function openDialog(node) {
 
 app.registerExtension({
   name: "clear-flux.get-weights",
+  setup() { api.addEventListener(EVENT, onNews); },
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     const button = node.addWidget("button", "Get weights", null, () => openDialog(node), { serialize: false });
