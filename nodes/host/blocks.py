@@ -15,8 +15,20 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor, nn
 
 
+FORWARDS = {kind: kind.forward for kind in (DoubleStreamBlock, SingleStreamBlock)}
+
+
 def is_plain(block: nn.Module) -> bool:
-    """Whether a block is FLUX.1's, and not one of the variants that newer models put under the same name."""
+    """Whether a block is FLUX.1's and the host's.
+
+    It is not where newer models put a variant under the same name, nor where another pack computes it: by a class or a
+    ``forward`` of its own (NAG), or by hooks.
+    """
+    forward = FORWARDS.get(type(block))
+    if forward is None or type(block).forward is not forward or "forward" in vars(block):
+        return False
+    if block._forward_hooks or block._forward_pre_hooks:
+        return False
     if isinstance(block, SingleStreamBlock):
         return bool(block.modulation) and not getattr(block, "yak_mlp", False) and isinstance(block.mlp_act, nn.GELU)
     if isinstance(block, DoubleStreamBlock):

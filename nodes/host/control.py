@@ -68,7 +68,7 @@ class ControlCopies:
         window: Of the CLEAR node.
         base: The model that samples, a ``comfy.model_base.BaseModel``.
         made: Copies by the id of what they stand for, so that conditionings that share a ControlNet still do.
-        others: Names of ControlNet models that are no FLUX and are left as they are.
+        others: ControlNet models that are left as they are, and why.
     """
 
     window: WindowPatch
@@ -93,7 +93,9 @@ class ControlCopies:
         is_flux = isinstance(model, ControlNetFlux)
         new_previous = None if previous is None else self.of(previous)
         if model is not None and not is_flux and not isinstance(model, WindowedControlModel):
-            self.others.append(type(model).__name__)
+            compiled = getattr(model, "_orig_mod", None)  # torch.compile's, which cannot be given windows from outside
+            self.others.append(f"{type(compiled).__name__} is compiled" if isinstance(compiled, ControlNetFlux) else
+                               f"{type(model).__name__} is no FLUX ControlNet")
         if not is_flux and new_previous is previous:
             return control
         made = copy_of(control)
@@ -112,16 +114,22 @@ class ControlCopies:
         tokens = math.prod(token_grid(*noise.shape[-2:])) if noise.ndim == 4 else 0
         if self.window.settings.windows_controlnet(tokens):
             for name in self.others:
-                self.window.notices.say(f"control {name}", f"the ControlNet model {name} is no FLUX ControlNet; it is "
-                                                           "left as it is.")
+                self.window.notices.say(f"control {name}", f"the ControlNet model {name}; it is left as it is.")
 
 
 def copy_of(control: Any) -> Any:
-    """A shallow copy of a ControlNet, also where methods have been put on the object, as tiled samplers do."""
+    """A shallow copy of a ControlNet; what it holds of itself is the copy's.
+
+    Tiled samplers put methods on the object, and Advanced-ControlNet keeps its ``super()`` there.
+    """
     made = copy.copy(control)
     for name, value in vars(control).items():
-        if getattr(value, "__self__", None) is control:
+        if getattr(value, "__self__", None) is not control:
+            continue
+        if isinstance(value, MethodType):
             setattr(made, name, MethodType(value.__func__, made))
+        elif isinstance(value, super):
+            setattr(made, name, super(value.__thisclass__, made))
     return made
 
 

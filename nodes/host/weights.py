@@ -49,8 +49,8 @@ def add_weight_patches(model: ModelPatcher, file: ClearFile, tensors: Mapping[st
     """Put the trained slices on a clone's weights.
 
     A file of trained weights replaces: ``(1 - strength) * base + strength * file``. A delta file adds:
-    ``base + strength * file``. The patches go in front of all others, so that a LoRA adds to the trained weights
-    wherever its node stands.
+    ``base + strength * file``. The patches go in front of all that add, so that a LoRA adds to the trained weights
+    wherever its node stands, and behind the last that scales or sets, so that a merge does not thin them out.
 
     Args:
         tensors: The file's, from :func:`trained_tensors`.
@@ -75,9 +75,16 @@ def add_weight_patches(model: ModelPatcher, file: ClearFile, tensors: Mapping[st
     added = {}
     for key in keys:
         entries = model.patches[key]
-        added[key] = entries[before[key]:]
-        model.patches[key] = added[key] + entries[: before[key]]
+        added[key], others = entries[before[key]:], entries[: before[key]]
+        place = 1 + max((index for index, entry in enumerate(others) if not only_adds(entry)), default=-1)
+        model.patches[key] = [*others[:place], *added[key], *others[place:]]
     return added
+
+
+def only_adds(entry: tuple) -> bool:
+    """Whether a patch leaves what it is put on as it is: (strength, patch, strength of the weight, ...)."""
+    _, patch, base_strength, *_ = entry
+    return base_strength == 1.0 and not (isinstance(patch, tuple) and patch[0] == "set")
 
 
 def remove_weight_patches(model: ModelPatcher, added: dict[str, list[tuple]]) -> None:

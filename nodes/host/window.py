@@ -89,9 +89,11 @@ class WindowPatch:
                                          f"and ntk_factor {factor:g} is not applied.")
         with ntk_factor(factor):
             out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
-        if call.was_reached and (run := running()):
+        run = running()
+        if call.was_reached and run:
             run.count(out, call.layout.length, call.pairs, call.words)
-        if not call.was_reached:
+        # A cache (EasyCache) leaves the model out of some calls, but never of a run's first.
+        if not call.was_reached and not (run and run.words):
             self.notices.say("bypassed", "another node computes this model's attention by itself, so the window is "
                                          "not applied.")
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -75,6 +76,36 @@ def test_short_sequences_and_foreign_block_patches_are_left_alone(tiny_flux, wit
     patched = with_chunks(theirs, 40)
     assert relative_error(predict(patched, x, SIGMA, prompt()), predict(model, x, SIGMA, prompt())) < 2e-6
     assert len(ran) == 4 and ran[3] == "theirs"
+
+
+@pytest.mark.parametrize("how", ["object patch", "attribute", "class", "hook", "pre-hook"])
+def test_blocks_that_others_compute_are_left_to_them(tiny_flux, with_chunks, monkeypatch, how):
+    model, x = tiny_flux(), noise(20, 24)
+    block = model.model.diffusion_model.single_blocks[0]  # the last one's size is normalised away
+    theirs, original, handle = model.clone(), type(block).forward, None
+
+    def doubled(block: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return 2 * original(block, *args, **kwargs)
+
+    if how == "object patch":
+        theirs.add_object_patch("diffusion_model.single_blocks.0.forward", MethodType(doubled, block))
+    elif how == "attribute":
+        monkeypatch.setattr(block, "forward", MethodType(doubled, block), raising=False)
+    elif how == "class":
+        monkeypatch.setattr(type(block), "forward", doubled)
+    elif how == "hook":
+        handle = block.register_forward_hook(lambda block, args, out: 2 * out)
+    else:
+        handle = block.register_forward_pre_hook(lambda block, args, kwargs: ((2 * args[0], *args[1:]), kwargs),
+                                                 with_kwargs=True)
+    try:
+        expected = predict(theirs, x, SIGMA, prompt())
+        assert relative_error(predict(with_chunks(theirs, 16), x, SIGMA, prompt()), expected) < 2e-6
+    finally:
+        if handle:
+            handle.remove()
+        monkeypatch.undo()
+    assert relative_error(predict(model.clone(), x, SIGMA, prompt()), expected) > 1e-2
 
 
 def test_an_interrupt_lands_between_chunks(tiny_flux, with_chunks):

@@ -148,6 +148,45 @@ def test_a_lora_before_is_a_lora_after_bit_for_bit(host, golden_flux, clear_node
     assert not identical(state(before), state(clear_node(golden_flux, **widgets)))
 
 
+def merged(host: Any, patcher: Any, ratio: float) -> Any:
+    """What ModelMergeSimple makes of a model and another one of the same kind."""
+    other = patcher.clone()
+    generator = torch.Generator().manual_seed(3)
+    other.add_patches({name: ("diff", (torch.randn(weight.shape, generator=generator) * 0.05,))
+                       for name, weight in patcher.model.state_dict().items()}, 1.0)
+    return run_node(host.stock("ModelMergeSimple"), model1=patcher, model2=other, ratio=ratio)[0]
+
+
+@pytest.fixture
+def merge_nodes(host):
+    import asyncio
+    import sys
+
+    file = Path(sys.modules["nodes"].__file__).parent / "comfy_extras" / "nodes_model_merging.py"
+    asyncio.run(host.nodes.load_custom_node(str(file), module_parent="comfy_extras"))
+
+
+def test_a_merge_before_does_not_thin_the_weights_out(host, golden_flux, clear_node, students, merge_nodes):
+    """The merge scales what is patched before it; the trained slices are the file's all the same."""
+    both = merged(host, golden_flux, 0.5)
+    plain = state(both)
+    weights = state(clear_node(both, weights_name=students["local"]))
+    expected = dict(plain)
+    for name, new in load_file(LOCAL).items():
+        key, rows = place(golden_flux, name)
+        expected["diffusion_model." + key] = expected["diffusion_model." + key].clone()
+        expected["diffusion_model." + key][rows].copy_(new)
+    assert all(torch.allclose(weights[name], expected[name], atol=1e-6) for name in expected)
+    assert not identical(plain, state(golden_flux))
+
+
+def test_a_lora_after_a_merge_is_kept(host, golden_flux, clear_node, students, merge_nodes):
+    before = clear_node(with_lora(host, merged(host, golden_flux, 0.5)), weights_name=students["local"])
+    after = with_lora(host, clear_node(merged(host, golden_flux, 0.5), weights_name=students["local"]))
+    one, other = state(before), state(after)
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
 def test_removing_the_node_restores_every_tensor(host, golden_flux, clear_node, students, predict):
     lora = with_lora(host, golden_flux)
     plain = {name: tensor.clone() for name, tensor in golden_flux.model.state_dict().items()}
@@ -188,8 +227,8 @@ def test_a_series_keeps_the_last_files_weights_and_every_lora(host, golden_flux,
     assert identical(state(series), state(expected))
 
 
-def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(golden_flux, pack, clear_node, clear_folder,
-                                                                        students):
+def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(host, golden_flux, pack, clear_node,
+                                                                        clear_folder, students, merge_nodes):
     from importlib import import_module
 
     import_module(f"{pack.__name__}.clear_core.weights.delta").save_delta(
@@ -201,7 +240,11 @@ def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(golden_f
     between = replaced(golden_flux, POOLED, lambda base, new: 0.5 * base + 0.5 * new)
     assert all(torch.allclose(half[name], between[name], rtol=1e-6, atol=1e-6) for name in between)
 
+    both = merged(host, golden_flux, 0.5)
+    on_merged, plain = state(clear_node(both, **widgets)), state(both)
     base = {name: tensor.clone() for name, tensor in golden_flux.model.state_dict().items()}
+    for name in plain:
+        assert torch.allclose(on_merged[name], plain[name] + (expected[name] - base[name]), rtol=1e-6, atol=1e-6), name
     flux.fill_weights(golden_flux.model.diffusion_model, seed=9)
     other = {name: tensor.clone() for name, tensor in golden_flux.model.state_dict().items()}
     on_other = state(clear_node(golden_flux, **widgets))
