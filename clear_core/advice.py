@@ -36,7 +36,7 @@ def share(layout: SequenceLayout, spec: ClearSpec, dense_part: float = 0.0) -> f
 
 
 def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weights: bool = True, min_tokens: int = 0,
-              dense_part: float = 0.0) -> str:
+              dense_part: float = 0.0, acts: tuple[float, float] = (0.0, 1.0)) -> str:
     """One line: tokens, the share of dense attention's cost, and a word of warning where one is due.
 
     Args:
@@ -45,13 +45,15 @@ def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weigh
         has_weights: Whether weights distilled for windows are loaded.
         min_tokens: Below this many image tokens the model attends densely.
         dense_part: Part of the blocks, 0 to 1, that always do.
+        acts: Shares of the sampling, 0 to 1, between which they have windows at all; the costs are those of such a step.
     """
     if size is None:
         if spec is None:
             return "dense attention, no windows"
         shares = (f"{percent(share(layout_of(side, side), spec, dense_part))} at {name}"
                   for name, side in USUAL_SIZES.items())
-        return joined(f"{', '.join(shares)} of dense attention", "does not pay at 1K", *remarks(spec, has_weights))
+        return joined(f"{', '.join(shares)} of dense attention", "does not pay at 1K",
+                      *remarks(spec, has_weights, acts))
     layout = layout_of(*size)
     start = f"{size[0]} x {size[1]}: {layout.image:,} tokens"
     if spec is None:
@@ -65,12 +67,14 @@ def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weigh
         pays = "slower than dense here"
     elif layout.image <= SMALL:
         pays = "does not pay here"
-    return joined(f"{start}, {percent(part)} of dense attention", pays, *remarks(spec, has_weights))
+    return joined(f"{start}, {percent(part)} of dense attention", pays, *remarks(spec, has_weights, acts))
 
 
-def remarks(spec: ClearSpec, has_weights: bool) -> tuple[str, str]:
+def remarks(spec: ClearSpec, has_weights: bool, acts: tuple[float, float]) -> tuple[str, ...]:
     """What holds at any size."""
-    return ("" if has_weights else "no weights: picture suffers",
+    start, end = acts
+    return (f"only from {percent(start)} to {percent(end)} of the sampling" if acts != (0, 1) else "",
+            "" if has_weights else "no weights: picture suffers",
             "pooled overview: quadratic" if spec.pools else "")
 
 

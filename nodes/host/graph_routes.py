@@ -7,6 +7,7 @@ disagree; the page only says what it found in the graph.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -16,10 +17,10 @@ from server import PromptServer
 
 from ...clear_core.advice import cost_line
 from ...clear_core.dense_blocks import parse_dense_blocks
-from ...clear_core.settings import choose_spec
+from ...clear_core.settings import ClearSettings, choose_spec
 from ...clear_core.spec import ClearSpec
 from ...clear_core.weights import ClearFile, bare_name, read_clear_file
-from .files import NO_WEIGHTS, installed_name, path_of
+from .files import NO_WEIGHTS, installed_name, is_released, path_of
 from .version import pack_id
 
 COST = "/clear_flux/cost"
@@ -55,8 +56,8 @@ def line_for(asked: Mapping[str, str]) -> str:
 
     Args:
         asked: ``windows`` ("off" where no CLEARAttention precedes the node); ``weights_name``, ``strength``,
-            ``radius``, ``down_factor``, ``dense_blocks`` and ``min_tokens`` as on the node; ``width`` and ``height``
-            in pixels where they are known.
+            ``radius``, ``down_factor``, ``start_percent``, ``end_percent``, ``dense_blocks`` and ``min_tokens`` as on
+            the node; ``width`` and ``height`` in pixels where they are known.
 
     Raises:
         ValueError: A value is out of range, or the weights cannot be used as asked.
@@ -67,13 +68,11 @@ def line_for(asked: Mapping[str, str]) -> str:
         return cost_line(None, known)
     name = asked.get("weights_name", NO_WEIGHTS)
     spec = spec_for(name, number(asked, "radius", 0, LONGEST_SIDE), number(asked, "down_factor", 0, LONGEST_SIDE))
-    try:
-        has_weights = name != NO_WEIGHTS and float(asked.get("strength", 1)) > 0
-    except ValueError:
-        raise ValueError(f"strength is {asked['strength']!r}; expected a number from 0 to 1.") from None
+    has_weights = part(asked, "strength", 1) > 0 and name != NO_WEIGHTS
+    settings = ClearSettings(spec, start_percent=part(asked, "start_percent", 0), end_percent=part(asked, "end_percent", 1))
     dense = parse_dense_blocks(asked.get("dense_blocks", ""), DOUBLE, SINGLE)
     return cost_line(spec, known, has_weights=has_weights, min_tokens=number(asked, "min_tokens", 0, 1 << 24),
-                     dense_part=len(dense) / (DOUBLE + SINGLE))
+                     dense_part=len(dense) / (DOUBLE + SINGLE), acts=(settings.start_percent, settings.end_percent))
 
 
 def spec_for(name: str, radius: int, down_factor: int) -> ClearSpec:
@@ -81,7 +80,8 @@ def spec_for(name: str, radius: int, down_factor: int) -> ClearSpec:
     if name == NO_WEIGHTS:
         return choose_spec(radius, down_factor, None)
     if not installed_name(name):
-        raise ValueError(f"{bare_name(name)} is not installed: see Get weights on CLEAR Attention")
+        remedy = "see Get weights on CLEAR Attention" if is_released(name) else "put it into models/clear or choose another"
+        raise ValueError(f"{bare_name(name)} is not installed: {remedy}")
     path = path_of(name)
     return choose_spec(radius, down_factor, read_once(path, os.path.getmtime(path)))
 
@@ -103,4 +103,20 @@ def number(asked: Mapping[str, str], name: str, least: int, most: int) -> int:
         return 0
     if not text.isdecimal() or not least <= (value := int(text)) <= most:
         raise ValueError(f"{name} is {text[:20]!r}; expected a whole number from {least} to {most}.")
+    return value
+
+
+def part(asked: Mapping[str, str], name: str, default: float) -> float:
+    """A share of the request, 0 to 1; ``default`` where it is not named.
+
+    Raises:
+        ValueError: It is no such number.
+    """
+    text = asked.get(name)
+    try:
+        value = default if text is None else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {text[:20]!r}; expected a number from 0 to 1.")
     return value

@@ -54,6 +54,12 @@ def test_an_unknown_size_is_told_for_three():
     assert "tokens" not in line
 
 
+@pytest.mark.parametrize("size", [None, SIZES["4K"]], ids=["unknown size", "4K"])
+def test_a_part_of_the_sampling_is_named(size):
+    assert "20 % to 75 % of the sampling" in cost_line(ClearSpec(16), size, acts=(0.2, 0.75))
+    assert "sampling" not in cost_line(ClearSpec(16), size, acts=(0, 1))
+
+
 def test_below_min_tokens_nothing_is_windowed():
     assert "%" not in cost_line(ClearSpec(16), SIZES["1K"], min_tokens=4097)
     assert "%" in cost_line(ClearSpec(16), SIZES["1K"], min_tokens=4096)

@@ -5,6 +5,7 @@ Both of the front end's renderers, the canvas and the newer one of HTML elements
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import urlencode
 
@@ -139,13 +140,37 @@ SIZES = {
                                      before=["VAEDecode", {}, {"samples": ["second", 0]}]), (1024, 1536)),
     "an upscale model": (clear_before({"upscale_by": 2}, first=a_picture(), before=[
         "ImageUpscaleWithModel", {}, {"image": ["first", 0]}]), None),
+    "a resize that may keep the proportions": (clear_before({"upscale_by": 1}, first=a_picture(), before=[
+        "ResizeAndPadImage", {"target_width": 640, "target_height": 640}, {"image": ["first", 0]}]), None),
+    "a node of another pack with a width": (clear_before({"upscale_by": 1}, first=a_picture(), before=[
+        "TestResize", {"width": 640, "height": 640}, {"image": ["first", 0]}]), None),
     "a width from a primitive": (clear_before({"upscale_by": 1}, number=["PrimitiveInt", {"value": 640}], before=a_picture(
         {"width": ["number", 0]})), (640, 800)),
 }
 
 
+# Nodes of other packs: one that follows its source by its own means, and one that resizes by a rule of its own.
+FOREIGN = """() => {
+    class Get extends LiteGraph.LGraphNode {
+        constructor(title) { super(title ?? "TestGet"); this.isVirtualNode = true; this.addOutput("MODEL", "MODEL"); }
+    }
+    class Resize extends LiteGraph.LGraphNode {
+        constructor(title) {
+            super(title ?? "TestResize");
+            this.addInput("image", "IMAGE");
+            this.addOutput("IMAGE", "IMAGE");
+            this.addWidget("number", "width", 512, () => {});
+            this.addWidget("number", "height", 512, () => {});
+        }
+    }
+    LiteGraph.registerNodeType("TestGet", Get);
+    LiteGraph.registerNodeType("TestResize", Resize);
+}"""
+
+
 @pytest.mark.parametrize("case", SIZES)
 def test_the_size_is_found_where_it_can_be(tab, server, case):
+    tab.page.evaluate(FOREIGN)
     graph, size = SIZES[case]
     ids = tab.page.evaluate(BUILD, graph)
     asked = NOTHING | {"radius": 16} | ({"width": size[0], "height": size[1]} if size else {})
@@ -176,6 +201,58 @@ def test_dense_models_and_bypassed_windows_are_named(tab, server):
     expect(tab, ids["upscale"], dense)
     tab.page.evaluate("id => app.rootGraph.getNodeById(id).disconnectInput(1)", ids["upscale"])
     expect(tab, ids["upscale"], "connect a model")
+
+
+UNSEEN = {
+    "an alias": {"from": ["TestGet", {}]},
+    "a merge": {"one": ["UNETLoader", {}], "other": ["UNETLoader", {}],
+                "from": ["ModelMergeSimple", {}, {"model1": ["one", 0], "model2": ["other", 0]}]},
+    "a switch": {"one": ["UNETLoader", {}], "other": ["CLEARAttention", {}, {"model": ["one", 0]}],
+                 "from": ["ComfySwitchNode", {}, {"on_false": ["one", 0], "on_true": ["other", 0]}]},
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_nothing_is_claimed_of_a_model_that_only_the_run_can_follow(tab, case):
+    tab.page.evaluate(FOREIGN)
+    ids = tab.page.evaluate(BUILD, UNSEEN[case] | {
+        "before": a_picture(), "upscale": ["CLEARUpscale", {}, {"model": ["from", 0], "image": ["before", 0]}]})
+    expect(tab, ids["upscale"], "where the model comes from is only known when it runs")
+    assert tab.about_us() == []
+
+
+def test_values_that_a_subgraph_shows_outside_are_found(tab, server):
+    """Our blueprint's weights and factor are widgets of the subgraph."""
+    blueprint = json.loads((PROJECT / "subgraphs" / "Upscale image, FLUX + CLEAR.json").read_text(encoding="utf-8"))
+    tab.load(blueprint)
+    lines = """() => [...app.rootGraph.subgraphs.values()].flatMap(graph => graph.nodes.flatMap(node =>
+        node.widgets?.filter(widget => widget.name === "cost").map(widget => widget.element.textContent) ?? []))"""
+    tab.page.wait_for_function(f"() => {{ const all = ({lines})(); return all.length === 2 && all.every(Boolean); }}",
+                               timeout=PATIENCE)
+    tab.page.wait_for_timeout(1000)
+    assert not any("only known when it runs" in text for text in tab.page.evaluate(lines)), tab.page.evaluate(lines)
+    assert tab.about_us() == []
+
+
+def test_a_part_of_the_sampling_is_named(tab, server):
+    ids = tab.page.evaluate(BUILD, {"clear": ["CLEARAttention", {"radius": 8, "start_percent": 0.25}]})
+    expect(tab, ids["clear"], line(server, **NOTHING | {"radius": 8}, start_percent=0.25))
+    assert "from 25 % to 100 %" in tab.page.evaluate(LINE, ids["clear"])
+
+
+def test_a_file_that_came_by_hand_is_seen_after_a_refresh(tab, server):
+    import shutil
+
+    ids = tab.page.evaluate(BUILD, {"clear": ["CLEARAttention", {"weights_name": "by_hand.safetensors", "radius": 8}]})
+    tab.page.wait_for_function(f"id => ({LINE})(id).includes('is not installed')", arg=ids["clear"], timeout=PATIENCE)
+    file = server.base / "models" / "clear" / "by_hand.safetensors"
+    shutil.copy(PROJECT / "demo" / "tiny_flux" / "windows" / "clear_local_8.safetensors", file)
+    try:
+        tab.page.evaluate("() => app.refreshComboInNodes()")
+        tab.page.wait_for_function(f"id => ({LINE})(id).includes('of dense attention')", arg=ids["clear"],
+                                   timeout=PATIENCE)
+    finally:
+        file.unlink()
 
 
 def test_weights_that_are_missing_are_named(tab):

@@ -2,14 +2,15 @@
 // not pay. It is a note to the reader: never saved with a workflow, never sent to the server.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { enlargedSize, sampledSize } from "./frame_size.js";
+import { enlargedSize, forgetPictures, sampledSize } from "./frame_size.js";
 import { allGraphs, isOff, sourceOfType, valueOf } from "./graph.js";
 import "./get_weights.js";  // so that its button is above the line in every front end
 
 const ATTENTION = "CLEARAttention";
 const UPSCALE = "CLEARUpscale";
 const ROUTE = "/clear_flux/cost";
-const SETTINGS = ["weights_name", "strength", "radius", "down_factor", "dense_blocks", "min_tokens"];
+const SETTINGS = ["weights_name", "strength", "radius", "down_factor", "start_percent", "end_percent", "dense_blocks",
+  "min_tokens"];
 const HEIGHT = 46;
 const STYLE = `box-sizing: border-box; max-height: ${HEIGHT - 8}px; overflow: hidden; padding: 3px 8px; border-radius: 6px;
   font: 11px/1.35 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);`;
@@ -17,14 +18,23 @@ const STYLE = `box-sizing: border-box; max-height: ${HEIGHT - 8}px; overflow: hi
 // No event tells of every change that matters (a picture that was loaded, a value set by another pack, a mode), so the
 // graph is read anew at this pace; the server is asked only when the question changed.
 const MILLISECONDS = 400;
+const AGAIN = 5000;  // milliseconds until a question that no server answered is asked again
 
 const lines = new WeakMap();  // node: its element
 const answers = new Map();  // question: its answer, or a promise of it
 
-// The nearest CLEAR Attention before a node: undefined where the model comes from somewhere that cannot be seen.
+const isLinked = (input) => input.link != null;
+const takesModel = (input) => input.type === "MODEL";
+
+// A node at which models begin: it is fed with nothing but values of its widgets, and is no alias of another node.
+const isLoader = (node) => !node.isVirtualNode && !node.inputs?.some((input) => isLinked(input) && !input.widget);
+
+// The nearest CLEAR Attention before a node: null where there is none, undefined where only a run can tell (a switch, a
+// merge, an alias that another pack follows by its own means).
 function attentionBefore(node) {
   for (let at = node, step = 0; step < 100; step++) {
-    if (!at.inputs?.some((input) => input.type === "MODEL")) return null;  // a loader: there is none
+    if (!at.inputs?.some(takesModel)) return isLoader(at) ? null : undefined;
+    if (at.inputs.filter((input) => takesModel(input) && isLinked(input)).length > 1) return undefined;
     at = sourceOfType(at, "MODEL");
     if (!at || at.comfyClass === ATTENTION) return at;
   }
@@ -41,7 +51,10 @@ function question(node) {
     asked.set("width", size[0]);
     asked.set("height", size[1]);
   }
-  if (attention === undefined) return { text: "connect a model" };
+  if (attention === undefined) {
+    const connected = node.inputs?.some((input) => takesModel(input) && isLinked(input));
+    return { text: connected ? "where the model comes from is only known when it runs" : "connect a model" };
+  }
   if (attention === null) asked.set("windows", "off");
   for (const name of attention ? SETTINGS : []) {
     const value = valueOf(attention, name);
@@ -56,8 +69,15 @@ async function fetchAnswer(ask) {
     const answer = await (await api.fetchApi(`${ROUTE}?${ask}`)).json();
     answers.set(ask, String(answer.line ?? answer.error ?? ""));
   } catch {
-    answers.set(ask, "");  // no server: asked again once it is back
+    answers.set(ask, "");
+    setTimeout(() => answers.delete(ask), AGAIN);
   }
+}
+
+// What lies in the folders may be other files than before.
+function forget() {
+  answers.clear();
+  forgetPictures();
 }
 
 function show(element, node) {
@@ -84,9 +104,11 @@ function refresh() {
 app.registerExtension({
   name: "clear-flux.cost-line",
   setup() {
-    for (const event of ["reconnected", "clear_flux.weights"]) api.addEventListener(event, () => answers.clear());
+    for (const event of ["reconnected", "execution_start"]) api.addEventListener(event, forget);
+    api.addEventListener("clear_flux.weights", ({ detail }) => detail.installed && answers.clear());
     setInterval(refresh, MILLISECONDS);
   },
+  refreshComboInNodes: forget,
   nodeCreated(node) {
     if (node.comfyClass !== ATTENTION && node.comfyClass !== UPSCALE) return;
     const element = document.createElement("div");

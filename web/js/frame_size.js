@@ -9,10 +9,15 @@ const SAME_SIZE = new Set([
   "RepeatLatentBatch", "LatentFromBatch", "ImageFromBatch", "KSampler", "KSamplerAdvanced", "SamplerCustom",
   "SamplerCustomAdvanced", "ImageSharpen", "ImageBlur", "DifferentialDiffusion", "InpaintModelConditioning",
 ]);
+// Stock nodes that bring a picture or a latent to the size on their widgets; others may keep its proportions.
+const EXACT_SIZE = new Set(["ImageScale", "LatentUpscale", "ImageCrop", "LatentCrop"]);
 const MEGAPIXEL = 1024 * 1024;
 
 // Sizes of pictures in the input folder by address; null while one is on its way or cannot be read.
 const pictures = new Map();
+
+// A file of the same name may hold another picture by now.
+export const forgetPictures = () => pictures.clear();
 
 function pictureSize(name) {
   if (typeof name !== "string" || !name) return undefined;
@@ -22,7 +27,7 @@ function pictureSize(name) {
   const address = api.apiURL(`/view?${asked}`);
   if (!pictures.has(address)) {
     pictures.set(address, null);
-    const picture = new Image();
+    const picture = new Image();  // a missing one is looked for again when pictures are forgotten, not before
     picture.onload = () => pictures.set(address, [picture.naturalWidth, picture.naturalHeight]);
     picture.src = address;
   }
@@ -39,6 +44,7 @@ function sizeFrom(node, depth = 0) {
   const before = () => sizeFrom(sourceOfType(node, "LATENT", "IMAGE"), depth + 1);
   const has = (name) => node.widgets?.some((widget) => widget.name === name);
   if (has("width") && has("height")) {
+    if (!EXACT_SIZE.has(kind) && sourceOfType(node, "LATENT", "IMAGE")) return undefined;
     const [width, height] = [Number(valueOf(node, "width")), Number(valueOf(node, "height"))];
     if (width > 0 && height > 0) return [width, height];
     if (!(width >= 0 && height >= 0)) return undefined;  // a link that only the run can follow

@@ -84,10 +84,15 @@ export function* targets(node, index) {
   for (const link of node.outputs?.[index]?.links ?? []) yield* arrivals(node.graph, node.graph?.getLink(link));
 }
 
-// What a widget will send: its own value, or that of the primitive that feeds it; undefined where only a run can tell.
+const widgetValue = (node, name) => node?.widgets?.find((widget) => widget.name === name)?.value;
+
+// What a widget will send: its own value, that of the primitive that feeds it, or that of the widget by which a subgraph
+// shows it outside; undefined where only a run can tell.
 export function valueOf(node, name) {
   const index = node.inputs?.findIndex((input) => input.name === name && input.link != null) ?? -1;
-  const holder = index < 0 ? node : source(node, index);
-  const wanted = index < 0 ? name : "value";
-  return holder?.widgets?.find((widget) => widget.name === wanted)?.value;
+  if (index < 0) return widgetValue(node, name);
+  const link = node.graph?.getLink(node.inputs[index].link);
+  if (Number(link?.origin_id) !== SUBGRAPH_INPUTS) return widgetValue(source(node, index), "value");
+  const host = hostOf(node.graph);
+  return host && valueOf(host, host.inputs[link.origin_slot]?.name);
 }
