@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -201,3 +202,9 @@ def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     from PIL import ImageFont
 
     return ImageFont.load_default(max(8.0, size))
+
+
+def legible(words: str) -> str:
+    """The words in letters that :func:`font` has: an accent is left out, a letter without a plain form becomes "?"."""
+    return "".join(letter if letter.isascii() or letter == "\u00b7" else
+                   unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?" for letter in words)

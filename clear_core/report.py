@@ -91,6 +91,9 @@ def advice(facts: Inspection) -> list[str]:
         start, end = percent(facts.settings.start_percent), percent(facts.settings.end_percent)
         said.append(f"The window acts from {start} to {end} of the sampling; outside it a step looks at "
                     "the whole picture and does the full work.")
+    if facts.weights is not None and facts.weights.strength == 0:
+        said.append("The strength of the weights is 0, so they are not used: the picture will suffer as it does without "
+                    "any. Set strength to 1 in CLEAR Attention.")
     if facts.weights is None:
         said.append("No distilled weights are loaded: the model was not trained for windows, and the picture will "
                     "suffer. Choose weights_name in CLEAR Attention, or press Get weights there.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 
 from .attention.plan import tile_plan
 from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_layers, draw_table, worked_on
-from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font
+from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font, legible
 from .inspection import CostRow, Inspection
 from .layout import TOKEN_PIXELS
 from .overlay import draw_overlay
@@ -108,7 +109,7 @@ class Page:
     def text(self, words: str, size: float, color: tuple[int, int, int]) -> None:
         """Writes words between the borders, wrapped, and goes on below them."""
         type_ = font(size * OVERSAMPLING)
-        for line in wrapped(self.draw, words, type_, (self.right - self.left) * OVERSAMPLING):
+        for line in wrapped(self.draw, legible(words), type_, (self.right - self.left) * OVERSAMPLING):
             place = (self.left * OVERSAMPLING, (self.y + size * 0.7) * OVERSAMPLING)
             self.draw.text(place, line, color, type_, anchor="lm")
             self.y += size * 1.38
@@ -120,15 +121,26 @@ class Page:
 
 
 def wrapped(draw: ImageDraw.ImageDraw, words: str, type_: object, width: float) -> list[str]:
-    """Lines no wider than ``width`` px; a longer word stands alone."""
+    """Lines no wider than ``width`` px; a longer word, such as a file's name, is broken where it has to be."""
     lines, line = [], ""
-    for word in words.split():
+    for word in itertools.chain.from_iterable(broken(draw, word, type_, width) for word in words.split()):
         longer = f"{line} {word}".strip()
         if line and draw.textlength(longer, font=type_) > width:
             lines.append(line)
             longer = word
         line = longer
     return [*lines, line] if line else lines
+
+
+def broken(draw: ImageDraw.ImageDraw, word: str, type_: object, width: float) -> list[str]:
+    """A word in pieces no wider than ``width`` px."""
+    pieces, piece = [], ""
+    for letter in word:
+        if piece and draw.textlength(piece + letter, font=type_) > width:
+            pieces.append(piece)
+            piece = ""
+        piece += letter
+    return [*pieces, piece]
 
 
 def draw_map(page: Page, facts: Inspection) -> None:

@@ -192,5 +192,5 @@ def memory_advice(doing: str, stage: Stage, advice: str) -> Iterator[None]:
     comfy.model_management.soft_empty_cache()
     height, width = stage.size
     raise comfy.model_management.OOM_EXCEPTION(
-        f"Out of memory while {doing} stage {stage.number} ({width} x {height} px): {advice}; finished stages are "
-        "kept, so running again goes on from there.")
+        f"Out of memory while {doing} stage {stage.number} ({width} x {height} px): {advice}. Changed settings run "
+        "all stages again; run unchanged, after other memory was freed, it goes on after the finished stages.")

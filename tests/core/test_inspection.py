@@ -24,7 +24,7 @@ pytest.importorskip("PIL")
 from PIL import Image  # noqa: E402
 
 from clear_core.charts import apart, block_map, decades  # noqa: E402
-from clear_core.draw import CIRCLE, POOLED, QUERY, TEXT, UNSEEN  # noqa: E402
+from clear_core.draw import CIRCLE, POOLED, QUERY, TEXT, UNSEEN, font, legible  # noqa: E402
 from clear_core.overlay import draw_overlay  # noqa: E402
 from clear_core.sheet import PLACES, Unit, curves_of, draw_note, draw_sheet  # noqa: E402
 
@@ -212,6 +212,7 @@ def test_block_map_shows_pooled_keys():
     pytest.param(facts(1024, None), id="no CLEAR"),
     pytest.param(replace(facts(), size=(512, 6144), pace=Pace(3.0, 4, "a run")), id="panorama"),
     pytest.param(facts(64, ClearSpec(16)), id="tiny"),
+    pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
 ])
 def test_the_page_is_drawn(inspected):
     page = draw_sheet(inspected, Image.new("RGB", (300, 200), (10, 200, 90)))
@@ -220,6 +221,20 @@ def test_the_page_is_drawn(inspected):
     # Nothing is cut off: the page's border stays empty.
     border = [page.getpixel((x, y)) for y in range(page.height) for x in (0, 1, page.width - 2, page.width - 1)]
     assert set(border) == {page.getpixel((0, 0))}
+
+
+def test_letters_that_the_typeface_lacks_are_replaced():
+    missing = font(40).getmask("\u6c34")
+    assert legible("a \u00f6 \u00e9 \u6c34.safetensors \u00b7") == "a o e ?.safetensors \u00b7"
+    for letter in legible("\u00f6\u6c34\u00b7"):
+        assert bytes(font(40).getmask(letter)) != bytes(missing), letter
+
+
+def test_weights_at_no_strength_are_no_weights():
+    def said(strength: float) -> str:
+        return report(facts(weights=WeightsFacts("w.safetensors", strength, "0")))
+
+    assert "picture will suffer" in said(0.0) and "picture will suffer" not in said(0.1)
 
 
 @pytest.mark.parametrize(("places", "least"), [([10, 11, 12], 5), ([3, 1, 2], 4), ([0, 100], 10), ([5], 3)], ids=str)
