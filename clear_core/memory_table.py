@@ -7,7 +7,7 @@ from .sdedit import TileLayout, choose_tiles
 
 CARDS = (8, 12, 16, 24, 48)
 SIDES = (2048, 4096, 8192)
-WEIGHTS = {"fp8": 11.9e9, "GGUF Q4": 6.8e9}
+WEIGHTS = {"bf16": 23.8e9, "fp8": 11.9e9, "GGUF Q4": 6.8e9}
 """Bytes of FLUX.1's weights as they are published in these forms."""
 
 

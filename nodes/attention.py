@@ -74,7 +74,7 @@ class CLEARAttention(io.ComfyNode):
                 io.Int.Input(
                     "down_factor", default=0, min=0, max=64, optional=True, extra_dict=ADVANCED,
                     tooltip="Adds an overview of the whole picture, pooled over squares of this side in tokens. "
-                            "0: as the weights were trained; 1: none."),
+                            "0: as the weights were trained; 1: none, for weights without one."),
             ],
             outputs=[io.Model.Output(tooltip="The model with CLEAR attention; the input model stays as it is.")],
         )

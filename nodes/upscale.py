@@ -48,7 +48,8 @@ class CLEARUpscale(io.ComfyNode):
             display_name="CLEAR Upscale (FLUX)",
             category="image/upscaling",
             description="Makes a picture larger and redoes its detail with FLUX, at 2K to 8K, whole or in tiles that "
-                        "are blended at every step. Finished stages are kept: running again goes on after them.",
+                        "are blended at every step. Finished stages are kept: running again "
+                        "with the same settings goes on after them.",
             enable_expand=True,
             inputs=[
                 *sockets(),

@@ -1,4 +1,4 @@
-"""``python -m clear_core.weights``: list, get, inspect, save, delta."""
+"""``python -m clear_core.weights``, or this file by its path: list, get, inspect, save, delta."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+if not __package__:  # Run by its path, as an isolated Python (Windows portable) has to: nothing else finds the package.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    __package__ = "clear_core.weights"
 
 from .catalogue import CATALOGUE, LICENCE, REPOSITORY, find_release
 from .download import FetchError, fetch

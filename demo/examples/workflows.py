@@ -167,7 +167,8 @@ def eight_k() -> Graph:
         "every step, and each knows where in the whole picture it lies: there are no seams to hide afterwards.",
         "- A large card can do without: *tile_width* and *tile_height* 0 take the whole picture where it fits, else the "
         "largest tiles that fit.\n"
-        "- Finished stages are kept: after an error, or a change of the last stage, running again goes on from there.\n"
+        "- Finished stages are kept: run again with the same settings after an error, or with another last number in "
+        "*stage_denoise*, and it goes on after them.\n"
         "- *color_fix* wavelet holds the coarse colours to those of the stage before.",
         models=[FLUX_DEV, CLIP_L, T5, VAE, clear_weights("clear_local_16")]))
     graph.column(("About", [note]))
@@ -301,7 +302,7 @@ def side_by_side() -> Graph:
         "positions are stretched, which FLUX as it is does not do.\n"
         "- Straight from text to a large size is not what to do for the best pictures; see "
         "*clear_text_to_image_1k_to_4k*.\n"
-        "- To see one alone, mute the other group's sampler.",
+        "- To see one alone, mute all nodes of the other group.",
         models=[FLUX_DEV, CLIP_L, T5, VAE, clear_weights("clear_local_16")]))
     graph.column(("About", [note]))
     graph.column(("Models", parts.loaders), ("What to show", [parts.prompt, parts.guidance, size, nothing]))

@@ -48,6 +48,8 @@ class ControlPatch:
                  noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run a sampling whose ControlNets are copies with the window."""
         conds = getattr(guider, "conds", None) or {}
+        if not any(cond.get("control") is not None for each in conds.values() for cond in each):
+            return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         copies = ControlCopies(self.window, guider.inner_model)
         replaced = {name: [copies.in_cond(cond) for cond in each] for name, each in conds.items()}
         if not copies.made:

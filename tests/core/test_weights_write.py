@@ -372,3 +372,11 @@ print(peak - before)
     answer = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert int(answer.stdout) < 8e6
+
+
+def test_the_command_runs_by_its_path_in_an_isolated_python(tmp_path):
+    """As in ComfyUI's portable version for Windows, whose Python takes no package from the working directory."""
+    file = ROOT / "clear_core" / "weights" / "__main__.py"
+    done = subprocess.run([sys.executable, "-I", str(file), "list"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "clear_local_16" in done.stdout
