@@ -189,6 +189,9 @@ def test_a_picture_that_was_uploaded_tells_its_size(tab, server):
     ids = tab.page.evaluate(BUILD, clear_before({"upscale_by": 3}, before=[
         "LoadImage", {"image": "small picture.png"}]))
     expect(tab, ids["upscale"], line(server, **NOTHING | {"radius": 16}, width=960, height=624))
+    Image.new("RGB", (400, 400)).save(server.base / "input" / "small picture.png")
+    tab.page.evaluate("() => app.refreshComboInNodes()")
+    expect(tab, ids["upscale"], line(server, **NOTHING | {"radius": 16}, width=1200, height=1200))
 
 
 def test_dense_models_and_bypassed_windows_are_named(tab, server):

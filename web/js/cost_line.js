@@ -2,7 +2,7 @@
 // not pay. It is a note to the reader: never saved with a workflow, never sent to the server.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { enlargedSize, forgetPictures, sampledSize } from "./frame_size.js";
+import { enlargedSize, lookAgain, sampledSize } from "./frame_size.js";
 import { allGraphs, isOff, sourceOfType, valueOf } from "./graph.js";
 import "./get_weights.js";  // so that its button is above the line in every front end
 
@@ -75,9 +75,9 @@ async function fetchAnswer(ask) {
 }
 
 // What lies in the folders may be other files than before.
-function forget() {
+function askAnew() {
   answers.clear();
-  forgetPictures();
+  lookAgain();
 }
 
 function show(element, node) {
@@ -104,11 +104,11 @@ function refresh() {
 app.registerExtension({
   name: "clear-flux.cost-line",
   setup() {
-    for (const event of ["reconnected", "execution_start"]) api.addEventListener(event, forget);
+    api.addEventListener("reconnected", askAnew);
     api.addEventListener("clear_flux.weights", ({ detail }) => detail.installed && answers.clear());
     setInterval(refresh, MILLISECONDS);
   },
-  refreshComboInNodes: forget,
+  refreshComboInNodes: askAnew,
   nodeCreated(node) {
     if (node.comfyClass !== ATTENTION && node.comfyClass !== UPSCALE) return;
     const element = document.createElement("div");

@@ -16,8 +16,16 @@ const MEGAPIXEL = 1024 * 1024;
 // Sizes of pictures in the input folder by address; null while one is on its way or cannot be read.
 const pictures = new Map();
 
-// A file of the same name may hold another picture by now.
-export const forgetPictures = () => pictures.clear();
+function look(address) {
+  const picture = new Image();
+  picture.onload = () => pictures.set(address, [picture.naturalWidth, picture.naturalHeight]);
+  picture.src = `${address}&rand=${Math.random()}`;  // else the browser shows what it had under this name
+}
+
+// A file of the same name may hold another picture by now, and one that was missing may have come.
+export function lookAgain() {
+  for (const address of pictures.keys()) look(address);
+}
 
 function pictureSize(name) {
   if (typeof name !== "string" || !name) return undefined;
@@ -27,9 +35,7 @@ function pictureSize(name) {
   const address = api.apiURL(`/view?${asked}`);
   if (!pictures.has(address)) {
     pictures.set(address, null);
-    const picture = new Image();  // a missing one is looked for again when pictures are forgotten, not before
-    picture.onload = () => pictures.set(address, [picture.naturalWidth, picture.naturalHeight]);
-    picture.src = address;
+    look(address);
   }
   return pictures.get(address) ?? undefined;
 }
