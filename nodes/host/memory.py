@@ -83,9 +83,10 @@ class MemoryPatch:
             base.memory_usage_factor = own
 
     def factor(self, model: ModelPatcher, noise_shape: Any) -> float:
-        """The ``memory_usage_factor`` by which the host's own formula gives our estimate."""
+        """The ``memory_usage_factor`` by which the host's own formula gives our estimate; one set by hand stands."""
         base = model.model
-        if len(noise_shape) != 4 or not base.memory_usage_factor:
+        is_set_by_hand = base.memory_usage_factor != base.model_config.memory_usage_factor
+        if len(noise_shape) != 4 or not base.memory_usage_factor or is_set_by_hand:
             return base.memory_usage_factor
         host = base.memory_required([1, *noise_shape[1:]])
         wanted = activations_of(model).peak_bytes(image_tokens(noise_shape) + FLUX_TEXT, chunk=self.chunk)

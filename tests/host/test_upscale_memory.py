@@ -170,6 +170,16 @@ def test_the_host_is_told_what_a_call_takes(tiny_flux, clear_node, memory, side)
     assert model.model.memory_usage_factor == own
 
 
+def test_a_factor_set_by_hand_stands(tiny_flux, clear_node, memory):
+    """As KJNodes' ModelMemoryUsageFactorOverride sets it around the host's estimate."""
+    model = clear_node(tiny_flux(), radius=3)
+    model.model.memory_usage_factor *= 2
+    told = []
+    memory.MemoryPatch().prepare(lambda patcher, *_: told.append(patcher.model.memory_usage_factor), model,
+                                 (1, 16, 64, 64), {})
+    assert told == [2 * model.model.model_config.memory_usage_factor]
+
+
 def test_a_plain_ksampler_has_the_memory_part(host, tiny_flux, clear_node, memory, monkeypatch):
     seen = []
     original = memory.MemoryPatch.factor
