@@ -135,7 +135,12 @@ class Inspection:
     @property
     def is_windowed(self) -> bool:
         """Whether a call at this size has windows at all."""
-        return self.settings is not None and self.layout.image >= self.settings.min_tokens
+        return self.settings is not None and self.layout.image >= self.settings.min_tokens and not self.is_all_dense
+
+    @property
+    def is_all_dense(self) -> bool:
+        """Whether the user named every block of the model as one without windows."""
+        return len(self.dense_blocks) == self.model.blocks
 
     def work(self, layout: SequenceLayout, spec: ClearSpec | None) -> float:
         """10**9 operations of one step for one picture; ``spec`` None attends to the whole picture everywhere."""

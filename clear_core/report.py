@@ -55,6 +55,8 @@ def reduced_to_dense(facts: Inspection) -> str:
     settings = facts.settings
     if settings is None or facts.is_windowed:
         return ""
+    if facts.is_all_dense:
+        return f"CLEAR is connected but rests: dense_blocks names all {facts.model.blocks} blocks of the model."
     return (f"CLEAR is connected but rests here: the picture has {facts.layout.image:,} tokens, fewer than min_tokens, "
             f"{settings.min_tokens:,}.")
 
@@ -63,6 +65,8 @@ def step_words(facts: Inspection) -> str:
     """Work, and time where it is known, of one step at this size."""
     row = facts.row(facts.size)
     work = facts.in_use(row)
+    if facts.is_all_dense:
+        return f"Every step does the full work.{time_sentence(facts, work)}"
     if not facts.is_windowed:
         return (f"Every step does the full work; with a window of {2 * facts.spec.radius * TOKEN_PIXELS} px it would "
                 f"do {percent(row.window / row.dense)} of it.{time_sentence(facts, work)}")

@@ -210,6 +210,7 @@ def test_block_map_shows_pooled_keys():
     pytest.param(facts(), id="window"),
     pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks=frozenset({0, 30})), id="overview"),
     pytest.param(facts(1024, None), id="no CLEAR"),
+    pytest.param(facts(dense_blocks=frozenset(range(57))), id="all blocks dense"),
     pytest.param(replace(facts(), size=(512, 6144), pace=Pace(3.0, 4, "a run")), id="panorama"),
     pytest.param(facts(64, ClearSpec(16)), id="tiny"),
     pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
@@ -228,6 +229,13 @@ def test_letters_that_the_typeface_lacks_are_replaced():
     assert legible("a \u00f6 \u00e9 \u6c34.safetensors \u00b7") == "a o e ?.safetensors \u00b7"
     for letter in legible("\u00f6\u6c34\u00b7"):
         assert bytes(font(40).getmask(letter)) != bytes(missing), letter
+
+
+def test_all_blocks_dense_is_no_window():
+    every = facts(dense_blocks=frozenset(range(57)))
+    assert "dense_blocks names all 57 blocks" in report(every) and "circle" not in report(every).split(MARK)[0]
+    assert every.in_use(every.row(every.size)) == every.row(every.size).dense
+    assert "rests" not in report(facts(dense_blocks=frozenset(range(56))))
 
 
 def test_weights_at_no_strength_are_no_weights():
