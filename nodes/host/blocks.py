@@ -27,6 +27,8 @@ def is_plain(block: nn.Module) -> bool:
     forward = FORWARDS.get(type(block))
     if forward is None or type(block).forward is not forward or "forward" in vars(block):
         return False
+    if forward.__module__ != type(block).__module__:  # replaced before this pack was loaded
+        return False
     if block._forward_hooks or block._forward_pre_hooks:
         return False
     if isinstance(block, SingleStreamBlock):

@@ -50,7 +50,8 @@ def add_weight_patches(model: ModelPatcher, file: ClearFile, tensors: Mapping[st
 
     A file of trained weights replaces: ``(1 - strength) * base + strength * file``. A delta file adds:
     ``base + strength * file``. The patches go in front of all that add, so that a LoRA adds to the trained weights
-    wherever its node stands, and behind the last that scales or sets, so that a merge does not thin them out.
+    wherever its node stands, and behind the last that scales or sets, so that a merge does not thin them out. (A LoRA
+    that a merge has taken in is part of the base, which a file of trained weights replaces and a delta keeps.)
 
     Args:
         tensors: The file's, from :func:`trained_tensors`.
@@ -82,7 +83,10 @@ def add_weight_patches(model: ModelPatcher, file: ClearFile, tensors: Mapping[st
 
 
 def only_adds(entry: tuple) -> bool:
-    """Whether a patch leaves what it is put on as it is: (strength, patch, strength of the weight, ...)."""
+    """Whether a patch, (strength, patch, strength of the weight, ...), keeps all of what it is put on.
+
+    Kinds of LoRA that scale (DoRA, OFT) count as such: they are meant for the trained weights.
+    """
     _, patch, base_strength, *_ = entry
     return base_strength == 1.0 and not (isinstance(patch, tuple) and patch[0] == "set")
 

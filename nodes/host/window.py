@@ -92,7 +92,8 @@ class WindowPatch:
         run = running()
         if call.was_reached and run:
             run.count(out, call.layout.length, call.pairs, call.words)
-        # A cache (EasyCache) leaves the model out of some calls, but never of a run's first.
+        # A cache (EasyCache) leaves the model out of some calls, but never of a run's first; packs that compute it by
+        # themselves do so from the first call on.
         if not call.was_reached and not (run and run.words):
             self.notices.say("bypassed", "another node computes this model's attention by itself, so the window is "
                                          "not applied.")

@@ -6,6 +6,7 @@ Both of the front end's renderers, the canvas and the newer one of HTML elements
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 from urllib.parse import urlencode
 
@@ -244,8 +245,6 @@ def test_a_part_of_the_sampling_is_named(tab, server):
 
 
 def test_a_file_that_came_by_hand_is_seen_after_a_refresh(tab, server):
-    import shutil
-
     ids = tab.page.evaluate(BUILD, {"clear": ["CLEARAttention", {"weights_name": "by_hand.safetensors", "radius": 8}]})
     tab.page.wait_for_function(f"id => ({LINE})(id).includes('is not installed')", arg=ids["clear"], timeout=PATIENCE)
     file = server.base / "models" / "clear" / "by_hand.safetensors"

@@ -104,12 +104,26 @@ def test_a_server_that_is_gone_is_told_and_asked_again(tab):
     assert tab.page.locator("dialog.clear-weights").count() == 0
 
 
+def test_a_download_that_others_asked_for_chooses_nothing(tab, server):
+    """The server tells every tab; this one only looked."""
+    node = add_node(tab)
+    open_dialog(tab, node)
+    tab.page.evaluate(LAST_MESSAGE, {"installed": "clear_local_32.safetensors"})
+    tab.page.locator("tr").filter(has_text="clear_local_32").get_by_text("installed").wait_for()
+    tab.page.wait_for_timeout(1000)
+    assert tab.page.evaluate("""id => app.graph.getNodeById(id).widgets.find(
+        widget => widget.name === "weights_name").value""", node) == "none"
+
+
 @pytest.mark.parametrize("is_open", [True, False], ids=["dialog open", "dialog closed"])
 def test_what_was_fetched_goes_into_the_node(tab, server, is_open):
     """The last message of a download, as the server sends it."""
     file = server.base / "models" / "clear" / "clear_local_32.safetensors"
     node, other = add_node(tab), add_node(tab, weights_name="mine.safetensors")
+    tab.page.route("**/clear_flux/weights", lambda route: route.fulfill(status=202, json={"fetching": "clear_local_32"})
+                   if route.request.method == "POST" else route.continue_())
     dialog = open_dialog(tab, node)
+    dialog.locator("tr").filter(has_text="clear_local_32").get_by_role("button", name="Get").click()
     if not is_open:
         dialog.get_by_role("button", name="Close").click()
     file.touch()

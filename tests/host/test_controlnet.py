@@ -261,3 +261,15 @@ def test_a_controlnet_that_is_no_flux_is_left_as_it_is(tiny_flux, clear_node, pr
     assert all(each is Other.control_model for each in seen)
     lines = [line for line in log.messages() if "CLEAR" in line]
     assert len(lines) == 1 and "Identity" in lines[0]
+
+
+def test_a_compiled_controlnet_is_left_dense_and_named(tiny_flux, clear_node, predict, load, applied):
+    """As KJNodes compiles them."""
+    model, x = tiny_flux(), noise(24, 36)
+    control = load("union")
+    control.control_model = torch.compile(control.control_model, backend="eager")
+    positive = applied(control, prompt())
+    with Recorder() as log:
+        out = run(clear_node(model, radius=WIDE, controlnet="on"), x, positive, positive)
+    assert [line for line in log.messages() if "ControlNetFlux is compiled" in line]
+    assert relative_error(out, run(model, x, positive, positive)) < 1e-5

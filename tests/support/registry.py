@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import threading
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings it
+    import tomli as tomllib
 
 PROJECT = Path(__file__).parents[2]
 
@@ -45,9 +49,10 @@ def published_files() -> list[str]:
         RuntimeError: The project is not a checkout of git, or there is no git.
     """
     def listed(*which: str) -> set[str]:
-        done = subprocess.run(["git", "ls-files", "-z", *which], cwd=PROJECT, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"git does not list the project's files: {done.stderr.strip()}")
+        try:
+            done = subprocess.run(["git", "ls-files", "-z", *which], cwd=PROJECT, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise RuntimeError(f"git does not list the project's files: {error}") from None
         return set(done.stdout.split("\0")) - {""}
 
     return sorted(listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore"))

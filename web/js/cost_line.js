@@ -21,7 +21,9 @@ const MILLISECONDS = 400;
 const AGAIN = 5000;  // milliseconds until a question that no server answered is asked again
 
 const lines = new WeakMap();  // node: its element
-const answers = new Map();  // question: its answer, or a promise of it
+let answers = new Map();  // question: its answer, or a promise of it
+
+const UNSEEN = "where the model comes from is only known when it runs";
 
 const isLinked = (input) => input.link != null;
 const takesModel = (input) => input.type === "MODEL";
@@ -29,16 +31,17 @@ const takesModel = (input) => input.type === "MODEL";
 // A node at which models begin: it is fed with nothing but values of its widgets, and is no alias of another node.
 const isLoader = (node) => !node.isVirtualNode && !node.inputs?.some((input) => isLinked(input) && !input.widget);
 
-// The nearest CLEAR Attention before a node: null where there is none, undefined where only a run can tell (a switch, a
-// merge, an alias that another pack follows by its own means).
+// The nearest CLEAR Attention before a node: null where there is none, a text where that cannot be told. Only a run can
+// follow a switch, a merge, or an alias that another pack resolves by its own means.
 function attentionBefore(node) {
   for (let at = node, step = 0; step < 100; step++) {
-    if (!at.inputs?.some(takesModel)) return isLoader(at) ? null : undefined;
-    if (at.inputs.filter((input) => takesModel(input) && isLinked(input)).length > 1) return undefined;
+    if (!at.inputs?.some(takesModel)) return isLoader(at) ? null : UNSEEN;
+    if (at.inputs.filter((input) => takesModel(input) && isLinked(input)).length > 1) return UNSEEN;
     at = sourceOfType(at, "MODEL");
-    if (!at || at.comfyClass === ATTENTION) return at;
+    if (!at) return "connect a model";
+    if (at.comfyClass === ATTENTION) return at;
   }
-  return undefined;
+  return UNSEEN;
 }
 
 // What to ask the server about a node; a text where there is nothing to ask.
@@ -51,10 +54,7 @@ function question(node) {
     asked.set("width", size[0]);
     asked.set("height", size[1]);
   }
-  if (attention === undefined) {
-    const connected = node.inputs?.some((input) => takesModel(input) && isLinked(input));
-    return { text: connected ? "where the model comes from is only known when it runs" : "connect a model" };
-  }
+  if (typeof attention === "string") return { text: attention };
   if (attention === null) asked.set("windows", "off");
   for (const name of attention ? SETTINGS : []) {
     const value = valueOf(attention, name);
@@ -64,7 +64,7 @@ function question(node) {
   return { ask: asked.toString() };
 }
 
-async function fetchAnswer(ask) {
+async function fetchAnswer(ask, answers) {
   try {
     const answer = await (await api.fetchApi(`${ROUTE}?${ask}`)).json();
     answers.set(ask, String(answer.line ?? answer.error ?? ""));
@@ -74,15 +74,15 @@ async function fetchAnswer(ask) {
   }
 }
 
-// What lies in the folders may be other files than before.
+// What lies in the folders may be other files than before. Answers that are on their way are to the old question.
 function askAnew() {
-  answers.clear();
+  answers = new Map();
   lookAgain();
 }
 
 function show(element, node) {
   const { text, ask } = question(node);
-  if (ask !== undefined && !answers.has(ask)) answers.set(ask, fetchAnswer(ask));
+  if (ask !== undefined && !answers.has(ask)) answers.set(ask, fetchAnswer(ask, answers));
   const line = text ?? answers.get(ask);
   if (typeof line === "string" && element.textContent !== line) element.textContent = element.title = line;
 }
@@ -105,7 +105,7 @@ app.registerExtension({
   name: "clear-flux.cost-line",
   setup() {
     api.addEventListener("reconnected", askAnew);
-    api.addEventListener("clear_flux.weights", ({ detail }) => detail.installed && answers.clear());
+    api.addEventListener("clear_flux.weights", ({ detail }) => detail.installed && askAnew());
     setInterval(refresh, MILLISECONDS);
   },
   refreshComboInNodes: askAnew,

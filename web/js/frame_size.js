@@ -10,11 +10,12 @@ const SAME_SIZE = new Set([
   "SamplerCustomAdvanced", "ImageSharpen", "ImageBlur", "DifferentialDiffusion", "InpaintModelConditioning",
 ]);
 // Stock nodes that bring a picture or a latent to the size on their widgets; others may keep its proportions.
-const EXACT_SIZE = new Set(["ImageScale", "LatentUpscale", "ImageCrop", "LatentCrop"]);
+const EXACT_SIZE = new Set(["ImageScale", "LatentUpscale"]);
 const MEGAPIXEL = 1024 * 1024;
 
 // Sizes of pictures in the input folder by address; null while one is on its way or cannot be read.
 const pictures = new Map();
+const stale = new Set();
 
 function look(address) {
   const picture = new Image();
@@ -24,7 +25,7 @@ function look(address) {
 
 // A file of the same name may hold another picture by now, and one that was missing may have come.
 export function lookAgain() {
-  for (const address of pictures.keys()) look(address);
+  for (const address of pictures.keys()) stale.add(address);
 }
 
 function pictureSize(name) {
@@ -33,10 +34,9 @@ function pictureSize(name) {
   const cut = bare.lastIndexOf("/") + 1;
   const asked = new URLSearchParams({ filename: bare.slice(cut), subfolder: bare.slice(0, cut), type: "input" });
   const address = api.apiURL(`/view?${asked}`);
-  if (!pictures.has(address)) {
-    pictures.set(address, null);
-    look(address);
-  }
+  if (!pictures.has(address)) pictures.set(address, null);
+  else if (!stale.delete(address)) return pictures.get(address) ?? undefined;
+  look(address);
   return pictures.get(address) ?? undefined;
 }
 

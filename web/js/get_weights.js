@@ -79,15 +79,17 @@ function showRow(table, file, node) {
           const answer = await api.fetchApi(ROUTE, {
             method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: file.name }),
           });
-          if (!answer.ok) state.offer((await answer.json()).error);
+          if (answer.ok) return;
+          state.offer((await answer.json()).error);
         } catch {
           state.offer(NO_SERVER);
         }
+        waiting.delete(file.name);
       };
       if (message) element("p", message, row.children[1]).className = "error";
     },
   };
-  if (!file.installed && !waiting.has(file.name)) waiting.set(file.name, node);
+  if (file.fetching && !waiting.has(file.name)) waiting.set(file.name, node);
   if (file.installed) state.installed();
   else if (file.fetching) state.bar();
   else state.offer();

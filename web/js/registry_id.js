@@ -12,7 +12,8 @@ app.registerExtension({
   name: "clear-flux.registry-id",
   async init() {
     try {
-      pack = await (await api.fetchApi("/clear_flux/pack")).json();
+      const found = await (await api.fetchApi("/clear_flux/pack")).json();
+      if (found.name !== "unknown") pack = found;  // as it is in a copy without pyproject.toml
     } catch {
       pack = undefined;  // the nodes work without
     }
