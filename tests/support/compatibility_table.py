@@ -74,9 +74,15 @@ def render(records: list[dict[str, Any]]) -> str:
                   for name in order if rows[name]["section"] == section]
         lines.append("")
     lines += [REST, "## Versions", ""]
-    lines += [f"- {', '.join(f'{name} {version}' for name, version in record['versions'].items())}"
+    lines += [f"- {', '.join(f'{name} {version}' for name, version in in_order(record['versions']))}"
               for record in records]
     return "\n".join(lines) + "\n"
+
+
+def in_order(versions: dict[str, str]) -> list[tuple[str, str]]:
+    """ComfyUI, the packs by name, and what they run on."""
+    below = ("torch", "python", "system")
+    return sorted(versions.items(), key=lambda item: (item[0] != "ComfyUI", item[0] in below, item[0].lower()))
 
 
 def titles(records: list[dict[str, Any]]) -> str:
