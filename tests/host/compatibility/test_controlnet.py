@@ -10,23 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from support_comfy.control_cases import PlainVAE
 from support_comfy.controlnets import oracle_control, write_latent_file, write_xlabs_file
 from support_comfy.graph_inputs import noise, prompt
 from support_comfy.oracle import window_mask, with_oracle_windows
 from support_comfy.sampling import run_node
 
 RADIUS, SIGMA, TEXT, GRID = 3, 0.6, 7, (6, 7)
-
-
-class MixingVAE:
-    """Means of 8 x 8 pixels in 16 mixtures of the colours."""
-
-    def spacial_compression_encode(self) -> int:
-        return 8
-
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        mix = torch.linspace(-1, 1, 3 * 16).reshape(3, 16)
-        return torch.nn.functional.avg_pool2d((pixels[..., :3] @ mix).movedim(-1, 1), 8)
 
 
 def with_window(model: Any, x: torch.Tensor, positive: list, predict: Callable) -> torch.Tensor:
@@ -48,7 +38,7 @@ def positive(request: pytest.FixtureRequest, stock: Callable[..., type], tmp_pat
     image = torch.rand(1, 96, 112, 3, generator=torch.Generator().manual_seed(3))
     return run_node(stock("ControlNetApplyAdvanced"), positive=prompt(TEXT), negative=prompt(TEXT), control_net=control,
                     image=image, strength=0.8, start_percent=0.0, end_percent=1.0,
-                    vae=MixingVAE() if control.latent_format else None)[0]
+                    vae=PlainVAE() if control.latent_format else None)[0]
 
 
 @pytest.mark.row("ControlNet, controlnet off", "its residuals act on a CLEAR model as on a plain one")
