@@ -53,8 +53,9 @@ class Result:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return (f"{self.suite}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped "
-                f"({self.seconds:.0f} s)")
+        return (
+            f"{self.suite}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped ({self.seconds:.0f} s)"
+        )
 
 
 def main(arguments: list[str]) -> int:
@@ -91,8 +92,10 @@ def prepare_environment() -> Path:
         try:
             venv.create(ENVIRONMENT, clear=ENVIRONMENT.exists(), with_pip=True)
         except subprocess.CalledProcessError:
-            raise Refused("Python could not make a virtual environment; on Debian and Ubuntu install the package "
-                          "python3-venv first.") from None
+            raise Refused(
+                "Python could not make a virtual environment; on Debian and Ubuntu install the package "
+                "python3-venv first."
+            ) from None
     say(f"installing {' and '.join(path.name for path in REQUIREMENTS)} into .venv (minutes the first time)")
     listed = [option for path in REQUIREMENTS for option in ("-r", str(path))]
     if pip(python, "install", *listed):
@@ -127,16 +130,30 @@ def test(python: Path, arguments: list[str]) -> int:
             for checkout in hosts:
                 version = host_version(checkout)
                 say(f"testing in ComfyUI {version} at {checkout}")
-                result = run_suite(f"host, ComfyUI {version}", host_pytest(python, checkout), wanted, checkout,
-                                   Path(reports), COMFYUI_PATH=str(checkout))
+                result = run_suite(
+                    f"host, ComfyUI {version}",
+                    host_pytest(python, checkout),
+                    wanted,
+                    checkout,
+                    Path(reports),
+                    COMFYUI_PATH=str(checkout),
+                )
                 results.append(result)
                 on_hosts.append(f"{result.passed + result.failed} {'' if on_hosts else 'ran '}on ComfyUI {version}")
         if wanted := select("frontend", options):
             browser = find_browser()
             if hosts and browser:
                 say(f"testing the front end of {len(hosts)} ComfyUI in {browser}")
-                results.append(run_suite("frontend", [str(python), "-m", "pytest"], wanted, PROJECT, Path(reports),
-                                         COMFYUI_PATH=os.pathsep.join(map(str, hosts))))
+                results.append(
+                    run_suite(
+                        "frontend",
+                        [str(python), "-m", "pytest"],
+                        wanted,
+                        PROJECT,
+                        Path(reports),
+                        COMFYUI_PATH=os.pathsep.join(map(str, hosts)),
+                    )
+                )
             elif hosts:
                 skipped.append("frontend tests are skipped: neither chromium nor google-chrome is on the PATH")
             else:
@@ -145,8 +162,10 @@ def test(python: Path, arguments: list[str]) -> int:
     for line in [*map(str, results), *skipped]:
         print(line)
     print(f"host tests: {', '.join(on_hosts) or 'none ran'}")
-    print(f"{sum(r.passed for r in results)} passed, {sum(r.failed for r in results)} failed, "
-          f"{sum(r.skipped for r in results)} skipped")
+    print(
+        f"{sum(r.passed for r in results)} passed, {sum(r.failed for r in results)} failed, "
+        f"{sum(r.skipped for r in results)} skipped"
+    )
     allowed = {0, NOTHING_COLLECTED} if arguments else {0}
     return int(not results or any(result.status not in allowed for result in results))
 
@@ -157,24 +176,35 @@ def select(suite: str, options: list[str]) -> list[str]:
     Options that name files or folders choose the suites these belong to; all others go to every suite.
     """
     folder = PROJECT / "tests" / suite
-    paths = {option: Path(option.split("::")[0]).resolve() for option in options
-             if not option.startswith("-") and Path(option.split("::")[0]).exists()}
+    paths = {
+        option: Path(option.split("::")[0]).resolve()
+        for option in options
+        if not option.startswith("-") and Path(option.split("::")[0]).exists()
+    }
     if not paths:
         return [str(folder), *options]
     inside = {option for option, path in paths.items() if path == folder or folder in path.parents}
-    kept = [str(Path(option.split("::")[0]).resolve()) + option[len(option.split("::")[0]):] if option in inside
-            else option for option in options if option in inside or option not in paths]
+    kept = [
+        str(Path(option.split("::")[0]).resolve()) + option[len(option.split("::")[0]) :]
+        if option in inside
+        else option
+        for option in options
+        if option in inside or option not in paths
+    ]
     return kept if inside else []
 
 
-def run_suite(name: str, command: list[str], arguments: list[str], folder: Path, reports: Path,
-              **variables: str) -> Result:
+def run_suite(
+    name: str, command: list[str], arguments: list[str], folder: Path, reports: Path, **variables: str
+) -> Result:
     """Runs pytest once, its output shown as it comes, and counts from the report that it writes."""
     report = reports / f"{re.sub(r'[^0-9a-z.]', '-', name.lower())}.xml"
     started = time.monotonic()
     status = subprocess.call(
         [*command, f"--rootdir={PROJECT}", "-c", str(PROJECT / "pyproject.toml"), f"--junitxml={report}", *arguments],
-        cwd=folder, env={**os.environ, **variables})
+        cwd=folder,
+        env={**os.environ, **variables},
+    )
     result = Result(name, status, seconds=time.monotonic() - started)
     if report.is_file():
         for suite in ElementTree.parse(report).getroot().iter("testsuite"):
@@ -221,7 +251,8 @@ def host_pytest(python: Path, checkout: Path) -> list[str]:
     """The command that runs pytest with a ComfyUI's own interpreter, in which nothing is installed for it."""
     host = host_interpreter(checkout)
     version = subprocess.check_output(
-        [str(host), "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], text=True).strip()
+        [str(host), "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], text=True
+    ).strip()
     folder = ENVIRONMENT / f"host-pytest-{version}"
     if not folder.is_dir():
         say(f"fetching pytest for Python {version} into .venv/{folder.name}")

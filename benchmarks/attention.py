@@ -29,8 +29,9 @@ RUNS = (ORDINARY, ROW_MAJOR, "dense", "gather", "flex", "auto")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-def contenders(names: list[str], layout: SequenceLayout, spec: ClearSpec, q: Tensor, k: Tensor,
-               v: Tensor) -> dict[str, Callable[[], Tensor]]:
+def contenders(
+    names: list[str], layout: SequenceLayout, spec: ClearSpec, q: Tensor, k: Tensor, v: Tensor
+) -> dict[str, Callable[[], Tensor]]:
     found: dict[str, Callable[[], Tensor]] = {}
     for name in names:
         if name == ORDINARY:
@@ -55,8 +56,7 @@ def measure(layout: SequenceLayout, spec: ClearSpec, options: argparse.Namespace
     q, k, v = (one.contiguous() for one in wide.to(device, dtype).permute(2, 0, 3, 1, 4))
     del wide
     # One head is enough for the oracle, which is quadratic and runs in float32.
-    expected = clear_attention(*(one[:, :1].float() for one in (q, k, v)), grid=layout.grid, spec=spec,
-                               backend="dense")
+    expected = clear_attention(*(one[:, :1].float() for one in (q, k, v)), grid=layout.grid, spec=spec, backend="dense")
     functions = contenders(options.runs, layout, spec, q, k, v)
     checks: dict[str, dict[str, Any]] = {}
     for name, function in functions.items():
@@ -72,15 +72,23 @@ def measure(layout: SequenceLayout, spec: ClearSpec, options: argparse.Namespace
     timed = summary(interleaved(functions, device, options.rounds, clock), ORDINARY)
     auto, _ = explain_backend(device, dtype, options.head_dim, layout.grid, spec)
     exact = cost.clear_pairs(layout, spec)
-    return {"grid": list(layout.grid), "radius": spec.radius, "down_factor": spec.down_factor, "auto": auto,
-            "exact_pairs": exact, "dense_over_exact": round(cost.dense_pairs(layout) / exact, 2),
-            "runs": {name: {**timed[name], **checks[name]} for name in functions}}
+    return {
+        "grid": list(layout.grid),
+        "radius": spec.radius,
+        "down_factor": spec.down_factor,
+        "auto": auto,
+        "exact_pairs": exact,
+        "dense_over_exact": round(cost.dense_pairs(layout) / exact, 2),
+        "runs": {name: {**timed[name], **checks[name]} for name in functions},
+    }
 
 
 def show(result: dict[str, Any]) -> None:
     height, width = result["grid"]
-    print(f"\n{height} x {width} tokens, radius {result['radius']}: {result['dense_over_exact']:.1f} times fewer pairs "
-          f"than ordinary attention; auto is {result['auto']}")
+    print(
+        f"\n{height} x {width} tokens, radius {result['radius']}: {result['dense_over_exact']:.1f} times fewer pairs "
+        f"than ordinary attention; auto is {result['auto']}"
+    )
     print(f"{'':>10} {'median':>12} {'speed-up':>9} {'peak':>9} {'error':>8}")
     for name, run in result["runs"].items():
         peak = "" if run["peak_bytes"] is None else f"{run['peak_bytes'] / 2**20:.0f} MiB"
@@ -111,8 +119,12 @@ def main() -> None:
     parser.add_argument("--runs", type=_list_of(str), default=",".join(RUNS), help=f"some of {', '.join(RUNS)}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
-    parser.add_argument("--cpu-time", action="store_true", help="count this process's CPU seconds, all threads "
-                        "together, in place of the clock's: for a CPU that others use at the same time")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count this process's CPU seconds, all threads "
+        "together, in place of the clock's: for a CPU that others use at the same time",
+    )
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
     unknown = set(options.runs) - set(RUNS)

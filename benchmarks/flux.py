@@ -91,8 +91,10 @@ def sampled_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Sequence
         if spec.pools:
             weight = mean_weight(spec.down_factor)
             # Pooled in the dtype, as every backend does.
-            keys, values = (torch.cat([whole, pool_tokens(one[:1, head : head + 1, image], layout.grid, weight).float()], 2)
-                            for whole, one in ((keys, k), (values, v)))
+            keys, values = (
+                torch.cat([whole, pool_tokens(one[:1, head : head + 1, image], layout.grid, weight).float()], 2)
+                for whole, one in ((keys, k), (values, v))
+            )
         for row in {0, height // 2, height - 1}:
             rows = slice(image.start + row * width, image.start + (row + 1) * width)
             mask = image_rows_mask(range(row, row + 1), layout, spec, q.device)
@@ -122,10 +124,14 @@ def failure(function: Callable[[], Any]) -> str | None:
 # ---- one layer ----
 
 
-def layer(name: str, layout: SequenceLayout, spec: ClearSpec, peak: float, options: argparse.Namespace) -> dict[str, Any]:
+def layer(
+    name: str, layout: SequenceLayout, spec: ClearSpec, peak: float, options: argparse.Namespace
+) -> dict[str, Any]:
     """Attention of one grid and spec by every run that works."""
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    q, k, v = (torch.randn(1, options.heads, layout.length, options.head_dim, device=device, dtype=dtype) for _ in range(3))
+    q, k, v = (
+        torch.randn(1, options.heads, layout.length, options.head_dim, device=device, dtype=dtype) for _ in range(3)
+    )
     functions: dict[str, Callable[[], Tensor]] = {}
     checked: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
@@ -148,12 +154,22 @@ def layer(name: str, layout: SequenceLayout, spec: ClearSpec, peak: float, optio
     for run, seconds in interleaved(functions, device, options.rounds).items():
         flops = 4 * (ordinary if run == ORDINARY else exact) * options.heads * options.head_dim
         took = median(seconds)
-        runs[run] = {"median_ms": round(took * 1e3, 3), "share_of_peak": round(flops / took / 1e12 / peak, 3),
-                     **checked[run]}
-    return {"kind": "layer", "size": name, "grid": list(layout.grid), "radius": spec.radius,
-            "down_factor": spec.down_factor, "dense_over_exact_pairs": round(ordinary / exact, 2),
-            "auto": explain_backend(device, dtype, options.head_dim, layout.grid, spec)[0], "runs": runs,
-            "skipped": skipped}
+        runs[run] = {
+            "median_ms": round(took * 1e3, 3),
+            "share_of_peak": round(flops / took / 1e12 / peak, 3),
+            **checked[run],
+        }
+    return {
+        "kind": "layer",
+        "size": name,
+        "grid": list(layout.grid),
+        "radius": spec.radius,
+        "down_factor": spec.down_factor,
+        "dense_over_exact_pairs": round(ordinary / exact, 2),
+        "auto": explain_backend(device, dtype, options.head_dim, layout.grid, spec)[0],
+        "runs": runs,
+        "skipped": skipped,
+    }
 
 
 # ---- a step ----
@@ -166,9 +182,19 @@ class DoubleBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.streams = nn.ModuleList(
-            nn.ModuleDict({"qkv": nn.Linear(width, 3 * width, **kind), "out": nn.Linear(width, width, **kind),
-                           "mlp": nn.Sequential(nn.Linear(width, MLP_RATIO * width, **kind), nn.GELU("tanh"),
-                                                nn.Linear(MLP_RATIO * width, width, **kind))}) for _ in range(2))
+            nn.ModuleDict(
+                {
+                    "qkv": nn.Linear(width, 3 * width, **kind),
+                    "out": nn.Linear(width, width, **kind),
+                    "mlp": nn.Sequential(
+                        nn.Linear(width, MLP_RATIO * width, **kind),
+                        nn.GELU("tanh"),
+                        nn.Linear(MLP_RATIO * width, width, **kind),
+                    ),
+                }
+            )
+            for _ in range(2)
+        )
 
     def forward(self, x: Tensor, attend: Attention) -> Tensor:
         parts = x.split([TEXT, x.shape[1] - TEXT], dim=1)
@@ -195,12 +221,16 @@ class SingleBlock(nn.Module):
         return x + self.linear2(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=2))
 
 
-def step(name: str, layout: SequenceLayout, spec: ClearSpec, runs: list[str], options: argparse.Namespace) -> dict[str, Any]:
+def step(
+    name: str, layout: SequenceLayout, spec: ClearSpec, runs: list[str], options: argparse.Namespace
+) -> dict[str, Any]:
     """Time of 19 double and 38 single blocks: one of each is timed, since all have the same shapes."""
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     width = options.heads * options.head_dim
-    blocks = {"double": DoubleBlock(width, options.heads, device=device, dtype=dtype),
-              "single": SingleBlock(width, options.heads, device=device, dtype=dtype)}
+    blocks = {
+        "double": DoubleBlock(width, options.heads, device=device, dtype=dtype),
+        "single": SingleBlock(width, options.heads, device=device, dtype=dtype),
+    }
     x = torch.randn(1, layout.length, width, device=device, dtype=dtype)
     attentions = {run: attention(run, layout, spec, device) for run in runs}
     skipped: dict[str, str] = {}
@@ -217,8 +247,15 @@ def step(name: str, layout: SequenceLayout, spec: ClearSpec, runs: list[str], op
             found[run][f"{kind}_ms"] = round(median(seconds) * 1e3, 3)
     for one in found.values():
         one["step_ms"] = round(DOUBLE_BLOCKS * one["double_ms"] + SINGLE_BLOCKS * one["single_ms"], 1)
-    return {"kind": "step", "size": name, "grid": list(layout.grid), "radius": spec.radius,
-            "down_factor": spec.down_factor, "runs": found, "skipped": skipped}
+    return {
+        "kind": "step",
+        "size": name,
+        "grid": list(layout.grid),
+        "radius": spec.radius,
+        "down_factor": spec.down_factor,
+        "runs": found,
+        "skipped": skipped,
+    }
 
 
 # ---- what people read ----
@@ -226,8 +263,10 @@ def step(name: str, layout: SequenceLayout, spec: ClearSpec, runs: list[str], op
 
 def show_layer(result: dict[str, Any]) -> None:
     pooled = f", pooled {result['down_factor']} x {result['down_factor']}" if result["down_factor"] > 1 else ""
-    print(f"\n{result['size']} ({result['grid'][0]} x {result['grid'][1]} tokens), radius {result['radius']}{pooled}: "
-          f"{result['dense_over_exact_pairs']:.1f} times fewer pairs; auto is {result['auto']}")
+    print(
+        f"\n{result['size']} ({result['grid'][0]} x {result['grid'][1]} tokens), radius {result['radius']}{pooled}: "
+        f"{result['dense_over_exact_pairs']:.1f} times fewer pairs; auto is {result['auto']}"
+    )
     for name, run in result["runs"].items():
         peak = "" if run["peak_bytes"] is None else f"{run['peak_bytes'] / 2**20:.0f} MiB"
         off = "" if run["error"] is None else f"off by {run['error']:.1e}"
@@ -237,7 +276,9 @@ def show_layer(result: dict[str, Any]) -> None:
 
 
 def show_step(result: dict[str, Any]) -> None:
-    print(f"\nstep at {result['size']}, radius {result['radius']} ({DOUBLE_BLOCKS} double and {SINGLE_BLOCKS} single blocks)")
+    print(
+        f"\nstep at {result['size']}, radius {result['radius']} ({DOUBLE_BLOCKS} double and {SINGLE_BLOCKS} single blocks)"
+    )
     ordinary = result["runs"].get(ORDINARY, {}).get("step_ms")
     for name, run in result["runs"].items():
         speed = f"{ordinary / run['step_ms']:.2f}x" if ordinary else ""
@@ -253,8 +294,9 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flux", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--sizes", type=names, default=",".join(GPU_ORDER) if on_gpu else "1K",
-                        help=f"some of {', '.join(GRIDS)}")
+    parser.add_argument(
+        "--sizes", type=names, default=",".join(GPU_ORDER) if on_gpu else "1K", help=f"some of {', '.join(GRIDS)}"
+    )
     parser.add_argument("--radius", type=names, default="16,8,32" if on_gpu else "8", help="in tokens, or several")
     parser.add_argument("--runs", type=names, default=",".join(RUNS), help=f"some of {', '.join(RUNS)}")
     parser.add_argument("--heads", type=int, default=24 if on_gpu else 2)

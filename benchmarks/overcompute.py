@@ -1,6 +1,6 @@
 """How many query-key pairs are computed for each that is asked for: 2-D tiles beside the published row-major order.
 
-    python -m benchmarks.overcompute
+python -m benchmarks.overcompute
 """
 
 from __future__ import annotations
@@ -18,8 +18,17 @@ from clear_core.attention.plan import tile_plan
 from .row_major import visited_pairs
 from .timing import write_record
 
-GRIDS = {"1K": (64, 64), "2K": (128, 128), "4K": (256, 256), "8K": (512, 512), "52x76": (52, 76), "48x84": (48, 84),
-         "68x120": (68, 120), "90x160": (90, 160), "144x256": (144, 256)}
+GRIDS = {
+    "1K": (64, 64),
+    "2K": (128, 128),
+    "4K": (256, 256),
+    "8K": (512, 512),
+    "52x76": (52, 76),
+    "48x84": (48, 84),
+    "68x120": (68, 120),
+    "90x160": (90, 160),
+    "144x256": (144, 256),
+}
 RADII = (8, 16, 32)
 CPU = torch.device("cpu")
 
@@ -31,11 +40,18 @@ def measure(text: int) -> list[dict[str, float | int | str]]:
         for radius in RADII:
             layout, spec = SequenceLayout(text, grid), ClearSpec(radius)
             plan, exact = tile_plan(layout, spec, CPU), cost.clear_pairs(layout, spec)
-            rows.append({"grid": name, "radius": radius, "exact_pairs": exact,
-                         "dense_over_exact": round(cost.dense_pairs(layout) / exact, 2),
-                         "row_major": round(visited_pairs(layout, spec) / exact, 2),
-                         "tiles": round(cost.overcompute(plan), 2), "plan_bytes": plan.nbytes,
-                         "plan_ms": round(min(_plan_seconds(layout, spec) for _ in range(5)) * 1e3, 2)})
+            rows.append(
+                {
+                    "grid": name,
+                    "radius": radius,
+                    "exact_pairs": exact,
+                    "dense_over_exact": round(cost.dense_pairs(layout) / exact, 2),
+                    "row_major": round(visited_pairs(layout, spec) / exact, 2),
+                    "tiles": round(cost.overcompute(plan), 2),
+                    "plan_bytes": plan.nbytes,
+                    "plan_ms": round(min(_plan_seconds(layout, spec) for _ in range(5)) * 1e3, 2),
+                }
+            )
     return rows
 
 
@@ -53,8 +69,10 @@ def main() -> None:
     rows = measure(options.text)
     print(f"{'grid':>8} {'radius':>6} {'dense':>8} {'row-major':>9} {'tiles':>6} {'plan':>9} {'built in':>9}")
     for row in rows:
-        print(f"{row['grid']:>8} {row['radius']:>6} {row['dense_over_exact']:>8.2f} {row['row_major']:>9.2f} "
-              f"{row['tiles']:>6.2f} {row['plan_bytes'] / 1024:>6.0f} KB {row['plan_ms']:>6.1f} ms")
+        print(
+            f"{row['grid']:>8} {row['radius']:>6} {row['dense_over_exact']:>8.2f} {row['row_major']:>9.2f} "
+            f"{row['tiles']:>6.2f} {row['plan_bytes'] / 1024:>6.0f} KB {row['plan_ms']:>6.1f} ms"
+        )
     if options.output:
         write_record(options.output, CPU, {"text": options.text}, rows)
 

@@ -64,8 +64,10 @@ class Size:
 
 # FLUX.1's blocks, each with next to nothing to compute: what is added for each of them shows. Then fewer blocks with
 # more to do, where a step is long enough for a share of it to mean something.
-SIZES = (Size("all blocks of FLUX.1, small", 128, 1, 19, 38, (8, 8), 16, 3),
-         Size("a step that takes long", 512, 4, 2, 4, (20, 20), 64, 6))
+SIZES = (
+    Size("all blocks of FLUX.1, small", 128, 1, 19, 38, (8, 8), 16, 3),
+    Size("a step that takes long", 512, 4, 2, 4, (20, 20), 64, 6),
+)
 
 
 class OwnTime:
@@ -77,6 +79,7 @@ class OwnTime:
 
     def kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, which computes attention."""
+
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
@@ -84,6 +87,7 @@ class OwnTime:
                 return function(*args, **kwargs)
             finally:
                 self.kernels += time.perf_counter() - start
+
         return timed
 
     def ours(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,6 +101,7 @@ class OwnTime:
                 return function(*args, **kwargs)
             finally:
                 passages.append(time.perf_counter() - start - (self.kernels - kernels))
+
         return timed
 
     def wrapper(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,6 +116,7 @@ class OwnTime:
                 return function(it, inner, *args, **kwargs)
             finally:
                 passages.append(time.perf_counter() - start - inner.seconds)
+
         return timed
 
     def watch(self, pack: Any) -> None:
@@ -145,11 +151,14 @@ class TimedExecutor:
 
 def variants(node: type, size: Size) -> dict[str, Any]:
     """The three models by name; all share one set of weights."""
-    model = flux.build_flux(hidden_size=size.width, num_heads=size.heads, depth=size.double,
-                            depth_single_blocks=size.single)
-    return {STOCK: model,
-            DELEGATING: sampling.run_node(node, model=model, radius=size.radius, min_tokens=1 << 24)[0],
-            WINDOWS: sampling.run_node(node, model=model, radius=size.radius)[0]}
+    model = flux.build_flux(
+        hidden_size=size.width, num_heads=size.heads, depth=size.double, depth_single_blocks=size.single
+    )
+    return {
+        STOCK: model,
+        DELEGATING: sampling.run_node(node, model=model, radius=size.radius, min_tokens=1 << 24)[0],
+        WINDOWS: sampling.run_node(node, model=model, radius=size.radius)[0],
+    }
 
 
 def time_calls(patcher: Any, size: Size, calls: int, watch: OwnTime) -> tuple[list[float], dict[str, list[float]]]:
@@ -159,8 +168,16 @@ def time_calls(patcher: Any, size: Size, calls: int, watch: OwnTime) -> tuple[li
     taken: list[float] = []
 
     class TimedCalls(comfy.samplers.Sampler):
-        def sample(self, model_wrap: Any, sigmas: Any, extra_args: dict[str, Any], callback: Any, noise: Any,
-                   *_: Any, **__: Any) -> Any:
+        def sample(
+            self,
+            model_wrap: Any,
+            sigmas: Any,
+            extra_args: dict[str, Any],
+            callback: Any,
+            noise: Any,
+            *_: Any,
+            **__: Any,
+        ) -> Any:
             out = model_wrap(noise, sigmas[:1], **extra_args)
             for passages in watch.passages.values():
                 passages.clear()
@@ -189,26 +206,43 @@ def measure(node: type, size: Size, rounds: int, calls: int, watch: OwnTime) -> 
     ours: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     for number in tqdm(range(rounds), desc=size.purpose, leave=False):
         # Whoever comes first meets the caches that the last round left.
-        for name in list(models)[number % 3:] + list(models)[:number % 3]:
+        for name in list(models)[number % 3 :] + list(models)[: number % 3]:
             taken, passages = time_calls(models[name], size, calls, watch)
             steps[name] += taken
             for function, seconds in passages.items():
                 ours[name].setdefault(function, []).extend(seconds)
     runs = {}
     for name, each in ours.items():
-        parts = {function: {"per_step": len(seconds) / len(steps[name]), "median_us": round(median(seconds) * 1e6, 2)}
-                 for function, seconds in each.items() if seconds}
+        parts = {
+            function: {"per_step": len(seconds) / len(steps[name]), "median_us": round(median(seconds) * 1e6, 2)}
+            for function, seconds in each.items()
+            if seconds
+        }
         own_us = sum(part["per_step"] * part["median_us"] for part in parts.values())
-        runs[name] = {"step_ms": round(median(steps[name]) * 1e3, 3), "own_ms": round(own_us / 1e3, 4),
-                      "own_share_of_stock_step": round(own_us / 1e6 / median(steps[STOCK]), 6), "passages": parts}
-    return {"purpose": size.purpose, "width": size.width, "double_blocks": size.double, "single_blocks": size.single,
-            "grid": list(size.grid), "text": size.text, "radius": size.radius, "runs": runs}
+        runs[name] = {
+            "step_ms": round(median(steps[name]) * 1e3, 3),
+            "own_ms": round(own_us / 1e3, 4),
+            "own_share_of_stock_step": round(own_us / 1e6 / median(steps[STOCK]), 6),
+            "passages": parts,
+        }
+    return {
+        "purpose": size.purpose,
+        "width": size.width,
+        "double_blocks": size.double,
+        "single_blocks": size.single,
+        "grid": list(size.grid),
+        "text": size.text,
+        "radius": size.radius,
+        "runs": runs,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
     height, width = result["grid"]
-    print(f"\n{result['purpose']}: {result['double_blocks']} + {result['single_blocks']} blocks of width "
-          f"{result['width']}, {height} x {width} tokens")
+    print(
+        f"\n{result['purpose']}: {result['double_blocks']} + {result['single_blocks']} blocks of width "
+        f"{result['width']}, {height} x {width} tokens"
+    )
     print(f"{'':>12} {'step':>12} {'our own':>12} {'of a step':>10}")
     for name, run in result["runs"].items():
         print(f"{name:>12} {run['step_ms']:>9.2f} ms {run['own_ms']:>9.3f} ms {run['own_share_of_stock_step']:>10.3%}")

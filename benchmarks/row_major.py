@@ -70,12 +70,21 @@ def block_mask(layout: SequenceLayout, spec: ClearSpec, device: torch.device) ->
         order = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)
         lists += [wanted.sum(dim=1, dtype=torch.int32), order.to(torch.int32)]
     count, index, full_count, full_index = (one[None, None].to(device) for one in lists)
-    return BlockMask.from_kv_blocks(count, index, full_count, full_index, BLOCK_SIZE=BLOCK, mask_mod=mask_mod,
-                                    compute_q_blocks=False, seq_lengths=(layout.length, layout.length))
+    return BlockMask.from_kv_blocks(
+        count,
+        index,
+        full_count,
+        full_index,
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask_mod,
+        compute_q_blocks=False,
+        seq_lengths=(layout.length, layout.length),
+    )
 
 
-def row_major_attention(layout: SequenceLayout, spec: ClearSpec,
-                        device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def row_major_attention(
+    layout: SequenceLayout, spec: ClearSpec, device: torch.device
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """CLEAR attention of (B, heads, L, D) at the plain scale, compiled for this size as the published code does."""
     mask = block_mask(layout, spec, device)
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)

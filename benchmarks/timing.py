@@ -18,8 +18,12 @@ import torch
 from tqdm import tqdm
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], device: torch.device, rounds: int,
-                clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+def interleaved(
+    functions: dict[str, Callable[[], Any]],
+    device: torch.device,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of every function in every round; a round runs each once, so that a busy machine slows all alike.
 
     Args:
@@ -38,9 +42,13 @@ def interleaved(functions: dict[str, Callable[[], Any]], device: torch.device, r
 
 def summary(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
     """Median milliseconds, and how many times faster than the baseline: the median over rounds of the ratio."""
-    return {name: {"median_ms": round(median(own) * 1e3, 3),
-                   "speed_up": round(median(b / s for b, s in zip(seconds[baseline], own)), 3)}
-            for name, own in seconds.items()}
+    return {
+        name: {
+            "median_ms": round(median(own) * 1e3, 3),
+            "speed_up": round(median(b / s for b, s in zip(seconds[baseline], own)), 3),
+        }
+        for name, own in seconds.items()
+    }
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
@@ -79,17 +87,26 @@ def synchronize(device: torch.device) -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a figure depends on besides the code's options."""
-    return {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "device": _device_name(device),
-            "torch": torch.__version__, "python": platform.python_version(), "system": platform.system(),
-            "threads": torch.get_num_threads(), "revision": _revision()}
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "device": _device_name(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "threads": torch.get_num_threads(),
+        "revision": _revision(),
+    }
 
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
-             if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{device.type}: {names[0] if names else platform.processor() or platform.machine()}"
 
 
@@ -101,6 +118,10 @@ def _revision() -> str:
 
 def write_record(path: Path, device: torch.device, options: dict[str, Any], results: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-              **environment(device), "options": options, "results": results}
+    record = {
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        **environment(device),
+        "options": options,
+        "results": results,
+    }
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -41,15 +41,24 @@ def compile_kernel(capability: int, dtype: str, head_dim: int, shape: TileShape,
 
     fixed = {**kernel_constants(shape, head_dim, inside=16**2), "UNIT": 16, **constants}
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}
-    types = {"lse": "*fp32", "scale": "fp32", **dict.fromkeys(fixed, "constexpr"), **dict.fromkeys(SIZES, "i32"),
-             **dict.fromkeys(STRIDES, "i64"), **dict.fromkeys(("q", "k", "v", "prefix_k", "prefix_v", "out"),
-                                                              f"*{DTYPES[dtype]}")}
+    types = {
+        "lse": "*fp32",
+        "scale": "fp32",
+        **dict.fromkeys(fixed, "constexpr"),
+        **dict.fromkeys(SIZES, "i32"),
+        **dict.fromkeys(STRIDES, "i64"),
+        **dict.fromkeys(("q", "k", "v", "prefix_k", "prefix_v", "out"), f"*{DTYPES[dtype]}"),
+    }
     signature = {name: types.get(name, "*i32") for name in clear_kernel.arg_names}
-    aligned = {(place,): [["tt.divisibility", 16]] for place, (name, kind) in enumerate(signature.items())
-               if kind.startswith("*") and name != "lse"}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") and name != "lse"
+    }
     places = {name: place for place, name in enumerate(signature)}
-    source = triton.compiler.ASTSource(clear_kernel, signature, {(places[name],): value for name, value in fixed.items()},
-                                       aligned)
+    source = triton.compiler.ASTSource(
+        clear_kernel, signature, {(places[name],): value for name, value in fixed.items()}, aligned
+    )
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -59,8 +68,14 @@ def resources(compiled: Any, capability: int, warps: int) -> dict[str, Any]:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(compiled.asm["ptx"])
         target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"]).group(1)
-        report = _tool("ptxas-blackwell" if capability >= 100 else "ptxas", "--verbose", f"--gpu-name={target}",
-                       str(source), "--output-file", str(binary)).stderr
+        report = _tool(
+            "ptxas-blackwell" if capability >= 100 else "ptxas",
+            "--verbose",
+            f"--gpu-name={target}",
+            str(source),
+            "--output-file",
+            str(binary),
+        ).stderr
         code = _tool("nvdisasm", "--print-code", str(binary)).stdout
     ptx = compiled.asm["ptx"]
     tensor_cores = next((name for name in TENSOR_CORES if name in ptx), "none")
@@ -71,12 +86,17 @@ def resources(compiled: Any, capability: int, warps: int) -> dict[str, Any]:
     # Registers are handed out by warp in steps of 256, and every program takes 1 KB of shared memory besides its own.
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
     programs = 0 if shared > most else min(by_registers, whole // (shared + 1024), WARPS[capability] // warps)
-    return {"registers": registers, "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report).group(1)),
-            "spills_in_loops": sum(loop["LDL"] + loop["STL"] for loop in loops),
-            "loop_instructions": [sum(loop.values()) for loop in loops],
-            "shared_bytes": shared, "fits": shared <= most, "programs_per_sm": programs,
-            "tensor_cores": tensor_cores,
-            "wide_async_copies": len(re.findall(r"cp\.async\.cg", ptx))}
+    return {
+        "registers": registers,
+        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report).group(1)),
+        "spills_in_loops": sum(loop["LDL"] + loop["STL"] for loop in loops),
+        "loop_instructions": [sum(loop.values()) for loop in loops],
+        "shared_bytes": shared,
+        "fits": shared <= most,
+        "programs_per_sm": programs,
+        "tensor_cores": tensor_cores,
+        "wide_async_copies": len(re.findall(r"cp\.async\.cg", ptx)),
+    }
 
 
 def inner_loops(disassembly: str, multiplies: str) -> list[Counter[str]]:
@@ -97,8 +117,7 @@ def inner_loops(disassembly: str, multiplies: str) -> list[Counter[str]]:
             start = labels.get(target.group(1), len(names)) if target else len(names)
             if any(name.endswith(multiplies) for name in names[start:]):
                 spans.append((start, len(names)))
-    inner = [(start, stop) for start, stop in spans
-             if not any(start <= a and b < stop for a, b in spans)]
+    inner = [(start, stop) for start, stop in spans if not any(start <= a and b < stop for a, b in spans)]
     return [Counter(names[start:stop]) for start, stop in inner]
 
 
@@ -116,20 +135,33 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
-    wanted = [(int(one), shape) for one in options.capability.split(",")
-              for shape in candidate_shapes("cuda", divmod(int(one), 10), getattr(torch, options.dtype), options.head_dim)]
+    wanted = [
+        (int(one), shape)
+        for one in options.capability.split(",")
+        for shape in candidate_shapes("cuda", divmod(int(one), 10), getattr(torch, options.dtype), options.head_dim)
+    ]
     results = []
     for capability, shape in tqdm(wanted, desc="compiling", leave=False):
         start = time.perf_counter()
         compiled = compile_kernel(capability, options.dtype, options.head_dim, shape)
-        results.append({"capability": capability, "shape": str(shape), **resources(compiled, capability, shape.warps),
-                        "compile_seconds": round(time.perf_counter() - start, 1)})
-    print(f"{'card':>5} {'queries x keys':>30} {'registers':>9} {'spilled':>8} {'in loops':>8} {'shared':>7} "
-          f"{'programs':>8}  tensor cores")
+        results.append(
+            {
+                "capability": capability,
+                "shape": str(shape),
+                **resources(compiled, capability, shape.warps),
+                "compile_seconds": round(time.perf_counter() - start, 1),
+            }
+        )
+    print(
+        f"{'card':>5} {'queries x keys':>30} {'registers':>9} {'spilled':>8} {'in loops':>8} {'shared':>7} "
+        f"{'programs':>8}  tensor cores"
+    )
     for one in results:
-        print(f"{one['capability'] / 10:>5} {one['shape']:>30} {one['registers']:>9} {one['spilled_bytes']:>6} B "
-              f"{one['spills_in_loops']:>8} {one['shared_bytes'] // 1024:>4} KB {one['programs_per_sm']:>8}  "
-              f"{one['tensor_cores']}")
+        print(
+            f"{one['capability'] / 10:>5} {one['shape']:>30} {one['registers']:>9} {one['spilled_bytes']:>6} B "
+            f"{one['spills_in_loops']:>8} {one['shared_bytes'] // 1024:>4} KB {one['programs_per_sm']:>8}  "
+            f"{one['tensor_cores']}"
+        )
     if options.output:
         import triton
 

@@ -35,8 +35,15 @@ def share(layout: SequenceLayout, spec: ClearSpec, dense_part: float = 0.0) -> f
     return dense_part + (1 - dense_part) * clear_pairs(layout, spec) / dense_pairs(layout)
 
 
-def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weights: bool = True, min_tokens: int = 0,
-              dense_part: float = 0.0, acts: tuple[float, float] = (0.0, 1.0)) -> str:
+def cost_line(
+    spec: ClearSpec | None,
+    size: tuple[int, int] | None,
+    *,
+    has_weights: bool = True,
+    min_tokens: int = 0,
+    dense_part: float = 0.0,
+    acts: tuple[float, float] = (0.0, 1.0),
+) -> str:
     """One line: tokens, the share of dense attention's cost, and a word of warning where one is due.
 
     Args:
@@ -50,10 +57,12 @@ def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weigh
     if size is None:
         if spec is None:
             return "dense attention, no windows"
-        shares = (f"{percent(share(layout_of(side, side), spec, dense_part))} at {name}"
-                  for name, side in USUAL_SIZES.items())
-        return joined(f"{', '.join(shares)} of dense attention", "does not pay at 1K",
-                      *remarks(spec, has_weights, acts))
+        shares = (
+            f"{percent(share(layout_of(side, side), spec, dense_part))} at {name}" for name, side in USUAL_SIZES.items()
+        )
+        return joined(
+            f"{', '.join(shares)} of dense attention", "does not pay at 1K", *remarks(spec, has_weights, acts)
+        )
     layout = layout_of(*size)
     start = f"{size[0]} x {size[1]}: {layout.image:,} tokens"
     if spec is None:
@@ -73,9 +82,11 @@ def cost_line(spec: ClearSpec | None, size: tuple[int, int] | None, *, has_weigh
 def remarks(spec: ClearSpec, has_weights: bool, acts: tuple[float, float]) -> tuple[str, ...]:
     """What holds at any size."""
     start, end = acts
-    return (f"only from {percent(start)} to {percent(end)} of the sampling" if acts != (0, 1) else "",
-            "" if has_weights else "no weights: picture suffers",
-            "pooled overview: quadratic" if spec.pools else "")
+    return (
+        f"only from {percent(start)} to {percent(end)} of the sampling" if acts != (0, 1) else "",
+        "" if has_weights else "no weights: picture suffers",
+        "pooled overview: quadratic" if spec.pools else "",
+    )
 
 
 def joined(*parts: str) -> str:

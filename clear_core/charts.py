@@ -80,9 +80,17 @@ def chart_axes(box: Box, places: Sequence[float], curves: Sequence[Curve]) -> Ax
     return Axes(plane, (places[0], places[-1]), (ticks[0], ticks[-1]))
 
 
-def draw_cost_chart(draw: ImageDraw.ImageDraw, box: Box, places: Sequence[float], curves: Sequence[Curve], *,
-                    x_ticks: Sequence[tuple[float, str]], y_name: Sequence[str], mark: tuple[float, str] | None,
-                    size: float) -> Axes:
+def draw_cost_chart(
+    draw: ImageDraw.ImageDraw,
+    box: Box,
+    places: Sequence[float],
+    curves: Sequence[Curve],
+    *,
+    x_ticks: Sequence[tuple[float, str]],
+    y_name: Sequence[str],
+    mark: tuple[float, str] | None,
+    size: float,
+) -> Axes:
     """Draws curves over picture size, both axes logarithmic.
 
     Args:
@@ -137,8 +145,15 @@ def apart(places: Sequence[float], least: float) -> list[float]:
     return [place - excess / 2 for place in moved]
 
 
-def draw_table(draw: ImageDraw.ImageDraw, box: Box, columns: Sequence[tuple[str, Color]],
-               rows: Sequence[Sequence[str]], *, highlighted: int | None, size: float) -> float:
+def draw_table(
+    draw: ImageDraw.ImageDraw,
+    box: Box,
+    columns: Sequence[tuple[str, Color]],
+    rows: Sequence[Sequence[str]],
+    *,
+    highlighted: int | None,
+    size: float,
+) -> float:
     """Draws a table, its first column to the left and the others to the right; returns where it ends.
 
     Args:

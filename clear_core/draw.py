@@ -61,8 +61,9 @@ def place_grid(grid: tuple[int, int], width: int) -> GridPlace:
     return GridPlace((width - grid[1] * cell) / 2, width * 0.185, cell)
 
 
-def draw_window(layout: SequenceLayout, spec: ClearSpec, *, query: tuple[int, int] | None = None,
-                width: int = 1000) -> Image.Image:
+def draw_window(
+    layout: SequenceLayout, spec: ClearSpec, *, query: tuple[int, int] | None = None, width: int = 1000
+) -> Image.Image:
     """Draws what one image query sees, true to scale.
 
     Args:
@@ -150,8 +151,12 @@ def draw_heading(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearS
     rows, columns = layout.grid
     left, right = page * MARGIN, page * (1 - MARGIN)
     draw.text((left, page * 0.035), "What one image token sees under CLEAR", INK, font(page * 0.034))
-    draw.text((left, page * 0.085), f"{rows} x {columns} tokens = {rows * 16} x {columns * 16} pixels (h x w), {spec}",
-              MUTED, font(page * 0.021))
+    draw.text(
+        (left, page * 0.085),
+        f"{rows} x {columns} tokens = {rows * 16} x {columns * 16} pixels (h x w), {spec}",
+        MUTED,
+        font(page * 0.021),
+    )
     parts = [(layout.text, TEXT, "text"), (layout.reference, REFERENCE, "reference")]
     parts = [part for part in parts if part[0]]
     top, bottom = page * 0.133, page * 0.165
@@ -160,8 +165,13 @@ def draw_heading(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearS
     for index, (tokens, color, name) in enumerate(parts):
         a, b = (left + (right - left) * (index + step) / len(parts) for step in (0, 1))
         draw.rectangle((a, top, b - (page * 0.008 if index + 1 < len(parts) else 0), bottom), color)
-        draw.text(((a + b) / 2, (top + bottom) / 2), f"{tokens} {name} tokens: every query sees them all", PAPER,
-                  font(page * 0.018), anchor="mm")
+        draw.text(
+            ((a + b) / 2, (top + bottom) / 2),
+            f"{tokens} {name} tokens: every query sees them all",
+            PAPER,
+            font(page * 0.018),
+            anchor="mm",
+        )
 
 
 def legend(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int]) -> list[tuple[Color | None, str]]:
@@ -182,19 +192,26 @@ def legend(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int]) -> l
     keys = layout.text + layout.reference + seen + pooled_rows * pooled_columns
     pairs, dense = clear_pairs(layout, spec), dense_pairs(layout)
     entries.append((None, f"{keys:,} keys in all; ordinary attention has {layout.length:,} for every query."))
-    entries.append((None, f"Whole layer: {pairs:,} pairs of query and key, {pairs / dense:.1%} of ordinary attention's "
-                          f"{dense:,}."))
+    entries.append(
+        (None, f"Whole layer: {pairs:,} pairs of query and key, {pairs / dense:.1%} of ordinary attention's {dense:,}.")
+    )
     return entries
 
 
-def draw_legend(draw: ImageDraw.ImageDraw, entries: list[tuple[Color | None, str]], left: float, top: float,
-                line: float) -> None:
+def draw_legend(
+    draw: ImageDraw.ImageDraw, entries: list[tuple[Color | None, str]], left: float, top: float, line: float
+) -> None:
     for index, (color, words) in enumerate(entries):
         y = top + index * line
         if color is not None:
             draw.rectangle((left, y - line * 0.3, left + line * 0.6, y + line * 0.3), color)
-        draw.text((left + (line if color is not None else 0), y), words, INK if color is not None else MUTED,
-                  font(line * 0.66), anchor="lm")
+        draw.text(
+            (left + (line if color is not None else 0), y),
+            words,
+            INK if color is not None else MUTED,
+            font(line * 0.66),
+            anchor="lm",
+        )
 
 
 def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -206,5 +223,9 @@ def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def legible(words: str) -> str:
     """The words in letters that :func:`font` has: an accent is left out, a letter without a plain form becomes "?"."""
-    return "".join(letter if letter.isascii() or letter == "\u00b7" else
-                   unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?" for letter in words)
+    return "".join(
+        letter
+        if letter.isascii() or letter == "\u00b7"
+        else unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"
+        for letter in words
+    )

@@ -156,8 +156,11 @@ class Inspection:
         layout = SequenceLayout(self.text, token_grid(*size, TOKEN_PIXELS))
         radius, down = self.spec.radius, self.spec.down_factor
         pooled = ClearSpec(radius, down if self.spec.pools else USUAL_DOWN_FACTOR)
-        return CostRow(size, *(self.batch * self.work(layout, spec) for spec in (None, ClearSpec(radius), pooled)),
-                       memory=self.memory(layout))
+        return CostRow(
+            size,
+            *(self.batch * self.work(layout, spec) for spec in (None, ClearSpec(radius), pooled)),
+            memory=self.memory(layout),
+        )
 
     def in_use(self, row: CostRow) -> float:
         """The work of a row with the attention that the model has at the inspected size."""

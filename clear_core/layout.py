@@ -34,15 +34,19 @@ class SequenceLayout:
             height, width = grid
         except (TypeError, ValueError):
             raise ValueError(f"grid is {grid!r}; expected (height, width) in tokens.") from None
-        for name, value, least in (("grid height", height, 1), ("grid width", width, 1),
-                                   ("reference_tokens", reference, 0)):
+        for name, value, least in (
+            ("grid height", height, 1),
+            ("grid width", width, 1),
+            ("reference_tokens", reference, 0),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}.")
         text = length - height * width - reference
         if text < 0:
             raise ValueError(
                 f"the sequence has {length} tokens, but a grid of {height} x {width} and {reference} reference "
-                f"tokens need at least {height * width + reference}; check grid and reference_tokens.")
+                f"tokens need at least {height * width + reference}; check grid and reference_tokens."
+            )
         return cls(text, (height, width), reference)
 
     @property

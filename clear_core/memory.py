@@ -52,8 +52,9 @@ class Activations:
         """One hidden state: ``tokens`` times the width."""
         return batch * tokens * self.width * self.element_size
 
-    def peak_bytes(self, tokens: int, *, batch: int = 1, chunk: int = CHUNK_TOKENS,
-                   engine_copies: int = ENGINE_COPIES) -> int:
+    def peak_bytes(
+        self, tokens: int, *, batch: int = 1, chunk: int = CHUNK_TOKENS, engine_copies: int = ENGINE_COPIES
+    ) -> int:
         """Most bytes alive at once in one call of the model, weights not counted.
 
         The peak is in a single block, during attention: hidden state, q, k, v, the MLP's inner state and the

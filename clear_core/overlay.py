@@ -39,8 +39,14 @@ class Overlay:
     radius: float
 
 
-def draw_overlay(size: tuple[int, int], spec: ClearSpec | None, *, picture: Image.Image | None = None,
-                 width: int = 1000, height: int = 1000) -> Overlay:
+def draw_overlay(
+    size: tuple[int, int],
+    spec: ClearSpec | None,
+    *,
+    picture: Image.Image | None = None,
+    width: int = 1000,
+    height: int = 1000,
+) -> Overlay:
     """Draws it.
 
     Args:
@@ -56,8 +62,11 @@ def draw_overlay(size: tuple[int, int], spec: ClearSpec | None, *, picture: Imag
     centre = tuple((side // TOKEN_PIXELS // 2 + 0.5) * TOKEN_PIXELS * scale for side in (size[1], size[0]))
     radius = (spec.radius if spec else 0) * TOKEN_PIXELS * scale
 
-    inside = plain_frame(shown, WINDOW) if picture is None else picture.convert("RGB").resize(
-        shown, Image.Resampling.LANCZOS)
+    inside = (
+        plain_frame(shown, WINDOW)
+        if picture is None
+        else picture.convert("RGB").resize(shown, Image.Resampling.LANCZOS)
+    )
     page = inside
     if spec:
         mask = Image.new("L", (shown[0] * OVERSAMPLING, shown[1] * OVERSAMPLING), 0)
@@ -88,8 +97,7 @@ def plain_frame(size: tuple[int, int], color: tuple[int, int, int]) -> Image.Ima
     return Image.blend(Image.new("RGB", size, color), Image.new("RGB", size, PAPER), 0.45)
 
 
-def outside_of(picture: Image.Image | None, inside: Image.Image, size: tuple[int, int],
-               spec: ClearSpec) -> Image.Image:
+def outside_of(picture: Image.Image | None, inside: Image.Image, size: tuple[int, int], spec: ClearSpec) -> Image.Image:
     """The frame as a query sees it from afar: not at all, or as the overview's cells."""
     from PIL import Image
 
@@ -126,8 +134,9 @@ def draw_query(draw: ImageDraw.ImageDraw, centre: tuple[float, float], scale: fl
     draw.rectangle(around(centre, half), QUERY)
 
 
-def label_width(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, spec: ClearSpec,
-                shown: tuple[int, int]) -> None:
+def label_width(
+    draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, spec: ClearSpec, shown: tuple[int, int]
+) -> None:
     """The circle's width in px of the frame, on a light pill below it, or inside where there is no room."""
     words = f"{2 * spec.radius * TOKEN_PIXELS} px"
     size = max(16.0, shown[0] * 0.024)

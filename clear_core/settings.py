@@ -54,8 +54,10 @@ class ClearSettings:
         if not 0 <= self.ntk_factor < float("inf"):
             raise ValueError(f"ntk_factor is {self.ntk_factor!r}; expected 0 (auto) or a positive number.")
         if not 0 <= self.start_percent <= self.end_percent <= 1:
-            raise ValueError(f"start_percent is {self.start_percent!r} and end_percent {self.end_percent!r}; expected "
-                             "0 <= start_percent <= end_percent <= 1.")
+            raise ValueError(
+                f"start_percent is {self.start_percent!r} and end_percent {self.end_percent!r}; expected "
+                "0 <= start_percent <= end_percent <= 1."
+            )
         if self.min_tokens < 0:
             raise ValueError(f"min_tokens is {self.min_tokens!r}; expected 0 or a number of image tokens.")
 
@@ -77,8 +79,12 @@ class ClearSettings:
 
     def scale(self, head_dim: int, layout: SequenceLayout) -> float:
         """Factor on the query-key products of a block, windowed or kept dense."""
-        return attention_scale(head_dim, proportional=self.is_proportional(layout.image),
-                               tokens=layout.text + layout.image, pooled=self.spec.pools)
+        return attention_scale(
+            head_dim,
+            proportional=self.is_proportional(layout.image),
+            tokens=layout.text + layout.image,
+            pooled=self.spec.pools,
+        )
 
 
 def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearSpec:
@@ -95,10 +101,14 @@ def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearS
     if radius == 0:
         radius = file.radius if file else DEFAULT_RADIUS
         if radius is None:
-            raise ValueError(f"{file.name} does not say which window radius it was trained for, in its header or its "
-                             "name (clear_local_8, clear_local_16_down_4, ...); set radius to that number.")
+            raise ValueError(
+                f"{file.name} does not say which window radius it was trained for, in its header or its "
+                "name (clear_local_8, clear_local_16_down_4, ...); set radius to that number."
+            )
     trained = file.down_factor if file else 1
     if trained > 1 and down_factor not in (0, trained):
-        raise ValueError(f"down_factor is {down_factor}, but {file.name} was trained with {trained}; "
-                         f"set down_factor to 0 or {trained}.")
+        raise ValueError(
+            f"down_factor is {down_factor}, but {file.name} was trained with {trained}; "
+            f"set down_factor to 0 or {trained}."
+        )
     return ClearSpec(radius, down_factor or trained)

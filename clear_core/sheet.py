@@ -151,15 +151,27 @@ def draw_map(page: Page, facts: Inspection) -> None:
     left, top = page.left, page.y
     page.image.paste(block_map(plan, MAP_SIDE * OVERSAMPLING), (round(left * OVERSAMPLING), round(top * OVERSAMPLING)))
     page.left += MAP_SIDE + 28
-    page.text("Each row is a part of the picture, each column what it looks at: prompt first, then the picture, tile "
-              "by tile.", BODY, INK)
+    page.text(
+        "Each row is a part of the picture, each column what it looks at: prompt first, then the picture, tile "
+        "by tile.",
+        BODY,
+        INK,
+    )
     page.gap(8)
-    page.text(f"Only what is coloured is computed: {percent(min(1.0, worked_on(plan)))} of what looking at the whole "
-              "picture computes.", BODY, INK)
+    page.text(
+        f"Only what is coloured is computed: {percent(min(1.0, worked_on(plan)))} of what looking at the whole "
+        "picture computes.",
+        BODY,
+        INK,
+    )
     page.y, page.left = max(page.y, top + MAP_SIDE) + 16, left
     blocks, dense = facts.model.blocks, len(facts.dense_blocks)
-    page.text(f"{blocks - dense} of the model's {blocks} blocks have the window"
-              + (f"; {dense} look at the whole picture (grey)." if dense else "."), BODY, INK)
+    page.text(
+        f"{blocks - dense} of the model's {blocks} blocks have the window"
+        + (f"; {dense} look at the whole picture (grey)." if dense else "."),
+        BODY,
+        INK,
+    )
     page.gap(6)
     draw_layers(page.draw, page.box(26), facts.model.num_double, facts.model.num_single, facts.dense_blocks)
     page.gap(26)
@@ -176,22 +188,37 @@ def draw_costs(page: Page, facts: Inspection) -> None:
     ticks = decades([value for curve in curves for value in curve.values])
     area = (facts.size[0] * facts.size[1]) ** 0.5
     draw_cost_chart(
-        page.draw, page.box(CHART_HEIGHT), PLACES, curves,
-        x_ticks=[(side, side_name(side)) for side in SIDES], y_name=[unit.name(tick) for tick in ticks],
-        mark=(area, "this picture"), size=SMALL * OVERSAMPLING)
+        page.draw,
+        page.box(CHART_HEIGHT),
+        PLACES,
+        curves,
+        x_ticks=[(side, side_name(side)) for side in SIDES],
+        y_name=[unit.name(tick) for tick in ticks],
+        mark=(area, "this picture"),
+        size=SMALL * OVERSAMPLING,
+    )
     page.gap(CHART_HEIGHT + 20)
     here = facts.row(facts.size)
     listed = [(f"{side_name(side)} square", row) for side, row in zip(SIDES, rows)]
     listed.append((f"{facts.size[1]} x {facts.size[0]}", here))
-    cells = [[name, *(cost_cell(unit, row, value) for value in (row.dense, row.window, row.pooled)),
-              memory_words(row.memory)] for name, row in listed]
+    cells = [
+        [
+            name,
+            *(cost_cell(unit, row, value) for value in (row.dense, row.window, row.pooled)),
+            memory_words(row.memory),
+        ]
+        for name, row in listed
+    ]
     circle = f"{2 * facts.spec.radius * TOKEN_PIXELS} px circle"
     columns = [("picture", INK), ("whole picture", DENSE), (circle, CIRCLE), ("overview", POOLED), ("memory", MUTED)]
-    bottom = draw_table(page.draw, page.box(0), columns, cells, highlighted=len(cells) - 1,
-                        size=SMALL * OVERSAMPLING)
+    bottom = draw_table(page.draw, page.box(0), columns, cells, highlighted=len(cells) - 1, size=SMALL * OVERSAMPLING)
     page.y = bottom / OVERSAMPLING + 8
-    page.text("Per cent: of attention to the whole picture, the model's other work included. Memory: beside the "
-              "weights, calculated.", SMALL, MUTED)
+    page.text(
+        "Per cent: of attention to the whole picture, the model's other work included. Memory: beside the "
+        "weights, calculated.",
+        SMALL,
+        MUTED,
+    )
     page.gap(8)
     page.text(step_words(facts), BODY, INK)
     for sentence in [*advice(facts), *used_words(facts)]:
@@ -205,9 +232,12 @@ class Unit:
     def __init__(self, facts: Inspection, smallest: CostRow):
         self.facts = facts
         self.one = smallest.dense
-        self.words = (f"Calculated from the last run here: {facts.pace.what}." if facts.pace else
-                      "In steps at 1K with attention to the whole picture. Nothing was timed here yet, so there is no "
-                      "time: sample once, then run this node again.")
+        self.words = (
+            f"Calculated from the last run here: {facts.pace.what}."
+            if facts.pace
+            else "In steps at 1K with attention to the whole picture. Nothing was timed here yet, so there is no "
+            "time: sample once, then run this node again."
+        )
 
     def size(self, work: float) -> float:
         """Work in this unit."""

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         caption = options.caption or CAPTION
         with tqdm(total=total_calls(), unit="step", desc="starting") as bar:
+
             def on_call(name: str) -> None:
                 bar.set_description(name)
                 bar.update()
@@ -48,9 +49,22 @@ def main(arguments: list[str] | None = None) -> int:
         picture.save(options.output / name)
 
     print()
-    print(table([("pass", "tokens", "GFLOPs per layer", "s per step", "vs oracle", "PSNR dB")] + [
-        (row.name, f"{row.layout.length:,}", f"{row.gflops:,.2f}", f"{row.seconds:.2f}",
-         cell(row.oracle_difference, ".1e"), cell(row.psnr, ".1f")) for row in rows]))
+    print(
+        table(
+            [("pass", "tokens", "GFLOPs per layer", "s per step", "vs oracle", "PSNR dB")]
+            + [
+                (
+                    row.name,
+                    f"{row.layout.length:,}",
+                    f"{row.gflops:,.2f}",
+                    f"{row.seconds:.2f}",
+                    cell(row.oracle_difference, ".1e"),
+                    cell(row.psnr, ".1f"),
+                )
+                for row in rows
+            ]
+        )
+    )
     print(f"""
 Counted:   tokens ({rows[0].layout.text} text + image), and the GFLOPs of one layer's attention at this model's width, {WIDTH};
            at FLUX.1's width, {FLUX_WIDTH}, they are {FLUX_WIDTH / WIDTH:g} times as many.
@@ -64,13 +78,24 @@ Time:      {time.perf_counter() - began:.0f} s in all""")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m demo", description="CLEAR attention on the tiny FLUX, without "
-                                     "ComfyUI: full attention, windows, and distilled windows side by side.")
-    parser.add_argument("--caption", default="", help='what to show: things ("a big red striped ball left"), then the '
-                        'land and the time ("sea dusk"), then the sky ("sun right"), with commas between')
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description="CLEAR attention on the tiny FLUX, without "
+        "ComfyUI: full attention, windows, and distilled windows side by side.",
+    )
+    parser.add_argument(
+        "--caption",
+        default="",
+        help='what to show: things ("a big red striped ball left"), then the '
+        'land and the time ("sea dusk"), then the sky ("sun right"), with commas between',
+    )
     parser.add_argument("--radius", type=int, default=8, help="window radius in tokens of 16 px (default: 8)")
-    parser.add_argument("--size", type=int, default=256,
-                        help="side in px of the base picture, a multiple of 16; redone at 2 and 4 times (default: 256)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=256,
+        help="side in px of the base picture, a multiple of 16; redone at 2 and 4 times (default: 256)",
+    )
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the pictures (default: out)")
     options = parser.parse_args(arguments)
     if options.size < 16 or options.size % 16:
@@ -89,8 +114,13 @@ def cell(value: float | None, form: str) -> str:
 def table(rows: list[tuple[str, ...]]) -> str:
     """Aligned columns under a ruled heading: words to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(text.ljust(width) if column == 0 else text.rjust(width)
-                       for column, (text, width) in enumerate(zip(row, widths))) for row in rows]
+    lines = [
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 

@@ -60,8 +60,9 @@ def total_calls() -> int:
 
 
 @torch.inference_mode()
-def run_job(caption: str, base_size: int, spec: ClearSpec,
-            on_call: Callable[[str], None] = lambda name: None) -> list[Row]:
+def run_job(
+    caption: str, base_size: int, spec: ClearSpec, on_call: Callable[[str], None] = lambda name: None
+) -> list[Row]:
     """Runs it.
 
     Args:
@@ -99,13 +100,23 @@ def run_job(caption: str, base_size: int, spec: ClearSpec,
             latent, seconds = redo(denoiser, spec, "auto", start, noise, lambda: on_call(name))
             picture = decoded(latent)
             layout = layout_of(denoiser, noise)
-            rows.append(Row(name, layout, gflops(clear_pairs(layout, spec), model_width(denoiser)),
-                            statistics.median(seconds), picture, difference, psnr(picture, full.picture)))
+            rows.append(
+                Row(
+                    name,
+                    layout,
+                    gflops(clear_pairs(layout, spec), model_width(denoiser)),
+                    statistics.median(seconds),
+                    picture,
+                    difference,
+                    psnr(picture, full.picture),
+                )
+            )
     return rows
 
 
-def redo(denoiser: FluxDenoiser, spec: ClearSpec, backend: str, start: Tensor, noise: Tensor,
-         on_call: Callable[[], None]) -> tuple[Tensor, list[float]]:
+def redo(
+    denoiser: FluxDenoiser, spec: ClearSpec, backend: str, start: Tensor, noise: Tensor, on_call: Callable[[], None]
+) -> tuple[Tensor, list[float]]:
     """An SDEdit pass under a window, and the seconds of its steps."""
     seconds: list[float] = []
     with window(denoiser, spec, backend):
@@ -117,8 +128,9 @@ def window(denoiser: FluxDenoiser, spec: ClearSpec, backend: str) -> AbstractCon
     return apply_clear(denoiser.transformer, spec, backend=backend)
 
 
-def oracle_difference(denoiser: FluxDenoiser, spec: ClearSpec, start: Tensor, noise: Tensor,
-                      on_call: Callable[[], None]) -> float:
+def oracle_difference(
+    denoiser: FluxDenoiser, spec: ClearSpec, start: Tensor, noise: Tensor, on_call: Callable[[], None]
+) -> float:
     """Largest difference of the chosen backend from the dense oracle over the largest value, one call."""
     sigma = float(sdedit_sigmas(STEPS, STRENGTH)[0])
     answers = []
@@ -169,5 +181,6 @@ def model_width(denoiser: FluxDenoiser) -> int:
 
 def full_row(name: str, denoiser: FluxDenoiser, noise: Tensor, latent: Tensor, seconds: list[float]) -> Row:
     layout = layout_of(denoiser, noise)
-    return Row(name, layout, gflops(dense_pairs(layout), model_width(denoiser)), statistics.median(seconds),
-               decoded(latent))
+    return Row(
+        name, layout, gflops(dense_pairs(layout), model_width(denoiser)), statistics.median(seconds), decoded(latent)
+    )

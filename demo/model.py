@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from clear_core.integrations.flux_denoiser import FluxDenoiser
 
-CAPTION = "a big red striped ball left, a small yellow plain cone middle, a big blue checked box right, meadow day, sun left"
+CAPTION = (
+    "a big red striped ball left, a small yellow plain cone middle, a big blue checked box right, meadow day, sun left"
+)
 
 ABOUT = """\
 Model:     the tiny FLUX of this repository: FLUX.1's blocks, head size and rotary axes, but 1 + 3 blocks for 19 + 38 and

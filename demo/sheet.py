@@ -32,7 +32,7 @@ def contact_sheet(rows: Sequence[Row], caption: str) -> Image:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    lines = [[rows[0]], *(list(rows[i:i + 3]) for i in range(1, len(rows), 3))]
+    lines = [[rows[0]], *(list(rows[i : i + 3]) for i in range(1, len(rows), 3))]
     font = ImageFont.load_default(size=15)
     width = max(sum(row.picture.shape[2] + MARGIN for row in line) for line in lines) + MARGIN
     height = sum(line[0].picture.shape[1] + LINE + MARGIN for line in lines) + MARGIN + LINE

@@ -26,60 +26,137 @@ class CLEARAttention(io.ComfyNode):
             display_name="CLEAR Attention (FLUX hi-res)",
             category="model/patch/flux",
             description="Lets FLUX make 2K to 8K pictures: every part of the picture attends to the prompt and to a "
-                        "circle around it, so that the cost grows with the area and not with its square.",
+            "circle around it, so that the cost grows with the area and not with its square.",
             inputs=[
                 io.Model.Input("model", tooltip="A FLUX.1 model: dev, schnell, Krea, Kontext, Fill or a fine-tune."),
                 io.Combo.Input(
-                    "weights_name", options=[NO_WEIGHTS, *installed_names()], default=NO_WEIGHTS, optional=True,
+                    "weights_name",
+                    options=[NO_WEIGHTS, *installed_names()],
+                    default=NO_WEIGHTS,
+                    optional=True,
                     tooltip="Weights distilled for the window, from models/clear. Without them (none) the window is "
-                            "applied to the model as it is, which costs quality."),
+                    "applied to the model as it is, which costs quality.",
+                ),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
                     tooltip="How much of the distilled weights is used; 0 is the model's own weights. The window "
-                            "stays the same."),
+                    "stays the same.",
+                ),
                 io.Int.Input(
-                    "radius", default=0, min=0, max=4096, optional=True, extra_dict=ADVANCED,
-                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: as the weights were trained, or "
-                            "16 without weights."),
-                io.Float.Input(
-                    "ntk_factor", default=0.0, min=0.0, max=100.0, step=0.1, optional=True, extra_dict=ADVANCED,
-                    tooltip="Stretches the positions for large pictures. 0: automatic, 1 up to 2 megapixels and 10 "
-                            "above; 1: off."),
-                io.Combo.Input(
-                    "proportional_attention", options=list(PROPORTIONAL), default="auto", optional=True,
+                    "radius",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Sharpens attention as the number of tokens grows. auto: on above 2 megapixels."),
+                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: as the weights were trained, or "
+                    "16 without weights.",
+                ),
                 io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, optional=True, extra_dict=ADVANCED,
+                    "ntk_factor",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Stretches the positions for large pictures. 0: automatic, 1 up to 2 megapixels and 10 "
+                    "above; 1: off.",
+                ),
+                io.Combo.Input(
+                    "proportional_attention",
+                    options=list(PROPORTIONAL),
+                    default="auto",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Sharpens attention as the number of tokens grows. auto: on above 2 megapixels.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="Where in the sampling the window begins; before it, the model attends to the whole "
-                            "picture."),
+                    "picture.",
+                ),
                 io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, optional=True, extra_dict=ADVANCED,
-                    tooltip="Where in the sampling the window ends; after it, the model attends to the whole picture."),
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Where in the sampling the window ends; after it, the model attends to the whole picture.",
+                ),
                 io.String.Input(
-                    "dense_blocks", default="", optional=True, extra_dict=ADVANCED,
+                    "dense_blocks",
+                    default="",
+                    optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="Blocks without the window: 0, 1, 54-56 counts all of them, double blocks first; d0-3, "
-                            "s35-37 counts double and single blocks apart."),
+                    "s35-37 counts double and single blocks apart.",
+                ),
                 io.Int.Input(
-                    "min_tokens", default=0, min=0, max=1 << 24, optional=True, extra_dict=ADVANCED,
+                    "min_tokens",
+                    default=0,
+                    min=0,
+                    max=1 << 24,
+                    optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="Pictures of fewer image tokens than this get no window (1024 x 1024 pixels are 4096 "
-                            "tokens)."),
+                    "tokens).",
+                ),
                 io.Combo.Input(
-                    "controlnet", options=list(CONTROLNET), default="auto", optional=True, extra_dict=ADVANCED,
-                    tooltip="Whether a ControlNet attends in the same windows. auto: above 2 megapixels."),
+                    "controlnet",
+                    options=list(CONTROLNET),
+                    default="auto",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Whether a ControlNet attends in the same windows. auto: above 2 megapixels.",
+                ),
                 io.Combo.Input(
-                    "backend", options=list(BACKENDS), default="auto", optional=True, extra_dict=ADVANCED,
+                    "backend",
+                    options=list(BACKENDS),
+                    default="auto",
+                    optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="How the windows are computed; all give the same picture. auto: the fastest that works "
-                            "here; dense: slow, for comparison."),
+                    "here; dense: slow, for comparison.",
+                ),
                 io.Int.Input(
-                    "down_factor", default=0, min=0, max=64, optional=True, extra_dict=ADVANCED,
+                    "down_factor",
+                    default=0,
+                    min=0,
+                    max=64,
+                    optional=True,
+                    extra_dict=ADVANCED,
                     tooltip="Adds an overview of the whole picture, pooled over squares of this side in tokens. "
-                            "0: as the weights were trained; 1: none, for weights without one."),
+                    "0: as the weights were trained; 1: none, for weights without one.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with CLEAR attention; the input model stays as it is.")],
         )
-        return with_search_aliases(schema, "windowed attention", "local attention", "linear attention", "flux 4k",
-                                   "flux 8k", "high resolution", "hires", "speed up flux", "clear flux")
+        return with_search_aliases(
+            schema,
+            "windowed attention",
+            "local attention",
+            "linear attention",
+            "flux 4k",
+            "flux 8k",
+            "high resolution",
+            "hires",
+            "speed up flux",
+            "clear flux",
+        )
 
     @classmethod
     def validate_inputs(cls, weights_name: str = NO_WEIGHTS) -> bool | str:
@@ -89,13 +166,32 @@ class CLEARAttention(io.ComfyNode):
         return missing_sentence(weights_name)
 
     @classmethod
-    def execute(cls, model, weights_name: str = NO_WEIGHTS, strength: float = 1.0, radius: int = 0,
-                ntk_factor: float = 0.0, proportional_attention: str = "auto", start_percent: float = 0.0,
-                end_percent: float = 1.0, dense_blocks: str = "", min_tokens: int = 0, controlnet: str = "auto",
-                backend: str = "auto", down_factor: int = 0) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        weights_name: str = NO_WEIGHTS,
+        strength: float = 1.0,
+        radius: int = 0,
+        ntk_factor: float = 0.0,
+        proportional_attention: str = "auto",
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        dense_blocks: str = "",
+        min_tokens: int = 0,
+        controlnet: str = "auto",
+        backend: str = "auto",
+        down_factor: int = 0,
+    ) -> io.NodeOutput:
         file = None if weights_name == NO_WEIGHTS else read_clear_file(path_of(weights_name))
         settings = ClearSettings(
-            choose_spec(radius, down_factor, file), ntk_factor, proportional_attention, backend,
-            start_percent=start_percent, end_percent=end_percent, dense_blocks=dense_blocks, min_tokens=min_tokens,
-            controlnet=controlnet)
+            choose_spec(radius, down_factor, file),
+            ntk_factor,
+            proportional_attention,
+            backend,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            dense_blocks=dense_blocks,
+            min_tokens=min_tokens,
+            controlnet=controlnet,
+        )
         return io.NodeOutput(apply_clear(model, settings, file, strength))

@@ -30,26 +30,50 @@ class CLEARInspect(io.ComfyNode):
             display_name="CLEAR Inspect (FLUX)",
             category="model/patch/flux",
             description="Shows how far each part of a picture looks, what that saves at 1K to 8K in work, time and "
-                        "memory on this machine, and what else was done to the model. Nothing is sampled.",
+            "memory on this machine, and what else was done to the model. Nothing is sampled.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model as it goes into the sampler: after CLEAR Attention and "
-                                                "everything else. Without CLEAR it is told what windows would save."),
-                io.Image.Input("image", optional=True,
-                               tooltip="A picture to draw the window on, such as the one that is to be enlarged."),
-                io.Latent.Input("latent", optional=True,
-                                tooltip="Only its size counts. With neither picture nor latent, 4096 x 4096 px."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model as it goes into the sampler: after CLEAR Attention and "
+                    "everything else. Without CLEAR it is told what windows would save.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="A picture to draw the window on, such as the one that is to be enlarged.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Only its size counts. With neither picture nor latent, 4096 x 4096 px.",
+                ),
                 io.Float.Input(
-                    "upscale_by", default=1.0, min=1.0, max=8.0, step=0.05, optional=True,
-                    tooltip="How many times wider and higher the picture is going to be, as on CLEAR Upscale."),
+                    "upscale_by",
+                    default=1.0,
+                    min=1.0,
+                    max=8.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How many times wider and higher the picture is going to be, as on CLEAR Upscale.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The page that the node shows: window, block map, costs."),
                 io.String.Output("text", tooltip="The same in words, with lines to quote in a bug report at its end."),
             ],
         )
-        return with_search_aliases(schema, "debug", "info", "cost", "attention window", "benchmark", "bug report",
-                                   "show model patches", "clear flux")
+        return with_search_aliases(
+            schema,
+            "debug",
+            "info",
+            "cost",
+            "attention window",
+            "benchmark",
+            "bug report",
+            "show model patches",
+            "clear flux",
+        )
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:

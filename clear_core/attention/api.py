@@ -78,12 +78,25 @@ def clear_attention(
         scale = attention_scale(q.shape[-1])
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    return run_backend(backend, q, k, v, layout=layout, spec=spec.within(layout.grid), spatial_weight=weight, scale=scale,
-                       bias=bias, chunk_bytes=chunk_bytes, on_chunk=on_chunk, return_lse=return_lse)
+    return run_backend(
+        backend,
+        q,
+        k,
+        v,
+        layout=layout,
+        spec=spec.within(layout.grid),
+        spatial_weight=weight,
+        scale=scale,
+        bias=bias,
+        chunk_bytes=chunk_bytes,
+        on_chunk=on_chunk,
+        return_lse=return_lse,
+    )
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], spec: ClearSpec,
-                   reference_tokens: int) -> SequenceLayout:
+def _check_tensors(
+    q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], spec: ClearSpec, reference_tokens: int
+) -> SequenceLayout:
     if not isinstance(spec, ClearSpec):
         raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
     if q.ndim != 4:
@@ -106,6 +119,7 @@ def _check_spatial_weight(weight: Tensor | None, spec: ClearSpec) -> Tensor | No
     if weight is None:
         return mean_weight(d) if spec.pools else None
     if tuple(weight.shape) not in ((d, d), (1, 1, 1, d, 1, d, 1)):
-        raise ValueError(f"spatial_weight has shape {tuple(weight.shape)}; expected ({d}, {d}), the down factor of "
-                         "the spec.")
+        raise ValueError(
+            f"spatial_weight has shape {tuple(weight.shape)}; expected ({d}, {d}), the down factor of the spec."
+        )
     return weight.reshape(d, d) if spec.pools else None

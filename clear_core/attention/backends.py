@@ -36,8 +36,15 @@ _said: set[str] = set()
 _dropped: set[tuple[str, torch.device, torch.dtype, int, bool]] = set()
 
 
-def unavailable_reason(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, *,
-                       needs_grad: bool = False, return_lse: bool = False) -> str | None:
+def unavailable_reason(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    needs_grad: bool = False,
+    return_lse: bool = False,
+) -> str | None:
     """Why a backend cannot run, as the end of a sentence; None where it can.
 
     The first question about "flex" or "triton" compiles a small self-test, which takes seconds.
@@ -66,8 +73,16 @@ def unavailable_reason(name: str, device: torch.device, dtype: torch.dtype, head
     return _flex_self_test(device, dtype, padded_head_dim(head_dim), return_lse)
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int, grid: tuple[int, int], spec: ClearSpec, *,
-                   needs_grad: bool = False, return_lse: bool = False) -> tuple[str, str]:
+def choose_backend(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    grid: tuple[int, int],
+    spec: ClearSpec,
+    *,
+    needs_grad: bool = False,
+    return_lse: bool = False,
+) -> tuple[str, str]:
     """What "auto" takes, and why.
 
     Returns:
@@ -83,8 +98,9 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int, grid
     return "gather", f"FlexAttention is not used because {reason}."
 
 
-def explain_backend(device: torch.device | str, dtype: torch.dtype, head_dim: int, grid: tuple[int, int],
-                    spec: ClearSpec) -> tuple[str, str]:
+def explain_backend(
+    device: torch.device | str, dtype: torch.dtype, head_dim: int, grid: tuple[int, int], spec: ClearSpec
+) -> tuple[str, str]:
     """What ``backend="auto"`` takes for such a call, and one sentence that says why."""
     return choose_backend(torch.device(device), dtype, head_dim, grid, spec)
 
@@ -93,8 +109,18 @@ def _is_ordinary(spec: ClearSpec, grid: tuple[int, int]) -> bool:
     return spec.covers(grid) and not spec.pools
 
 
-def run_backend(name: str, q: Tensor, k: Tensor, v: Tensor, *, layout: SequenceLayout, spec: ClearSpec,
-                bias: AttentionBias | None, return_lse: bool, **options: Any) -> Tensor | tuple[Tensor, Tensor]:
+def run_backend(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layout: SequenceLayout,
+    spec: ClearSpec,
+    bias: AttentionBias | None,
+    return_lse: bool,
+    **options: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Runs the backend of that name, or what "auto" stands for.
 
     Raises:
@@ -115,8 +141,12 @@ def run_backend(name: str, q: Tensor, k: Tensor, v: Tensor, *, layout: SequenceL
     case = (name, q.device, q.dtype, q.shape[-1], return_lse)
     if case in _dropped:
         name = "gather"
-    run: Callable[..., Any] = {"dense": dense_attention, "gather": gather_attention, "flex": flex_attention,
-                               "triton": triton_attention}[name]
+    run: Callable[..., Any] = {
+        "dense": dense_attention,
+        "gather": gather_attention,
+        "flex": flex_attention,
+        "triton": triton_attention,
+    }[name]
     options.update(layout=layout, spec=spec, return_lse=return_lse)
     try:
         return run(q, k, v, **options)
@@ -153,8 +183,9 @@ def _triton_self_test(device: torch.device, dtype: torch.dtype, head_dim: int) -
     return _self_test(triton_attention, device, dtype, head_dim, return_lse=True)
 
 
-def _self_test(run: Callable[..., Any], device: torch.device, dtype: torch.dtype, head_dim: int,
-               return_lse: bool) -> str | None:
+def _self_test(
+    run: Callable[..., Any], device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
+) -> str | None:
     """Runs a kernel on a small odd case beside the oracle; what is wrong, or None. Asked once for each cause."""
     layout, spec = SequenceLayout.of(20 * 13 + 7, (20, 13), reference=2), ClearSpec(5)
     generator = torch.Generator().manual_seed(0)

@@ -45,11 +45,15 @@ class AttentionBias:
         if not isinstance(bias, Tensor):
             raise ValueError(f"bias is {bias!r}; expected a tensor.")
         if bias.dtype != torch.bool and not bias.is_floating_point():
-            raise ValueError(f"bias is {bias.dtype}; expected bool (True where a key is seen) or a floating-point "
-                             "dtype (added to the scores).")
+            raise ValueError(
+                f"bias is {bias.dtype}; expected bool (True where a key is seen) or a floating-point "
+                "dtype (added to the scores)."
+            )
         if bias.ndim != 4 or bias.shape[2] not in (1, length) or bias.shape[3] not in (text, length):
-            raise ValueError(f"bias has shape {tuple(bias.shape)}; expected (batch or 1, heads or 1, {length} or 1, "
-                             f"{text} for the text columns or {length} for all).")
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}; expected (batch or 1, heads or 1, {length} or 1, "
+                f"{text} for the text columns or {length} for all)."
+            )
         bias = bias.detach()
         image = _between_image_tokens(bias, layout) if bias.shape[3] == length else "none"
         return cls(bias.expand(-1, -1, length, -1), layout, image)
@@ -72,9 +76,11 @@ class AttentionBias:
             raise ValueError(f"bias is on {self.tensor.device}; expected q's device, {q.device}.")
         if spec.pools and self.image == "pairs":
             side = spec.down_factor
-            raise ValueError("the attention mask differs from one image token to the next, which has no meaning for "
-                             f"keys that pool {side} x {side} of them; use down_factor 1 (weights without 'down' in "
-                             "their name), or a mask on the text columns only.")
+            raise ValueError(
+                "the attention mask differs from one image token to the next, which has no meaning for "
+                f"keys that pool {side} x {side} of them; use down_factor 1 (weights without 'down' in "
+                "their name), or a mask on the text columns only."
+            )
 
     @property
     def masks(self) -> int:

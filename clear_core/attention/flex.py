@@ -63,8 +63,17 @@ def flex_attention(
     out = empty_output(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
     for heads in _head_groups(q, plan, chunk_bytes):
-        _attend_image(q[:, heads], k[:, heads], v[:, heads], out[:, heads], None if lse is None else lse[:, heads],
-                      plan, mask, spatial_weight, scale)
+        _attend_image(
+            q[:, heads],
+            k[:, heads],
+            v[:, heads],
+            out[:, heads],
+            None if lse is None else lse[:, heads],
+            plan,
+            mask,
+            spatial_weight,
+            scale,
+        )
         if on_chunk is not None:
             on_chunk()
     attend_outside_image(q, k, v, out, lse, layout=layout, scale=scale, chunk_bytes=chunk_bytes, on_chunk=on_chunk)
@@ -88,16 +97,26 @@ def _head_groups(q: Tensor, plan: TilePlan, chunk_bytes: int | None) -> list[sli
     return [slice(*pair) for pair in zip(bounds, bounds[1:])]
 
 
-def _attend_image(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, plan: TilePlan, mask: Any,
-                  spatial_weight: Tensor | None, scale: float) -> None:
+def _attend_image(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    plan: TilePlan,
+    mask: Any,
+    spatial_weight: Tensor | None,
+    scale: float,
+) -> None:
     image = plan.layout.image_slice
     head_dim = q.shape[-1]
     queries, filled = _kernel_input(q, plan.query_tiles * QUERY_BLOCK)
     copy_to_tiles(q[:, :, image], filled[..., :head_dim], plan)
     keys, values = (_prefix_and_tiles(one, plan, spatial_weight) for one in (k, v))
     try:
-        result = _compiled()(queries, keys, values, mask, _score_mod(scale), _kernel_options(q.device, q.dtype),
-                             lse is not None)
+        result = _compiled()(
+            queries, keys, values, mask, _score_mod(scale), _kernel_options(q.device, q.dtype), lse is not None
+        )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -112,8 +131,15 @@ def _attend_image(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | No
 # ---- the kernel ----
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Any, score_mod: Callable[..., Tensor],
-           kernel_options: dict[str, int] | None, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Any,
+    score_mod: Callable[..., Tensor],
+    kernel_options: dict[str, int] | None,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
     from torch.nn.attention import flex_attention as flex
 
     if not torch.compiler.is_compiling():
@@ -179,8 +205,15 @@ def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
     if needs_grad or plan.partial.device.type == "cpu" or len(options) < 2:
         columns = keys // KEY_BLOCK
         partial, full = (F.pad(one, (0, columns - one.shape[-1])) for one in (partial, full))
-    return BlockMask.from_kv_blocks(partial_count, partial, full_count, full, BLOCK_SIZE=(QUERY_BLOCK, KEY_BLOCK),
-                                    mask_mod=window_mask_mod(plan), **options)
+    return BlockMask.from_kv_blocks(
+        partial_count,
+        partial,
+        full_count,
+        full,
+        BLOCK_SIZE=(QUERY_BLOCK, KEY_BLOCK),
+        mask_mod=window_mask_mod(plan),
+        **options,
+    )
 
 
 # One model runs one layout at a time; two of them for a pass at each of two sizes.

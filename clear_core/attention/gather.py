@@ -78,16 +78,40 @@ def gather_attention(
     # With a bias every item has masks of its own, and tiles take the batch's place.
     items = [slice(None)] if bias is None else [slice(i, i + 1) for i in range(q.shape[0])]
     for item in items:
-        _attend_image(q[item], k[item], v[item], out[item], None if lse is None else lse[item], layout, spec,
-                      spatial_weight, scale, None if bias is None else bias.item(item.start), budget, on_chunk)
-    attend_outside_image(q, k, v, out, lse, layout=layout, scale=scale, chunk_bytes=chunk_bytes, on_chunk=on_chunk,
-                         bias=bias)
+        _attend_image(
+            q[item],
+            k[item],
+            v[item],
+            out[item],
+            None if lse is None else lse[item],
+            layout,
+            spec,
+            spatial_weight,
+            scale,
+            None if bias is None else bias.item(item.start),
+            budget,
+            on_chunk,
+        )
+    attend_outside_image(
+        q, k, v, out, lse, layout=layout, scale=scale, chunk_bytes=chunk_bytes, on_chunk=on_chunk, bias=bias
+    )
     return (out, lse) if return_lse else out
 
 
-def _attend_image(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, layout: SequenceLayout,
-                  spec: ClearSpec, spatial_weight: Tensor | None, scale: float, bias: AttentionBias | None, budget: int,
-                  on_chunk: Callable[[], None] | None) -> None:
+def _attend_image(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    layout: SequenceLayout,
+    spec: ClearSpec,
+    spatial_weight: Tensor | None,
+    scale: float,
+    bias: AttentionBias | None,
+    budget: int,
+    on_chunk: Callable[[], None] | None,
+) -> None:
     """Image queries: writes their rows of ``out`` and ``lse``. A bias is one item's."""
     image, return_lse = layout.image_slice, lse is not None
     seen_by_all = _seen_by_all(layout, q.device)
@@ -95,11 +119,17 @@ def _attend_image(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | No
     if spatial_weight is not None:
         pooled = [pool_tokens(one[:, :, image], layout.grid, spatial_weight) for one in (k, v)]
     # Where the log-sum-exp is at hand, what every query sees is one unmasked call without a copy for each tile.
-    apart = (pooled is not None and pooled[0].shape[2] >= MANY_POOLED and returns_lse(q, k, v)
-             and (bias is None or bias.image == "none"))
+    apart = (
+        pooled is not None
+        and pooled[0].shape[2] >= MANY_POOLED
+        and returns_lse(q, k, v)
+        and (bias is None or bias.image == "none")
+    )
     if apart and bias is None:
-        pooled = [torch.cat([one[:, :, : image.start], one[:, :, image.stop :], extra], dim=2)
-                  for one, extra in zip((k, v), pooled)]
+        pooled = [
+            torch.cat([one[:, :, : image.start], one[:, :, image.stop :], extra], dim=2)
+            for one, extra in zip((k, v), pooled)
+        ]
         seen_by_all = seen_by_all[:0]
 
     for tiles in tile_classes(layout.grid, spec.radius, query_tile(q.device, spec.radius), q.device):
@@ -127,9 +157,19 @@ def _attend_image(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | No
                 on_chunk()
 
 
-def _attend_tiles(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, tiles: int, mask: Tensor | None,
-                  scale: float, pooled: list[Tensor] | None, apart: bool,
-                  return_lse: bool) -> tuple[Tensor, Tensor | None]:
+def _attend_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    tiles: int,
+    mask: Tensor | None,
+    scale: float,
+    pooled: list[Tensor] | None,
+    apart: bool,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
     """One chunk: (B, heads, queries, D) and, where it is at hand, (B, heads, queries).
 
     Attention takes four dimensions. Tiles with one bool mask for all stand beside the heads, and the copies are
@@ -142,7 +182,8 @@ def _attend_tiles(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor
     if pooled and not apart:
         tile_k, tile_v = (
             torch.cat([extra[:, :, None].expand(-1, -1, tiles, -1, -1), one.unflatten(2, (tiles, -1))], dim=3)
-            for one, extra in zip((tile_k, tile_v), pooled))
+            for one, extra in zip((tile_k, tile_v), pooled)
+        )
     arguments = [one.reshape(*one.shape[:2], tiles, -1, one.shape[-1]) for one in (tile_q, tile_k, tile_v)]
     arguments = [one[0].transpose(0, 1) if biased else one.flatten(1, 2) for one in arguments]
     if return_lse or apart:
@@ -192,8 +233,9 @@ def query_tile(device: torch.device, radius: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=16)
-def tile_classes(grid: tuple[int, int], radius: int, tile: tuple[int, int],
-                 device: torch.device) -> tuple[TileClass, ...]:
+def tile_classes(
+    grid: tuple[int, int], radius: int, tile: tuple[int, int], device: torch.device
+) -> tuple[TileClass, ...]:
     """All query tiles of a grid, class by class: every token in exactly one tile. Cached and never changed."""
     # What is made under inference_mode would be refused by autograd for the rest of its life in the cache.
     with torch.inference_mode(False):
@@ -208,10 +250,14 @@ def tile_classes(grid: tuple[int, int], radius: int, tile: tuple[int, int],
                 reach_y = max(height - 1 + before_y, span_y - before_y - 1)
                 reach_x = max(width - 1 + before_x, span_x - before_x - 1)
                 covered = reach_y**2 + reach_x**2 < radius**2
-                first = (torch.tensor(tops, device=device)[:, None] * grid[1]
-                         + torch.tensor(lefts, device=device)).flatten()
-                classes.append(TileClass((height, width), first, y[near[:, 0]].to(torch.int16),
-                                         x[near[:, 1]].to(torch.int16), covered))
+                first = (
+                    torch.tensor(tops, device=device)[:, None] * grid[1] + torch.tensor(lefts, device=device)
+                ).flatten()
+                classes.append(
+                    TileClass(
+                        (height, width), first, y[near[:, 0]].to(torch.int16), x[near[:, 1]].to(torch.int16), covered
+                    )
+                )
         return tuple(classes)
 
 

@@ -30,13 +30,15 @@ def returns_lse(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
     The log-sum-exp has no gradient, so not where one is wanted.
     """
-    return (q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and not wants_grad(q, k, v)
-            and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"))
+    return (
+        q.device.type == "cpu"
+        and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and not wants_grad(q, k, v)
+        and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+    )
 
 
-def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float,
-                    mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention and the log of its softmax denominators.
 
     Args:
@@ -59,8 +61,17 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float,
 
 
 def attend_outside_image(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, *, layout: SequenceLayout, scale: float,
-    chunk_bytes: int | None, on_chunk: Callable[[], None] | None, bias: AttentionBias | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    *,
+    layout: SequenceLayout,
+    scale: float,
+    chunk_bytes: int | None,
+    on_chunk: Callable[[], None] | None,
+    bias: AttentionBias | None = None,
 ) -> None:
     """Text and reference queries, which see the whole sequence: writes their rows of ``out`` and ``lse``.
 

@@ -76,8 +76,17 @@ def triton_attention(
         _attend_image(q[:, heads], k[:, heads], v[:, heads], out[:, heads], lse[:, heads], plan, spatial_weight, scale)
         if on_chunk is not None:
             on_chunk()
-    attend_outside_image(q, k, v, out, lse if return_lse else None, layout=layout, scale=scale,
-                         chunk_bytes=chunk_bytes, on_chunk=on_chunk)
+    attend_outside_image(
+        q,
+        k,
+        v,
+        out,
+        lse if return_lse else None,
+        layout=layout,
+        scale=scale,
+        chunk_bytes=chunk_bytes,
+        on_chunk=on_chunk,
+    )
     return (out, lse) if return_lse else out
 
 
@@ -93,8 +102,16 @@ def _head_groups(k: Tensor, plan: TilePlan, chunk_bytes: int | None) -> list[sli
     return [slice(*pair) for pair in zip(bounds, bounds[1:])]
 
 
-def _attend_image(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: TilePlan,
-                  spatial_weight: Tensor | None, scale: float) -> None:
+def _attend_image(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: TilePlan,
+    spatial_weight: Tensor | None,
+    scale: float,
+) -> None:
     """Writes the image rows of ``out`` and ``lse``."""
     if scale <= 0:
         # The kernel looks for the largest score before it scales.

@@ -21,11 +21,41 @@ NOTHING = tl.constexpr(0)
 CIRCLE = tl.constexpr(1)
 CIRCLE_AND_BORDER = tl.constexpr(2)
 
-SIZES = ("heads", "text", "prefix", "height", "width", "tile_columns", "second_y", "second_x", "partial_width",
-         "full_width", "inside")
-STRIDES = ("q_batch", "q_head", "q_token", "k_batch", "k_head", "k_token", "v_batch", "v_head", "v_token",
-           "prefix_k_batch", "prefix_k_head", "prefix_k_token", "prefix_v_batch", "prefix_v_head", "prefix_v_token",
-           "out_batch", "out_head", "out_token", "lse_batch", "lse_head")
+SIZES = (
+    "heads",
+    "text",
+    "prefix",
+    "height",
+    "width",
+    "tile_columns",
+    "second_y",
+    "second_x",
+    "partial_width",
+    "full_width",
+    "inside",
+)
+STRIDES = (
+    "q_batch",
+    "q_head",
+    "q_token",
+    "k_batch",
+    "k_head",
+    "k_token",
+    "v_batch",
+    "v_head",
+    "v_token",
+    "prefix_k_batch",
+    "prefix_k_head",
+    "prefix_k_token",
+    "prefix_v_batch",
+    "prefix_v_head",
+    "prefix_v_token",
+    "out_batch",
+    "out_head",
+    "out_token",
+    "lse_batch",
+    "lse_head",
+)
 
 
 @triton.jit
@@ -68,8 +98,23 @@ def accumulate(acc, total, top, scores, v, scale):
 
 
 @triton.jit
-def walk_prefix(acc, total, top, q, k, v, k_step, v_step, dims, scale, first, stop, BLOCK_N: tl.constexpr,
-                HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
+def walk_prefix(
+    acc,
+    total,
+    top,
+    q,
+    k,
+    v,
+    k_step,
+    v_step,
+    dims,
+    scale,
+    first,
+    stop,
+    BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """Keys ``first`` to ``stop`` of those that every query sees."""
     lane = tl.arange(0, BLOCK_N)
     for start in range(first, stop, BLOCK_N):
@@ -84,9 +129,32 @@ def walk_prefix(acc, total, top, q, k, v, k_step, v_step, dims, scale, first, st
 
 
 @triton.jit
-def walk_tiles(acc, total, top, q, k, v, k_step, v_step, dims, scale, tiles, first, stop, query_y, query_x, text,
-               height, width, inside, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, SIDE: tl.constexpr,
-               DISTANCE: tl.constexpr, MASK: tl.constexpr):
+def walk_tiles(
+    acc,
+    total,
+    top,
+    q,
+    k,
+    v,
+    k_step,
+    v_step,
+    dims,
+    scale,
+    tiles,
+    first,
+    stop,
+    query_y,
+    query_x,
+    text,
+    height,
+    width,
+    inside,
+    BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SIDE: tl.constexpr,
+    DISTANCE: tl.constexpr,
+    MASK: tl.constexpr,
+):
     """Entries ``first`` to ``stop`` of a list of key tiles, each in as many steps as it has blocks of keys."""
     STEPS: tl.constexpr = SIDE * SIDE // BLOCK_N
     lane = tl.arange(0, BLOCK_N)
@@ -116,8 +184,7 @@ def walk_tiles(acc, total, top, q, k, v, k_step, v_step, dims, scale, tiles, fir
             if MASK == CIRCLE_AND_BORDER:
                 # A square without the key's own part is never below minus that part.
                 limit = tl.where(real, limit, -2 * SIDE * SIDE)
-            distance = (square[:, None] + (-2 * from_y)[:, None] * to_y[None, :]
-                        + (-2 * from_x)[:, None] * to_x[None, :])
+            distance = square[:, None] + (-2 * from_y)[:, None] * to_y[None, :] + (-2 * from_x)[:, None] * to_x[None, :]
             scores = tl.where(distance < limit[None, :], scores, float("-inf"))
         acc, total, top = accumulate(acc, total, top, scores, values, scale)
     return acc, total, top
@@ -125,16 +192,57 @@ def walk_tiles(acc, total, top, q, k, v, k_step, v_step, dims, scale, tiles, fir
 
 @triton.jit(do_not_specialize=["lse", *SIZES, *STRIDES])
 def clear_kernel(
-    q, k, v, prefix_k, prefix_v, out, lse, partial, circle_count, partial_count, full, full_count, scale,
-    heads: tl.int32, text: tl.int32, prefix: tl.int32, height: tl.int32, width: tl.int32, tile_columns: tl.int32,
-    second_y: tl.int32, second_x: tl.int32, partial_width: tl.int32, full_width: tl.int32, inside: tl.int32,
-    q_batch: tl.int64, q_head: tl.int64, q_token: tl.int64, k_batch: tl.int64, k_head: tl.int64, k_token: tl.int64,
-    v_batch: tl.int64, v_head: tl.int64, v_token: tl.int64,
-    prefix_k_batch: tl.int64, prefix_k_head: tl.int64, prefix_k_token: tl.int64,
-    prefix_v_batch: tl.int64, prefix_v_head: tl.int64, prefix_v_token: tl.int64,
-    out_batch: tl.int64, out_head: tl.int64, out_token: tl.int64, lse_batch: tl.int64, lse_head: tl.int64,
-    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SIDE: tl.constexpr, UNIT: tl.constexpr, DISTANCE: tl.constexpr,
+    q,
+    k,
+    v,
+    prefix_k,
+    prefix_v,
+    out,
+    lse,
+    partial,
+    circle_count,
+    partial_count,
+    full,
+    full_count,
+    scale,
+    heads: tl.int32,
+    text: tl.int32,
+    prefix: tl.int32,
+    height: tl.int32,
+    width: tl.int32,
+    tile_columns: tl.int32,
+    second_y: tl.int32,
+    second_x: tl.int32,
+    partial_width: tl.int32,
+    full_width: tl.int32,
+    inside: tl.int32,
+    q_batch: tl.int64,
+    q_head: tl.int64,
+    q_token: tl.int64,
+    k_batch: tl.int64,
+    k_head: tl.int64,
+    k_token: tl.int64,
+    v_batch: tl.int64,
+    v_head: tl.int64,
+    v_token: tl.int64,
+    prefix_k_batch: tl.int64,
+    prefix_k_head: tl.int64,
+    prefix_k_token: tl.int64,
+    prefix_v_batch: tl.int64,
+    prefix_v_head: tl.int64,
+    prefix_v_token: tl.int64,
+    out_batch: tl.int64,
+    out_head: tl.int64,
+    out_token: tl.int64,
+    lse_batch: tl.int64,
+    lse_head: tl.int64,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SIDE: tl.constexpr,
+    UNIT: tl.constexpr,
+    DISTANCE: tl.constexpr,
 ):
     """Writes the image rows of ``out`` and ``lse``. The grid is (query blocks, batch * heads).
 
@@ -182,24 +290,109 @@ def clear_kernel(
     k_step = prefix_k_token * UNIT
     v_step = prefix_v_token * UNIT
     whole = prefix // BLOCK_N * BLOCK_N
-    acc, total, top = walk_prefix(acc, total, top, queries, prefix_k, prefix_v, k_step, v_step, dims, scale, 0, whole,
-                                  BLOCK_N, HEAD_DIM, False)
-    acc, total, top = walk_prefix(acc, total, top, queries, prefix_k, prefix_v, k_step, v_step, dims, scale, whole,
-                                  prefix, BLOCK_N, HEAD_DIM, True)
+    acc, total, top = walk_prefix(
+        acc, total, top, queries, prefix_k, prefix_v, k_step, v_step, dims, scale, 0, whole, BLOCK_N, HEAD_DIM, False
+    )
+    acc, total, top = walk_prefix(
+        acc,
+        total,
+        top,
+        queries,
+        prefix_k,
+        prefix_v,
+        k_step,
+        v_step,
+        dims,
+        scale,
+        whole,
+        prefix,
+        BLOCK_N,
+        HEAD_DIM,
+        True,
+    )
     k_step = k_token * UNIT
     v_step = v_token * UNIT
     full += tile.to(tl.int64) * full_width
     partial += tile.to(tl.int64) * partial_width
     inside_grid = tl.load(circle_count + tile)
-    acc, total, top = walk_tiles(acc, total, top, queries, k, v, k_step, v_step, dims, scale, full, 0,
-                                 tl.load(full_count + tile), query_y, query_x, text, height, width, inside, BLOCK_N,
-                                 HEAD_DIM, SIDE, DISTANCE, NOTHING)
-    acc, total, top = walk_tiles(acc, total, top, queries, k, v, k_step, v_step, dims, scale, partial, 0, inside_grid,
-                                 query_y, query_x, text, height, width, inside, BLOCK_N, HEAD_DIM, SIDE, DISTANCE,
-                                 CIRCLE)
-    acc, total, top = walk_tiles(acc, total, top, queries, k, v, k_step, v_step, dims, scale, partial, inside_grid,
-                                 tl.load(partial_count + tile), query_y, query_x, text, height, width, inside, BLOCK_N,
-                                 HEAD_DIM, SIDE, DISTANCE, CIRCLE_AND_BORDER)
+    acc, total, top = walk_tiles(
+        acc,
+        total,
+        top,
+        queries,
+        k,
+        v,
+        k_step,
+        v_step,
+        dims,
+        scale,
+        full,
+        0,
+        tl.load(full_count + tile),
+        query_y,
+        query_x,
+        text,
+        height,
+        width,
+        inside,
+        BLOCK_N,
+        HEAD_DIM,
+        SIDE,
+        DISTANCE,
+        NOTHING,
+    )
+    acc, total, top = walk_tiles(
+        acc,
+        total,
+        top,
+        queries,
+        k,
+        v,
+        k_step,
+        v_step,
+        dims,
+        scale,
+        partial,
+        0,
+        inside_grid,
+        query_y,
+        query_x,
+        text,
+        height,
+        width,
+        inside,
+        BLOCK_N,
+        HEAD_DIM,
+        SIDE,
+        DISTANCE,
+        CIRCLE,
+    )
+    acc, total, top = walk_tiles(
+        acc,
+        total,
+        top,
+        queries,
+        k,
+        v,
+        k_step,
+        v_step,
+        dims,
+        scale,
+        partial,
+        inside_grid,
+        tl.load(partial_count + tile),
+        query_y,
+        query_x,
+        text,
+        height,
+        width,
+        inside,
+        BLOCK_N,
+        HEAD_DIM,
+        SIDE,
+        DISTANCE,
+        CIRCLE_AND_BORDER,
+    )
 
     written = query_real[:, None] & (dims < HEAD_DIM)[None, :]
     out_rows = out + row_offsets(query_token, out_token * UNIT)

@@ -33,8 +33,9 @@ _TRIAL = SequenceLayout(512, (64, 64)), ClearSpec(16), 24
 _TRIAL_RUNS = 10
 
 
-def candidate_shapes(device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype,
-                     head_dim: int) -> tuple[TileShape, ...]:
+def candidate_shapes(
+    device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype, head_dim: int
+) -> tuple[TileShape, ...]:
     """Shapes to try, the likeliest first; the last needs the least. Chosen by compiled code, see benchmarks/README.md.
 
     Args:
@@ -47,8 +48,12 @@ def candidate_shapes(device_type: str, capability: tuple[int, int] | None, dtype
     if device_type == "cuda" and capability is not None:
         warps = 8 if padded_head_dim(head_dim) == 128 else 4
         if capability in LARGE_SHARED_MEMORY:
-            return (TileShape(128, 64, warps, 3), TileShape(64, 64, 4, 2), TileShape(128, 32, warps, 3),
-                    TileShape(64, 32, 4, 2))
+            return (
+                TileShape(128, 64, warps, 3),
+                TileShape(64, 64, 4, 2),
+                TileShape(128, 32, warps, 3),
+                TileShape(64, 32, 4, 2),
+            )
         # Half a query tile by a whole key tile would leave room for one program of four warps.
         return TileShape(128, 64, warps, 2), TileShape(128, 32, warps, 2), TileShape(64, 32, 4, 2)
     if device_type == "cuda":
@@ -74,11 +79,14 @@ def _tile_shapes(device: torch.device, dtype: torch.dtype, head_dim: int) -> tup
     name = getattr(torch, device.type).get_device_name(device)
     key = f"{name}, triton {triton.__version__}, {dtype}, head size {head_dim}"
     file = user_cache_folder() / "triton_tiles.json"
-    return stored_order(file, key, shapes) or measured_order(file, key, shapes, partial(_seconds, device, dtype, head_dim))
+    return stored_order(file, key, shapes) or measured_order(
+        file, key, shapes, partial(_seconds, device, dtype, head_dim)
+    )
 
 
-def measured_order(file: Path, key: str, shapes: tuple[TileShape, ...],
-                   seconds: Callable[[TileShape], float]) -> tuple[TileShape, ...]:
+def measured_order(
+    file: Path, key: str, shapes: tuple[TileShape, ...], seconds: Callable[[TileShape], float]
+) -> tuple[TileShape, ...]:
     """The shapes that run, fastest first, written to ``file`` under ``key``.
 
     All of them in the order given, and nothing written, where none runs or memory is short: the call that follows
@@ -107,12 +115,24 @@ def _seconds(device: torch.device, dtype: torch.dtype, head_dim: int, shape: Til
     synchronize = getattr(torch, device.type).synchronize
     # A generator of its own: the user's next picture keeps its noise.
     generator = torch.Generator(device).manual_seed(0)
-    q, k, v, out = torch.randn(4, 1, heads, layout.length, head_dim, generator=generator, device=device,
-                               dtype=dtype).unbind()
+    q, k, v, out = torch.randn(
+        4, 1, heads, layout.length, head_dim, generator=generator, device=device, dtype=dtype
+    ).unbind()
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     prefix = slice(0, layout.text)
-    run = partial(launch, shape, q, k, v, k[:, :, prefix], v[:, :, prefix], out, lse, tile_plan(layout, spec, device),
-                  head_dim**-0.5)
+    run = partial(
+        launch,
+        shape,
+        q,
+        k,
+        v,
+        k[:, :, prefix],
+        v[:, :, prefix],
+        out,
+        lse,
+        tile_plan(layout, spec, device),
+        head_dim**-0.5,
+    )
     best = float("inf")
     for _ in range(4):
         synchronize(device)
@@ -160,7 +180,9 @@ def _store(file: Path, key: str, order: tuple[TileShape, ...]) -> None:
     unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({**_read(file), key: [str(one) for one in order]}, indent=1) + "\n", encoding="utf-8")
+        unfinished.write_text(
+            json.dumps({**_read(file), key: [str(one) for one in order]}, indent=1) + "\n", encoding="utf-8"
+        )
         os.replace(unfinished, file)
     except OSError as error:
         logger.info("CLEAR attention: the choice is not kept for the next start (%s).", error)

@@ -32,8 +32,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m clear_core.distill",
         description="Trains windows for any FLUX.1 model: first samples (images or generate), then train. Needs "
-                    "diffusers and accelerate; several GPUs, ZeRO-2 or FSDP through `accelerate launch -m "
-                    "clear_core.distill train ...`.")
+        "diffusers and accelerate; several GPUs, ZeRO-2 or FSDP through `accelerate launch -m "
+        "clear_core.distill train ...`.",
+    )
     commands = parser.add_subparsers(required=True, metavar="images | generate | train | evaluate")
 
     images = commands.add_parser("images", help="samples from a folder of pictures with .txt captions")
@@ -80,7 +81,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for command in (images, generate, train, evaluate):
         command.add_argument("--model", required=True, help="folder or Hub name of a diffusers FLUX.1 model")
         command.add_argument("--download", action="store_true", help="fetch the model if it is not here yet")
-        command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the frozen weights, and of autocast")
+        command.add_argument(
+            "--dtype", choices=DTYPES, default="bfloat16", help="of the frozen weights, and of autocast"
+        )
     return parser.parse_args(arguments)
 
 
@@ -95,8 +98,9 @@ def load_teacher(options: argparse.Namespace) -> FluxTransformer2DModel:
     from diffusers import FluxTransformer2DModel
 
     alone = (Path(options.model) / "config.json").exists()
-    return FluxTransformer2DModel.from_pretrained(options.model, subfolder=None if alone else "transformer",
-                                                  **load_options(options))
+    return FluxTransformer2DModel.from_pretrained(
+        options.model, subfolder=None if alone else "transformer", **load_options(options)
+    )
 
 
 def load_pipeline(options: argparse.Namespace) -> Any:
@@ -115,8 +119,11 @@ def run_images(options: argparse.Namespace) -> None:
 
     total = len(captioned_pictures(options.folder))
     options.out.mkdir(parents=True, exist_ok=True)
-    for _ in tqdm(samples_from_pictures(load_pipeline(options), options.folder, options.out, options.pixels),
-                  total=total, unit="picture"):
+    for _ in tqdm(
+        samples_from_pictures(load_pipeline(options), options.folder, options.out, options.pixels),
+        total=total,
+        unit="picture",
+    ):
         pass
 
 
@@ -127,9 +134,19 @@ def run_generate(options: argparse.Namespace) -> None:
 
     captions = [line.strip() for line in options.captions.read_text(encoding="utf-8").splitlines() if line.strip()]
     options.out.mkdir(parents=True, exist_ok=True)
-    for _ in tqdm(samples_from_teacher(load_pipeline(options), captions, options.out, size=tuple(options.size),
-                                       steps=options.steps, guidance=options.guidance, seed=options.seed),
-                  total=len(captions), unit="picture"):
+    for _ in tqdm(
+        samples_from_teacher(
+            load_pipeline(options),
+            captions,
+            options.out,
+            size=tuple(options.size),
+            steps=options.steps,
+            guidance=options.guidance,
+            seed=options.seed,
+        ),
+        total=len(captions),
+        unit="picture",
+    ):
         pass
 
 
@@ -144,26 +161,34 @@ def run_train(options: argparse.Namespace) -> None:
 
     plan = Plan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)})
     spec = plan.spec
-    accelerator = Accelerator(cpu=options.cpu, gradient_accumulation_steps=plan.accumulation,
-                              mixed_precision="bf16" if options.dtype == "bfloat16" else "no")
+    accelerator = Accelerator(
+        cpu=options.cpu,
+        gradient_accumulation_steps=plan.accumulation,
+        mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
+    )
     samples = SampleFolder(options.data, end=-options.held_out or None)
     held_out = SampleFolder(options.data, first=-options.held_out) if options.held_out else None
     options.out.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         check_plan(options.out, plan, accelerator.num_processes, len(samples))
-    run = set_up(load_teacher(options), samples, plan, accelerator, backend=options.backend,
-                 checkpointing=options.checkpointing)
+    run = set_up(
+        load_teacher(options), samples, plan, accelerator, backend=options.backend, checkpointing=options.checkpointing
+    )
 
     def judge() -> float | None:
         if held_out is None:
             return None
         with accelerator.autocast():
-            return mean_error(velocity_errors(run.student, run.teacher, held_out, guidance=run.guidance,
-                                              device=accelerator.device))
+            return mean_error(
+                velocity_errors(run.student, run.teacher, held_out, guidance=run.guidance, device=accelerator.device)
+            )
 
     before = judge()
-    with (options.out / "log.jsonl").open("a") as log, \
-            tqdm(total=plan.steps, unit="step", disable=not accelerator.is_main_process) as bar:
+    with (
+        (options.out / "log.jsonl").open("a") as log,
+        tqdm(total=plan.steps, unit="step", disable=not accelerator.is_main_process) as bar,
+    ):
+
         def on_step(step: int, losses: dict[str, float]) -> None:
             bar.update(step - bar.n)
             bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
@@ -174,14 +199,18 @@ def run_train(options: argparse.Namespace) -> None:
     after = judge()
     state = accelerator.get_state_dict(run.student)
     if accelerator.is_main_process:
-        source = (f"distilled by clear_core from {options.model}: {spec}, {plan.steps} steps of {run.order.size} "
-                  f"samples out of {len(samples)}, {plan.optimizer} rate {plan.rate:g}, seed {plan.seed}")
+        source = (
+            f"distilled by clear_core from {options.model}: {spec}, {plan.steps} steps of {run.order.size} "
+            f"samples out of {len(samples)}, {plan.optimizer} rate {plan.rate:g}, seed {plan.seed}"
+        )
         path = options.out / file_name(spec)
         save_weights(path, state, run.inner, spec, source)
         print(f"Wrote {path}.")
         if held_out is not None:
-            print(f"Distance of the flow to the full model's on {len(held_out)} held-out samples (mean squared): "
-                  f"{before:.3e} before this run, {after:.3e} after.")
+            print(
+                f"Distance of the flow to the full model's on {len(held_out)} held-out samples (mean squared): "
+                f"{before:.3e} before this run, {after:.3e} after."
+            )
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -203,10 +232,14 @@ def run_evaluate(options: argparse.Namespace) -> None:
     teacher.to(device), student.to(device)
     guidance = options.guidance if teacher.config.guidance_embeds else None
     with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
-        errors = velocity_errors(student, teacher, SampleFolder(options.data, first=-options.held_out),
-                                 guidance=guidance, device=device)
-    print(json.dumps({"window": str(spec), "velocity_mse": {str(k): v for k, v in errors.items()},
-                      "mean": mean_error(errors)}))
+        errors = velocity_errors(
+            student, teacher, SampleFolder(options.data, first=-options.held_out), guidance=guidance, device=device
+        )
+    print(
+        json.dumps(
+            {"window": str(spec), "velocity_mse": {str(k): v for k, v in errors.items()}, "mean": mean_error(errors)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,15 @@ SEED = 20_412
 
 
 @torch.no_grad()
-def velocity_errors(student: nn.Module, teacher: nn.Module, samples: SampleFolder, *, guidance: float | None,
-                    levels: tuple[float, ...] = LEVELS, device: torch.device | None = None) -> dict[float, float]:
+def velocity_errors(
+    student: nn.Module,
+    teacher: nn.Module,
+    samples: SampleFolder,
+    *,
+    guidance: float | None,
+    levels: tuple[float, ...] = LEVELS,
+    device: torch.device | None = None,
+) -> dict[float, float]:
     """Mean squared distance of the flows by noise level, over all samples, with the same noise on every call.
 
     Args:

@@ -56,13 +56,15 @@ class AttentionTap:
         def keeper(index: int) -> Any:
             def keep(module: nn.Module, args: Any, output: Tensor) -> None:
                 self.outputs[index] = output
+
             return keep
 
         self._hooks = [attn.register_forward_hook(keeper(index)) for index, attn in self._attention.items()]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
 
@@ -76,15 +78,20 @@ def predict(model: nn.Module, batch: Batch, guidance: float | None) -> Tensor:
     height, width = batch.latents.shape[2:]
     device = batch.latents.device
     return model(
-        hidden_states=pack_latent(batch.noisy), timestep=batch.sigma,
+        hidden_states=pack_latent(batch.noisy),
+        timestep=batch.sigma,
         guidance=None if guidance is None else torch.full_like(batch.sigma, guidance),
-        encoder_hidden_states=batch.prompt_embeds, pooled_projections=batch.pooled,
+        encoder_hidden_states=batch.prompt_embeds,
+        pooled_projections=batch.pooled,
         img_ids=grid_ids((height // 2, width // 2)).to(device),
-        txt_ids=torch.zeros(batch.prompt_embeds.shape[1], 3, device=device), return_dict=False)[0]
+        txt_ids=torch.zeros(batch.prompt_embeds.shape[1], 3, device=device),
+        return_dict=False,
+    )[0]
 
 
-def distillation_losses(student: nn.Module, teacher: nn.Module, batch: Batch, guidance: float | None,
-                        inner: nn.Module | None = None) -> Losses:
+def distillation_losses(
+    student: nn.Module, teacher: nn.Module, batch: Batch, guidance: float | None, inner: nn.Module | None = None
+) -> Losses:
     """The three terms on one batch.
 
     Args:
@@ -100,5 +107,8 @@ def distillation_losses(student: nn.Module, teacher: nn.Module, batch: Batch, gu
         flow = predict(student, batch, guidance).float()
     target = pack_latent(batch.noise - batch.latents)
     attention = [(mine.outputs[i].float() - theirs.outputs[i].float()).square().mean() for i in blocks]
-    return Losses(flow=(flow - target).square().mean(), distill=(flow - wanted).square().mean(),
-                  attention=torch.stack(attention).mean() if attention else flow.new_zeros(()))
+    return Losses(
+        flow=(flow - target).square().mean(),
+        distill=(flow - wanted).square().mean(),
+        attention=torch.stack(attention).mean() if attention else flow.new_zeros(()),
+    )

@@ -31,8 +31,9 @@ def captioned_pictures(folder: Path) -> list[tuple[Path, str]]:
     if not found:
         raise ValueError(f"{folder} holds no pictures; expected {', '.join(PICTURES)}.")
     texts = (path.with_suffix(".txt") for path in found)
-    return [(path, text.read_text(encoding="utf-8").strip() if text.exists() else "")
-            for path, text in zip(found, texts)]
+    return [
+        (path, text.read_text(encoding="utf-8").strip() if text.exists() else "") for path, text in zip(found, texts)
+    ]
 
 
 def fitted(picture: Image, pixels: int) -> Tensor:
@@ -49,8 +50,9 @@ def fitted(picture: Image, pixels: int) -> Tensor:
     width, height = (max(CELL, round(side * scale / CELL) * CELL) for side in picture.size)
     # The resized picture covers the wanted size; what juts out is cut off evenly.
     cover = max(width / picture.width, height / picture.height)
-    picture = picture.resize((max(width, round(picture.width * cover)), max(height, round(picture.height * cover))),
-                             Resampling.LANCZOS)
+    picture = picture.resize(
+        (max(width, round(picture.width * cover)), max(height, round(picture.height * cover))), Resampling.LANCZOS
+    )
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     array = np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1
@@ -77,8 +79,16 @@ def samples_from_pictures(pipeline: FluxPipeline, folder: Path, out: Path, pixel
 
 
 @torch.no_grad()
-def samples_from_teacher(pipeline: FluxPipeline, captions: Sequence[str], out: Path, *, size: tuple[int, int],
-                         steps: int, guidance: float, seed: int) -> Iterator[Path]:
+def samples_from_teacher(
+    pipeline: FluxPipeline,
+    captions: Sequence[str],
+    out: Path,
+    *,
+    size: tuple[int, int],
+    steps: int,
+    guidance: float,
+    seed: int,
+) -> Iterator[Path]:
     """Pictures that the teacher makes for captions; those already in ``out`` are passed over.
 
     Args:
@@ -90,9 +100,15 @@ def samples_from_teacher(pipeline: FluxPipeline, captions: Sequence[str], out: P
         if not sample_path(out, number).exists():
             prompt_embeds, pooled = text_of(pipeline, caption)
             tokens = pipeline(
-                prompt_embeds=prompt_embeds[None], pooled_prompt_embeds=pooled[None], height=size[0], width=size[1],
-                num_inference_steps=steps, guidance_scale=guidance, output_type="latent",
-                generator=torch.Generator().manual_seed(seed + number)).images
+                prompt_embeds=prompt_embeds[None],
+                pooled_prompt_embeds=pooled[None],
+                height=size[0],
+                width=size[1],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type="latent",
+                generator=torch.Generator().manual_seed(seed + number),
+            ).images
             latents = unpack_latent(tokens, (size[0] // CELL, size[1] // CELL))
             write_sample(out, number, latents[0].float(), prompt_embeds, pooled)
         yield sample_path(out, number)

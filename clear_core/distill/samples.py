@@ -79,8 +79,9 @@ class SampleFolder:
     def __init__(self, folder: Path, first: int = 0, end: int | None = None) -> None:
         self.paths = sorted(folder.glob("*.safetensors"))[first:end]
         if not self.paths:
-            raise ValueError(f"{folder} holds no samples; make some with `python -m clear_core.distill images` or "
-                             "`generate`.")
+            raise ValueError(
+                f"{folder} holds no samples; make some with `python -m clear_core.distill images` or `generate`."
+            )
         self.shapes = [self._shapes(path) for path in self.paths]
 
     @staticmethod
@@ -89,8 +90,9 @@ class SampleFolder:
             with safe_open(path, "pt") as file:
                 return tuple(tuple(file.get_slice(part).get_shape()) for part in PARTS)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path.name} is not a sample ({error}); expected a safetensors file with "
-                             f"{', '.join(PARTS)}.") from None
+            raise ValueError(
+                f"{path.name} is not a sample ({error}); expected a safetensors file with {', '.join(PARTS)}."
+            ) from None
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -37,8 +37,9 @@ def trained_set(model: FluxTransformer2DModel, spec: ClearSpec) -> list[str]:
     return names
 
 
-def make_student(teacher: FluxTransformer2DModel, spec: ClearSpec, *, backend: str = "auto",
-                 share: bool = True) -> FluxTransformer2DModel:
+def make_student(
+    teacher: FluxTransformer2DModel, spec: ClearSpec, *, backend: str = "auto", share: bool = True
+) -> FluxTransformer2DModel:
     """A copy of the teacher with windows; the teacher is frozen, and so is all of the student that does not train.
 
     Args:
@@ -76,17 +77,26 @@ def load_weights(student: FluxTransformer2DModel, path: Path) -> ClearFile:
         base = student.state_dict()
         state = {name: base[name] + tensor for name, tensor in state.items()}
     d = file.down_factor
-    state |= {spatial_name(*block): weight.reshape(1, 1, 1, d, 1, d, 1)
-              for block, weight in file.spatial_weights().items()}
+    state |= {
+        spatial_name(*block): weight.reshape(1, 1, 1, d, 1, d, 1) for block, weight in file.spatial_weights().items()
+    }
     _, unknown = student.load_state_dict(state, strict=False)
     if unknown:
-        raise ValueError(f"{file.name} holds {unknown[0]}, for which the model has no place; give the radius and down "
-                         "factor it was trained with.")
+        raise ValueError(
+            f"{file.name} holds {unknown[0]}, for which the model has no place; give the radius and down "
+            "factor it was trained with."
+        )
     return file
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], model: FluxTransformer2DModel, spec: ClearSpec,
-                 source: str, dtype: torch.dtype = torch.bfloat16) -> ClearFile:
+def save_weights(
+    path: Path,
+    state: Mapping[str, Tensor],
+    model: FluxTransformer2DModel,
+    spec: ClearSpec,
+    source: str,
+    dtype: torch.dtype = torch.bfloat16,
+) -> ClearFile:
     """Writes the trained part of a student's state dict as a CLEAR file.
 
     Args:
@@ -95,12 +105,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor], model: FluxTransformer
     """
     tensors = {name: state[name] for name in trained_names(*depth(model))}
     d = spec.down_factor
-    spatial = {block: state[spatial_name(*block)].reshape(d, d) for block in spatial_blocks(model)} if spec.pools else {}
+    spatial = (
+        {block: state[spatial_name(*block)].reshape(d, d) for block in spatial_blocks(model)} if spec.pools else {}
+    )
     return save_clear_file(path, tensors, spatial, spec.radius, d, source=source, dtype=dtype, force=True)
 
 
 def file_name(spec: ClearSpec) -> str:
     """The name that the published files have: ``clear_local_<r>[_down_<d>].safetensors``."""
     return f"clear_local_{spec.radius}" + (f"_down_{spec.down_factor}" if spec.pools else "") + ".safetensors"
-
-

@@ -118,8 +118,9 @@ class Distillation:
         for batch in self.passes(self.step):
             with self.accelerator.accumulate(self.student):
                 with self.accelerator.autocast():
-                    losses: Losses = distillation_losses(self.student, self.teacher, batch.to(self.accelerator.device),
-                                                         self.guidance, self.inner)
+                    losses: Losses = distillation_losses(
+                        self.student, self.teacher, batch.to(self.accelerator.device), self.guidance, self.inner
+                    )
                 self.accelerator.backward(losses.total)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.student.parameters(), self.plan.clip)
@@ -167,13 +168,21 @@ def new_optimizer(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Opt
             from prodigyopt import Prodigy
         except ImportError as error:
             raise ImportError("optimizer prodigy needs the package prodigyopt: pip install prodigyopt.") from error
-        return Prodigy(parameters, lr=plan.rate, decouple=True, use_bias_correction=True, safeguard_warmup=True,
-                       weight_decay=1e-4)
+        return Prodigy(
+            parameters, lr=plan.rate, decouple=True, use_bias_correction=True, safeguard_warmup=True, weight_decay=1e-4
+        )
     return torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=1e-4)
 
 
-def set_up(teacher: FluxTransformer2DModel, samples: SampleFolder, plan: Plan, accelerator: Accelerator, *,
-           backend: str = "auto", checkpointing: bool = False) -> Distillation:
+def set_up(
+    teacher: FluxTransformer2DModel,
+    samples: SampleFolder,
+    plan: Plan,
+    accelerator: Accelerator,
+    *,
+    backend: str = "auto",
+    checkpointing: bool = False,
+) -> Distillation:
     """Makes the student and hands it to accelerate.
 
     Args:
@@ -183,8 +192,10 @@ def set_up(teacher: FluxTransformer2DModel, samples: SampleFolder, plan: Plan, a
         checkpointing: Whether to recompute activations in the backward pass, for memory.
     """
     if accelerator.gradient_accumulation_steps != plan.accumulation:
-        raise ValueError(f"the accelerator accumulates over {accelerator.gradient_accumulation_steps} passes; expected "
-                         f"the plan's {plan.accumulation}.")
+        raise ValueError(
+            f"the accelerator accumulates over {accelerator.gradient_accumulation_steps} passes; expected "
+            f"the plan's {plan.accumulation}."
+        )
     wrapper = accelerator.distributed_type.value
     inner = make_student(teacher, plan.spec, backend=backend, share=wrapper in ("NO", "MULTI_GPU", "MULTI_CPU"))
     if checkpointing:
@@ -216,13 +227,20 @@ def check_plan(folder: Path, plan: Plan, processes: int, samples: int) -> None:
         begun = json.loads(path.read_text())
         for name, value in mine.items():
             if name != "steps" and begun.get(name) != value:
-                raise ValueError(f"{folder} holds a distillation begun with {name} {begun.get(name)}, and now it is "
-                                 f"{value}; go on with {begun.get(name)}, or choose another folder.")
+                raise ValueError(
+                    f"{folder} holds a distillation begun with {name} {begun.get(name)}, and now it is "
+                    f"{value}; go on with {begun.get(name)}, or choose another folder."
+                )
     path.write_text(json.dumps(mine, indent=1) + "\n")
 
 
-def distil(distillation: Distillation, folder: Path, *, save_every: int = 500,
-           on_step: Callable[[int, dict[str, float]], None] | None = None) -> None:
+def distil(
+    distillation: Distillation,
+    folder: Path,
+    *,
+    save_every: int = 500,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:
     """Runs what is left of a distillation.
 
     Args:

@@ -36,8 +36,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Processors that do plain joint attention and nothing else; others (IP-Adapter, foreign kernels) would be lost.
-PLAIN_PROCESSORS = ("FluxAttnProcessor", "FluxAttnProcessor2_0", "FusedFluxAttnProcessor2_0",
-                    "FluxAttnProcessor2_0_NPU", "FusedFluxAttnProcessor2_0_NPU")
+PLAIN_PROCESSORS = (
+    "FluxAttnProcessor",
+    "FluxAttnProcessor2_0",
+    "FusedFluxAttnProcessor2_0",
+    "FluxAttnProcessor2_0_NPU",
+    "FusedFluxAttnProcessor2_0_NPU",
+)
 PLAIN_EMBEDDER = "FluxPosEmbed"
 
 Block = tuple[Stream, int]
@@ -52,8 +57,12 @@ class ClearHandle:
         settings: What was applied.
     """
 
-    def __init__(self, transformer: FluxTransformer2DModel, settings: ClearSettings,
-                 processors: Mapping[Block, ClearAttnProcessor]) -> None:
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        settings: ClearSettings,
+        processors: Mapping[Block, ClearAttnProcessor],
+    ) -> None:
         self.transformer = transformer
         self.settings = settings
         self._swaps: list[tuple[nn.Module, ClearAttnProcessor, Any]] = []
@@ -61,7 +70,8 @@ class ClearHandle:
             self._swaps.append((attn, processors[block], attn.processor))
             attn.set_processor(processors[block])
         self._hook: RemovableHandle = transformer.register_forward_pre_hook(
-            functools.partial(describe_call, settings), with_kwargs=True)
+            functools.partial(describe_call, settings), with_kwargs=True
+        )
 
     def remove(self) -> None:
         """Puts back the processors that were there; one that somebody else set since is left alone."""
@@ -74,8 +84,9 @@ class ClearHandle:
     def __enter__(self) -> ClearHandle:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.remove()
 
 
@@ -121,10 +132,12 @@ def apply_clear(
     weights = check_spatial_weights(spatial_weights or {}, spec, blocks)
     embedder = type(transformer.pos_embed).__name__
     if embedder != PLAIN_EMBEDDER and settings.ntk_factor != 1.0:
-        logger.warning("The model's position embedder is %s, not FLUX's own: it is kept, and no NTK factor is applied.",
-                       embedder)
-    return ClearHandle(transformer, settings,
-                       {block: ClearAttnProcessor(settings, weights.get(block)) for block in blocks})
+        logger.warning(
+            "The model's position embedder is %s, not FLUX's own: it is kept, and no NTK factor is applied.", embedder
+        )
+    return ClearHandle(
+        transformer, settings, {block: ClearAttnProcessor(settings, weights.get(block)) for block in blocks}
+    )
 
 
 def attention_modules(transformer: FluxTransformer2DModel) -> Iterator[tuple[Block, nn.Module]]:
@@ -139,50 +152,63 @@ def check_model(transformer: object) -> None:
     try:
         from diffusers import FluxTransformer2DModel
     except ImportError as error:
-        raise ImportError("clear_core.integrations.diffusers needs diffusers 0.32 or later: "
-                          "pip install 'diffusers>=0.32'.") from error
+        raise ImportError(
+            "clear_core.integrations.diffusers needs diffusers 0.32 or later: pip install 'diffusers>=0.32'."
+        ) from error
     if not isinstance(transformer, FluxTransformer2DModel):
         hint = "apply CLEAR before torch.compile" if hasattr(transformer, "_orig_mod") else "pass pipe.transformer"
-        raise TypeError(f"transformer is a {type(transformer).__name__}; expected a diffusers FluxTransformer2DModel "
-                        f"({hint}).")
+        raise TypeError(
+            f"transformer is a {type(transformer).__name__}; expected a diffusers FluxTransformer2DModel ({hint})."
+        )
     for (stream, index), attn in attention_modules(transformer):
         processor = type(getattr(attn, "processor", attn)).__name__
         if processor == ClearAttnProcessor.__name__:
             raise ValueError("CLEAR is already on this transformer; remove() it first.")
         if processor not in PLAIN_PROCESSORS:
-            raise ValueError(f"{stream} block {index} attends through {processor}, which CLEAR would displace; unload "
-                             "the adapter or kernel that set it first.")
+            raise ValueError(
+                f"{stream} block {index} attends through {processor}, which CLEAR would displace; unload "
+                "the adapter or kernel that set it first."
+            )
 
 
-def check_spatial_weights(given: Mapping[Block, Tensor], spec: ClearSpec,
-                          blocks: Mapping[Block, nn.Module]) -> dict[Block, Tensor]:
+def check_spatial_weights(
+    given: Mapping[Block, Tensor], spec: ClearSpec, blocks: Mapping[Block, nn.Module]
+) -> dict[Block, Tensor]:
     """A copy of every block's pooling weight, (1, 1, 1, d, 1, d, 1); empty where ``spec`` does not pool."""
     if not spec.pools:
         if given:
-            raise ValueError(f"spatial_weights holds {len(given)} weights, but the spec ({spec}) does not pool; give "
-                             "the down factor they were trained with.")
+            raise ValueError(
+                f"spatial_weights holds {len(given)} weights, but the spec ({spec}) does not pool; give "
+                "the down factor they were trained with."
+            )
         return {}
     d = spec.down_factor
     unmatched = sorted(map(str, given.keys() ^ blocks.keys()))
     if given and unmatched:
-        raise ValueError(f"spatial_weights holds {len(given)} weights for {len(blocks)} blocks, and {unmatched[0]} is "
-                         "in only one of the two; use weights made for this model.")
+        raise ValueError(
+            f"spatial_weights holds {len(given)} weights for {len(blocks)} blocks, and {unmatched[0]} is "
+            "in only one of the two; use weights made for this model."
+        )
     weights = {}
     for block, attn in blocks.items():
         weight = given.get(block, mean_weight(d))
         if tuple(weight.shape) not in ((d, d), (1, 1, 1, d, 1, d, 1)):
-            raise ValueError(f"{spatial_name(*block)} has shape {tuple(weight.shape)}; expected ({d}, {d}), the down "
-                             "factor of the spec.")
+            raise ValueError(
+                f"{spatial_name(*block)} has shape {tuple(weight.shape)}; expected ({d}, {d}), the down "
+                "factor of the spec."
+            )
         device = next(attn.parameters()).device
         # Offloaded modules keep their parameters on "meta"; pooling moves the few numbers to the query's device.
-        weights[block] = weight.detach().reshape(1, 1, 1, d, 1, d, 1).to(
-            "cpu" if device.type == "meta" else device, copy=True)
+        weights[block] = (
+            weight.detach().reshape(1, 1, 1, d, 1, d, 1).to("cpu" if device.type == "meta" else device, copy=True)
+        )
     return weights
 
 
 @torch.compiler.disable
-def describe_call(settings: ClearSettings, transformer: FluxTransformer2DModel, args: tuple[Any, ...],
-                  kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+def describe_call(
+    settings: ClearSettings, transformer: FluxTransformer2DModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[()], dict[str, Any]]:
     """Forward pre-hook: adds the :class:`ClearCall` of this call to ``joint_attention_kwargs``.
 
     Raises:

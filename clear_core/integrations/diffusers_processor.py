@@ -70,19 +70,24 @@ class ClearAttnProcessor(nn.Module):
             (B, L, C), or image and text (B, N, C), (B, T, C) of a double block.
         """
         if clear_call is None:
-            raise ValueError("a block with CLEAR was called without its grid: call the whole transformer, and with "
-                             "gradient checkpointing use diffusers 0.35 or later (older ones do not hand "
-                             "joint_attention_kwargs to checkpointed blocks).")
+            raise ValueError(
+                "a block with CLEAR was called without its grid: call the whole transformer, and with "
+                "gradient checkpointing use diffusers 0.35 or later (older ones do not hand "
+                "joint_attention_kwargs to checkpointed blocks)."
+            )
         if attention_mask is not None:
-            raise ValueError("an attention_mask was given, which CLEAR does not take; leave it out of "
-                             "joint_attention_kwargs or take CLEAR off.")
+            raise ValueError(
+                "an attention_mask was given, which CLEAR does not take; leave it out of "
+                "joint_attention_kwargs or take CLEAR off."
+            )
         from diffusers.models.embeddings import apply_rotary_emb
 
         query, key, value = project(attn, hidden_states, ("to_q", "to_k", "to_v"), "to_qkv")
         query, key = attn.norm_q(query), attn.norm_k(key)
         if encoder_hidden_states is not None:
             text_query, text_key, text_value = project(
-                attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), "to_added_qkv")
+                attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"), "to_added_qkv"
+            )
             query = torch.cat([attn.norm_added_q(text_query), query], dim=2)
             key = torch.cat([attn.norm_added_k(text_key), key], dim=2)
             value = torch.cat([text_value, value], dim=2)
@@ -92,14 +97,21 @@ class ClearAttnProcessor(nn.Module):
 
         layout = SequenceLayout.of(query.shape[2], clear_call.grid, clear_call.reference)
         out = clear_attention(
-            query, key, value, grid=clear_call.grid, spec=self.settings.spec, spatial_weight=self.spatial_weight,
-            scale=self.settings.scale(query.shape[-1], layout), reference_tokens=clear_call.reference,
-            backend=self.settings.backend)
+            query,
+            key,
+            value,
+            grid=clear_call.grid,
+            spec=self.settings.spec,
+            spatial_weight=self.spatial_weight,
+            scale=self.settings.scale(query.shape[-1], layout),
+            reference_tokens=clear_call.reference,
+            backend=self.settings.backend,
+        )
         out = out.transpose(1, 2).flatten(2)
 
         if encoder_hidden_states is None:
             return out
-        text, image = out[:, : layout.text], out[:, layout.text:]
+        text, image = out[:, : layout.text], out[:, layout.text :]
         image = attn.to_out[1](attn.to_out[0](image.contiguous()))
         return image, attn.to_add_out(text.contiguous())
 

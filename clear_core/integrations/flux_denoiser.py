@@ -24,8 +24,9 @@ def pack_latent(latent: Tensor) -> Tensor:
         (B, H/2 * W/2, 4 C), row-major tokens; within a token channel first, then row, then column.
     """
     if latent.ndim != 4 or latent.shape[2] % 2 or latent.shape[3] % 2:
-        raise ValueError(f"the latent has shape {tuple(latent.shape)}; expected (batch, channels, height, width) with "
-                         "even sides.")
+        raise ValueError(
+            f"the latent has shape {tuple(latent.shape)}; expected (batch, channels, height, width) with even sides."
+        )
     cells = latent.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, h, 2, w, 2)
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 

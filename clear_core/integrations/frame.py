@@ -66,6 +66,10 @@ def read_frame(img_ids: Tensor) -> Frame:
         raise ValueError(
             f"the first {image_tokens} of img_ids are not one picture in row-major order (rows of {width} tokens do "
             "not fit them), so CLEAR cannot place its windows; take CLEAR off for this call, or give the ids of a "
-            "whole grid.")
-    return Frame((image_tokens // width, width), len(given) - image_tokens,
-                 torch.cat([exact, given[image_tokens:]]).to(ids.device))
+            "whole grid."
+        )
+    return Frame(
+        (image_tokens // width, width),
+        len(given) - image_tokens,
+        torch.cat([exact, given[image_tokens:]]).to(ids.device),
+    )

@@ -7,5 +7,18 @@ from .schedule import sdedit_sigmas, static_shift
 from .stages import Stage, plan_stages, reflect_to
 from .tiles import Tile, TileLayout
 
-__all__ = ["COLOR_FIXES", "Stage", "Tile", "TileLayout", "choose_tiles", "euler", "noised", "plan_stages", "reflect_to",
-           "sdedit", "sdedit_sigmas", "static_shift", "wavelet_color_fix"]
+__all__ = [
+    "COLOR_FIXES",
+    "Stage",
+    "Tile",
+    "TileLayout",
+    "choose_tiles",
+    "euler",
+    "noised",
+    "plan_stages",
+    "reflect_to",
+    "sdedit",
+    "sdedit_sigmas",
+    "static_shift",
+    "wavelet_color_fix",
+]

@@ -6,8 +6,16 @@ from ..memory import FLUX_TEXT, Activations
 from .tiles import TileLayout, overlap_tokens
 
 
-def choose_tiles(grid: tuple[int, int], *, tile_height: int = 0, tile_width: int = 0, overlap: int = 128,
-                 activations: Activations, budget: int, batch: int = 1) -> TileLayout:
+def choose_tiles(
+    grid: tuple[int, int],
+    *,
+    tile_height: int = 0,
+    tile_width: int = 0,
+    overlap: int = 128,
+    activations: Activations,
+    budget: int,
+    batch: int = 1,
+) -> TileLayout:
     """The tiles of a frame: those asked for, or as few as fit the budget.
 
     Args:
@@ -28,8 +36,9 @@ def choose_tiles(grid: tuple[int, int], *, tile_height: int = 0, tile_width: int
     counts = [1, 1]
     automatic = [axis for axis, wanted in enumerate((tile_height, tile_width)) if not wanted]
     while True:
-        sides = [fixed[axis] if axis not in automatic else split_side(grid[axis], counts[axis], shared)
-                 for axis in (0, 1)]
+        sides = [
+            fixed[axis] if axis not in automatic else split_side(grid[axis], counts[axis], shared) for axis in (0, 1)
+        ]
         if activations.peak_bytes(sides[0] * sides[1] + FLUX_TEXT, batch=batch) <= budget:
             break
         # Where several sides can give way, the longer one does: tiles near a square have the shortest borders.

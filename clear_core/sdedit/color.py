@@ -27,8 +27,9 @@ def low_frequencies(pictures: Tensor, levels: int = LEVELS) -> Tensor:
             dilation = [1, 1]
             dilation[dim - 2] = step
             padded = F.pad(pictures, pad, mode="replicate")
-            pictures = F.conv2d(padded, kernel.view(shape).expand(channels, 1, -1, -1), dilation=dilation,
-                                groups=channels)
+            pictures = F.conv2d(
+                padded, kernel.view(shape).expand(channels, 1, -1, -1), dilation=dilation, groups=channels
+            )
     return pictures
 
 

@@ -19,8 +19,9 @@ def noised(latent: Tensor, noise: Tensor, sigma: float) -> Tensor:
     return sigma * noise + (1 - sigma) * latent
 
 
-def euler(denoiser: Denoiser, latent: Tensor, sigmas: Tensor,
-          on_step: Callable[[int, int], None] | None = None) -> Tensor:
+def euler(
+    denoiser: Denoiser, latent: Tensor, sigmas: Tensor, on_step: Callable[[int, int], None] | None = None
+) -> Tensor:
     """Follows the flow from ``sigmas[0]`` to ``sigmas[-1]``.
 
     Args:
@@ -41,8 +42,16 @@ def euler(denoiser: Denoiser, latent: Tensor, sigmas: Tensor,
     return latent
 
 
-def sdedit(denoiser: Denoiser, latent: Tensor, noise: Tensor, *, steps: int = 20, strength: float = 0.7,
-           shift: float = FLUX_SHIFT, on_step: Callable[[int, int], None] | None = None) -> Tensor:
+def sdedit(
+    denoiser: Denoiser,
+    latent: Tensor,
+    noise: Tensor,
+    *,
+    steps: int = 20,
+    strength: float = 0.7,
+    shift: float = FLUX_SHIFT,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """Redoes an enlarged picture: noise it to ``strength``, denoise it again.
 
     Args:

@@ -57,8 +57,16 @@ class Stage:
         return self.size != self.source
 
 
-def plan_stages(height: int, width: int, *, upscale_by: float = 2.0, stages: int = 0, denoise: float = 0.5,
-                stage_denoise: str = "", seed: int = 0) -> tuple[Stage, ...]:
+def plan_stages(
+    height: int,
+    width: int,
+    *,
+    upscale_by: float = 2.0,
+    stages: int = 0,
+    denoise: float = 0.5,
+    stage_denoise: str = "",
+    seed: int = 0,
+) -> tuple[Stage, ...]:
     """The stages from a picture to its enlargement, each by the same factor.
 
     Args:
@@ -89,8 +97,9 @@ def plan_stages(height: int, width: int, *, upscale_by: float = 2.0, stages: int
     for number in range(1, count + 1):
         factor = upscale_by ** (number / count)
         size = (round(height * factor), round(width * factor))
-        planned.append(Stage(number, source, size, strengths[min(number, len(strengths)) - 1],
-                             (seed + number - 1) % SEEDS))
+        planned.append(
+            Stage(number, source, size, strengths[min(number, len(strengths)) - 1], (seed + number - 1) % SEEDS)
+        )
         source = size
     return tuple(planned)
 
@@ -107,8 +116,9 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         try:
             strengths.append(check_strength("stage_denoise", float(part)))
         except ValueError:
-            raise ValueError(f"stage_denoise is {text!r}; expected numbers above 0 to 1, separated by commas, "
-                             'such as "0.7, 0.5".') from None
+            raise ValueError(
+                f'stage_denoise is {text!r}; expected numbers above 0 to 1, separated by commas, such as "0.7, 0.5".'
+            ) from None
     return tuple(strengths)
 
 

@@ -30,8 +30,10 @@ class Tile:
     @property
     def latents(self) -> tuple[slice, slice]:
         """The same rectangle in a latent, (rows, columns)."""
-        return (slice(PATCH * self.y, PATCH * (self.y + self.height)),
-                slice(PATCH * self.x, PATCH * (self.x + self.width)))
+        return (
+            slice(PATCH * self.y, PATCH * (self.y + self.height)),
+            slice(PATCH * self.x, PATCH * (self.x + self.width)),
+        )
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ class TileLayout:
         shared = overlap_tokens(overlap)
         for name, side, whole in (("tile_height", sides[0], grid[0]), ("tile_width", sides[1], grid[1])):
             if side < whole and 2 * shared > side:
-                raise ValueError(f"tile_overlap is {overlap} px, more than half of {name} {side * TOKEN_PIXELS}; "
-                                 f"set tile_overlap to at most {side // 2 * TOKEN_PIXELS}.")
+                raise ValueError(
+                    f"tile_overlap is {overlap} px, more than half of {name} {side * TOKEN_PIXELS}; "
+                    f"set tile_overlap to at most {side // 2 * TOKEN_PIXELS}."
+                )
         return cls(grid, (sides[0], sides[1]), shared)
 
     @property
@@ -103,11 +107,11 @@ class TileLayout:
                 weight[: len(ramp)] *= ramp.flip(0)
             if number < len(starts) - 1:
                 ramp = falling(side - PATCH * (starts[number + 1] - start))
-                weight[side - len(ramp):] *= ramp
-            total[PATCH * start: PATCH * start + side] += weight
+                weight[side - len(ramp) :] *= ramp
+            total[PATCH * start : PATCH * start + side] += weight
             weights[start] = weight
         # Even spacing can make a tile share tokens with the next but one, where two ramps do not add up to 1.
-        return {start: weight / total[PATCH * start: PATCH * start + side] for start, weight in weights.items()}
+        return {start: weight / total[PATCH * start : PATCH * start + side] for start, weight in weights.items()}
 
     def weight(self, tile: Tile) -> Tensor:
         """(1, 1, 2 * rows, 2 * columns) float32: what a tile's prediction counts. Over the frame they sum to 1."""

@@ -12,6 +12,17 @@ from .reader import ClearFile, read_clear_file
 from .writer import save_clear_file
 
 __all__ = [
-    "CATALOGUE", "LICENCE", "ClearFile", "ClearFileError", "FetchError", "Release", "bare_name", "fetch",
-    "find_release", "fingerprint", "radius_from_name", "read_clear_file", "save_clear_file",
+    "CATALOGUE",
+    "LICENCE",
+    "ClearFile",
+    "ClearFileError",
+    "FetchError",
+    "Release",
+    "bare_name",
+    "fetch",
+    "find_release",
+    "fingerprint",
+    "radius_from_name",
+    "read_clear_file",
+    "save_clear_file",
 ]

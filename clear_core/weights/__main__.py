@@ -30,9 +30,11 @@ def tensor_bar(words: str) -> Iterator[object]:
         yield None
         return
     with tqdm(desc=words, unit="tensor", disable=None) as bar:
+
         def on_tensor(count: int, total: int) -> None:
             bar.total = total
             bar.update(count - bar.n)
+
         yield on_tensor
 
 
@@ -52,13 +54,17 @@ def get(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     from .reader import read_clear_file
+
     file = read_clear_file(args.file)
     facts = {
-        "kind": file.kind, "radius": file.radius or "not stated: set the radius by hand",
+        "kind": file.kind,
+        "radius": file.radius or "not stated: set the radius by hand",
         "down factor": file.down_factor,
         "fits": f"width {file.width}, {file.num_double} double and {file.num_single} single blocks",
         "numbers": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in file.dtypes)),
-        "names": file.layout, "size": f"{file.size / 1e6:,.1f} MB", "source": file.source or "not stated",
+        "names": file.layout,
+        "size": f"{file.size / 1e6:,.1f} MB",
+        "source": file.source or "not stated",
     }
     print("\n".join(f"{label:<12} {value}" for label, value in {"file": file.name, **facts}.items()))
     if args.finite:
@@ -69,19 +75,29 @@ def inspect(args: argparse.Namespace) -> None:
 def save(args: argparse.Namespace) -> None:
     from .state import trained_state
     from .writer import save_clear_file
+
     state = trained_state(args.state)
     if state.others:
         print(f"left out, not CLEAR's: {len(state.others)} tensors ({first_few(state.others, len(state.others))})")
     with tensor_bar("saving") as on_tensor:
-        file = save_clear_file(args.out, state.tensors, state.spatial_weights, args.radius, state.down_factor,
-                               source=args.source or shown(Path(args.state).name), force=args.force,
-                               dtype=STORED_AS.get(args.dtype), on_tensor=on_tensor)
+        file = save_clear_file(
+            args.out,
+            state.tensors,
+            state.spatial_weights,
+            args.radius,
+            state.down_factor,
+            source=args.source or shown(Path(args.state).name),
+            force=args.force,
+            dtype=STORED_AS.get(args.dtype),
+            on_tensor=on_tensor,
+        )
     print(f"{file.path}: radius {file.radius}, down factor {file.down_factor}, {file.size / 1e6:,.1f} MB")
 
 
 def delta(args: argparse.Namespace) -> None:
     from .delta import save_delta
     from .lora import save_lora
+
     if args.lora is None:
         with tensor_bar("subtracting") as on_tensor:
             file = save_delta(args.base, args.clear, args.out, force=args.force, on_tensor=on_tensor)
@@ -103,8 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("get", help="fetch a released file from Hugging Face")
     command.add_argument("name", help="e.g. clear_local_16")
-    command.add_argument("--to", type=Path, default=Path("."), metavar="DIR",
-                         help="folder to put it in, for ComfyUI its models/clear (default: this one)")
+    command.add_argument(
+        "--to",
+        type=Path,
+        default=Path("."),
+        metavar="DIR",
+        help="folder to put it in, for ComfyUI its models/clear (default: this one)",
+    )
     command.set_defaults(run=get)
 
     command = commands.add_parser("inspect", help="say what a file holds")
@@ -113,8 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=inspect)
 
     command = commands.add_parser("save", help="turn a trained state into a file in the published format")
-    command.add_argument("--state", type=Path, required=True, help="safetensors file with the trained tensors, or a "
-                                                                   "whole trained model")
+    command.add_argument(
+        "--state", type=Path, required=True, help="safetensors file with the trained tensors, or a whole trained model"
+    )
     command.add_argument("--radius", type=int, required=True, help="window radius it was trained with, in tokens")
     command.add_argument("--source", default="", help="where it comes from, one line (default: the state's file name)")
     command.add_argument("--dtype", choices=STORED_AS, help="numbers in the file (default: as in the state)")
@@ -122,8 +144,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=save)
 
     command = commands.add_parser("delta", help="write CLEAR minus its base, to be added to any fine-tune")
-    command.add_argument("--base", type=Path, nargs="+", required=True,
-                         help="flux1-dev.safetensors, or the shards of the diffusers transformer")
+    command.add_argument(
+        "--base",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="flux1-dev.safetensors, or the shards of the diffusers transformer",
+    )
     command.add_argument("--clear", type=Path, required=True, help="the CLEAR file")
     command.add_argument("--lora", type=int, metavar="RANK", help="write a LoRA of this rank instead (local variants)")
     add_out(command)

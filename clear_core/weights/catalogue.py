@@ -12,8 +12,10 @@ from .naming import STREAMS, TRAINED
 
 REPOSITORY = "Huage001/CLEAR"
 
-LICENCE = ("Derived from FLUX.1-dev: FLUX.1 [dev] Non-Commercial License "
-           "(https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md).")
+LICENCE = (
+    "Derived from FLUX.1-dev: FLUX.1 [dev] Non-Commercial License "
+    "(https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md)."
+)
 
 SUFFIX = ".safetensors"
 
@@ -61,16 +63,32 @@ class Release:
         return self.name
 
 
-CATALOGUE: dict[str, Release] = {release.stem: release for release in (
-    Release("clear_local_32", 32, 1, "1K to 4K; nearest to the original model, the most work per token"),
-    Release("clear_local_16", 16, 1, "2K to 8K; the middle between fidelity and work"),
-    Release("clear_local_8", 8, 1, "4K to 8K over an existing picture (SDEdit); repeats patterns when it starts from "
-                                   "noise"),
-    Release("clear_local_16_down_4", 16, 4, "1K to 4K; sees the whole picture coarsely, its work grows with the square "
-                                            "of the tokens"),
-    Release("clear_local_8_down_4", 8, 4, "1K to 4K; the published notebooks' choice, sees the whole picture coarsely, "
-                                          "its work grows with the square of the tokens"),
-)}
+CATALOGUE: dict[str, Release] = {
+    release.stem: release
+    for release in (
+        Release("clear_local_32", 32, 1, "1K to 4K; nearest to the original model, the most work per token"),
+        Release("clear_local_16", 16, 1, "2K to 8K; the middle between fidelity and work"),
+        Release(
+            "clear_local_8",
+            8,
+            1,
+            "4K to 8K over an existing picture (SDEdit); repeats patterns when it starts from noise",
+        ),
+        Release(
+            "clear_local_16_down_4",
+            16,
+            4,
+            "1K to 4K; sees the whole picture coarsely, its work grows with the square of the tokens",
+        ),
+        Release(
+            "clear_local_8_down_4",
+            8,
+            4,
+            "1K to 4K; the published notebooks' choice, sees the whole picture coarsely, "
+            "its work grows with the square of the tokens",
+        ),
+    )
+}
 
 
 def find_release(name: str) -> Release:

@@ -29,10 +29,13 @@ FOREIGN = {
 # What safetensors' own errors mean to a user, by a fragment of the message in its newer and its older wording
 # (letters only, small). Whatever else it may say is about the header's text.
 DAMAGE = {
-    ("incompletemetadata", "incompletebuffer"):
-        "is truncated, or has bytes that its header does not account for; download it again",
-    ("invalidoffset",):
-        "is damaged: its header places tensors on top of each other or outside the file; download it again",
+    (
+        "incompletemetadata",
+        "incompletebuffer",
+    ): "is truncated, or has bytes that its header does not account for; download it again",
+    (
+        "invalidoffset",
+    ): "is damaged: its header places tensors on top of each other or outside the file; download it again",
     ("overflow",): "is damaged: its header declares an impossible size; download it again",
     ("invalidshape", "invalidinfo"): "is damaged: the shape of a tensor and its bytes disagree; download it again",
 }
@@ -78,10 +81,13 @@ def check_start(name: str, start: bytes, size: int) -> None:
     if start[8:9] != b"{":
         raise ClearFileError(f"{name} is not a safetensors file; CLEAR weights are read from .safetensors files only.")
     if header > MAX_HEADER_BYTES:
-        raise ClearFileError(f"{name} declares a header of {header} bytes; the format allows {MAX_HEADER_BYTES}, "
-                             f"so it is damaged; download it again.")
-    raise ClearFileError(f"{name} is truncated: it declares a header of {header} bytes but has {size} bytes in all; "
-                         f"download it again.")
+        raise ClearFileError(
+            f"{name} declares a header of {header} bytes; the format allows {MAX_HEADER_BYTES}, "
+            f"so it is damaged; download it again."
+        )
+    raise ClearFileError(
+        f"{name} is truncated: it declares a header of {header} bytes but has {size} bytes in all; download it again."
+    )
 
 
 def damage(error: Exception) -> str:

@@ -47,9 +47,11 @@ class Base:
             self.places |= dict.fromkeys(held, TensorMap(name, handle, held, clear.width))
         missing = [name for name in clear.stored if name not in self.places]
         if missing:
-            raise ClearFileError(f"{self.label} is not the base of {clear.name}: {len(missing)} of its "
-                                 f"{len(clear.stored)} trained tensors are not there "
-                                 f"({first_few(missing, len(missing))}); expected a whole FLUX.1-dev.")
+            raise ClearFileError(
+                f"{self.label} is not the base of {clear.name}: {len(missing)} of its "
+                f"{len(clear.stored)} trained tensors are not there "
+                f"({first_few(missing, len(missing))}); expected a whole FLUX.1-dev."
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.places[name][name]
@@ -62,11 +64,14 @@ def check_slice(name: str, part: object, at: Stored, width: int) -> None:
     # Below q, k and v a linear1 has the MLP's rows, so only there may be more.
     rows = shape[0] >= least if shape and ".linear1." in at.key else shape[:1] == (least,)
     if not rows or shape[1:] != columns:
-        raise ClearFileError(f"{name} is of another size than the CLEAR file: {shown(at.key)} is {dims(shape)}, "
-                             f"expected {dims((least, *columns))}.")
+        raise ClearFileError(
+            f"{name} is of another size than the CLEAR file: {shown(at.key)} is {dims(shape)}, "
+            f"expected {dims((least, *columns))}."
+        )
     if dtype not in ("F64", "F32", "F16", "BF16"):
-        raise ClearFileError(f"{name} is stored as {shown(dtype)}; a difference needs the base in 16 or 32 bits "
-                             f"(flux1-dev.safetensors).")
+        raise ClearFileError(
+            f"{name} is stored as {shown(dtype)}; a difference needs the base in 16 or 32 bits (flux1-dev.safetensors)."
+        )
 
 
 def read_pair(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[str]) -> tuple[Base, ClearFile]:
@@ -91,8 +96,14 @@ def difference(base: Base, clear: TensorMap, name: str) -> Tensor:
     return clear[name].float() - base[name].float()
 
 
-def save_delta(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[str], out: str | os.PathLike[str], *,
-               force: bool = False, on_tensor: OnTensor | None = None) -> ClearFile:
+def save_delta(
+    base: Sequence[str | os.PathLike[str]],
+    clear: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    on_tensor: OnTensor | None = None,
+) -> ClearFile:
     """Writes CLEAR minus base as a CLEAR file of kind "delta".
 
     It is stored in the wider dtype of the two. In bf16 that loses nothing where a weight changed by less than half of
@@ -110,8 +121,10 @@ def save_delta(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[
     model, file = read_pair(base, clear)
     tensors, spatial = file.tensors(), {spatial_name(*block): w for block, w in file.spatial_weights().items()}
     d = file.down_factor
-    plan = {name: (torch.promote_types(tensors[name].dtype, model[name].dtype), tuple(tensors[name].shape))
-            for name in tensors}
+    plan = {
+        name: (torch.promote_types(tensors[name].dtype, model[name].dtype), tuple(tensors[name].shape))
+        for name in tensors
+    }
     plan |= {name: (torch.float32, (1, 1, 1, d, 1, d, 1)) for name in spatial}
 
     def make(name: str) -> Tensor:
@@ -119,8 +132,9 @@ def save_delta(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[
             return spatial[name]
         numbers = difference(model, tensors, name)
         if not finite(numbers.to(plan[name][0])):
-            raise ClearFileError(f"{file.name} minus {model.label} is NaN or infinite in {name}; one of the two is "
-                                 f"damaged.")
+            raise ClearFileError(
+                f"{file.name} minus {model.label} is NaN or infinite in {name}; one of the two is damaged."
+            )
         return numbers
 
     header = clear_header("delta", file.radius, d, f"{file.name} minus {model.label}")

@@ -120,8 +120,10 @@ def fetch(name: str, folder: str | os.PathLike[str], progress: Progress | None =
     except FetchError as error:
         raise FetchError(f"{release.name} was not fetched: {error}; {by_hand}.") from error.__cause__
     except OSError as error:
-        raise FetchError(f"{release.name} was not fetched: {shown(error.strerror or error)} "
-                         f"({shown(error.filename or target.parent)}); {by_hand}.") from error
+        raise FetchError(
+            f"{release.name} was not fetched: {shown(error.strerror or error)} "
+            f"({shown(error.filename or target.parent)}); {by_hand}."
+        ) from error
     return target
 
 
@@ -156,23 +158,33 @@ def stream(announced: Announced, part: Path, progress: Progress | None) -> None:
     need = announced.size - length(part)
     free = shutil.disk_usage(part.parent).free
     if free < need:
-        raise FetchError(f"the disk is full: {need / 1e6:,.0f} MB more are needed in {part.parent.parent} and "
-                         f"{free / 1e6:,.0f} MB are free")
+        raise FetchError(
+            f"the disk is full: {need / 1e6:,.0f} MB more are needed in {part.parent.parent} and "
+            f"{free / 1e6:,.0f} MB are free"
+        )
     idle = 0
     while (have := length(part)) < announced.size:
         metered = None
         try:
             with open(part, "ab") as file:
                 metered = Metered(file, announced.size, progress)
-                http_get(announced.url, metered, resume_size=have, headers=announced.headers,
-                         expected_size=announced.size, displayed_filename=part.name.partition(".")[0])
+                http_get(
+                    announced.url,
+                    metered,
+                    resume_size=have,
+                    headers=announced.headers,
+                    expected_size=announced.size,
+                    displayed_filename=part.name.partition(".")[0],
+                )
         except Exception as error:
             if not of_network(error) or (metered and error is metered.stopped):
                 raise
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 part.unlink()
-                raise FetchError(f"the disk is full: {part.parent.parent} had no room for {announced.size / 1e6:,.0f} "
-                                 f"MB; what had come was removed") from error
+                raise FetchError(
+                    f"the disk is full: {part.parent.parent} had no room for {announced.size / 1e6:,.0f} "
+                    f"MB; what had come was removed"
+                ) from error
             status = status_of(error)
             if length(part) > announced.size or status == 416:
                 break
@@ -181,14 +193,17 @@ def stream(announced: Announced, part: Path, progress: Progress | None) -> None:
                 # A plain OSError is the client's own complaint about the size.
                 if type(error) is OSError and error.errno is None:
                     break
-                raise FetchError(f"{in_words(error)}; {length(part) / 1e6:,.0f} of {announced.size / 1e6:,.0f} MB are "
-                                 f"kept and the next attempt goes on from there") from error
+                raise FetchError(
+                    f"{in_words(error)}; {length(part) / 1e6:,.0f} of {announced.size / 1e6:,.0f} MB are "
+                    f"kept and the next attempt goes on from there"
+                ) from error
             time.sleep(idle)
     if length(part) != announced.size:
         got = length(part)
         part.unlink()
-        raise FetchError(f"it has the wrong size: the hub announced {announced.size} bytes and sent {got}; what had "
-                         f"come was removed")
+        raise FetchError(
+            f"it has the wrong size: the hub announced {announced.size} bytes and sent {got}; what had come was removed"
+        )
 
 
 def check(release: Release, announced: Announced, part: Path) -> None:
@@ -218,8 +233,10 @@ def in_words(error: Exception) -> str:
     """What an error of the client, of whatever version, means to a user."""
     status = status_of(error)
     if status in (401, 403):
-        return (f"the hub refused it (HTTP {status}: gated, private or renamed); log in with `hf auth login` if your "
-                f"account has access")
+        return (
+            f"the hub refused it (HTTP {status}: gated, private or renamed); log in with `hf auth login` if your "
+            f"account has access"
+        )
     if status == 404:
         return f"the hub does not have it (HTTP 404); the repository {REPOSITORY} may have changed"
     if status is not None:

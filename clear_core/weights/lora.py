@@ -36,8 +36,15 @@ class Energy:
     biases: float
 
 
-def save_lora(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[str], out: str | os.PathLike[str],
-              rank: int, *, force: bool = False, on_tensor: OnTensor | None = None) -> Energy:
+def save_lora(
+    base: Sequence[str | os.PathLike[str]],
+    clear: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    rank: int,
+    *,
+    force: bool = False,
+    on_tensor: OnTensor | None = None,
+) -> Energy:
     """Writes CLEAR minus base as a LoRA of the given rank, in diffusers' names (``transformer.….lora_A.weight``).
 
     diffusers and ComfyUI's own LoRA loaders read it; strength 1 is the whole of it (no alpha is stored).
@@ -55,8 +62,10 @@ def save_lora(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[s
     """
     model, file = read_pair(base, clear)
     if file.down_factor > 1:
-        raise ClearFileError(f"{file.name} pools {file.down_factor} x {file.down_factor}, which a LoRA cannot hold; "
-                             f"write a delta file without --lora.")
+        raise ClearFileError(
+            f"{file.name} pools {file.down_factor} x {file.down_factor}, which a LoRA cannot hold; "
+            f"write a delta file without --lora."
+        )
     if not 1 <= rank <= file.width:
         raise ClearFileError(f"the rank is {rank}; expected 1 to {file.width}.")
     tensors = file.tensors()
@@ -69,8 +78,9 @@ def save_lora(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[s
     def factors(name: str) -> tuple[Tensor, Tensor]:
         delta = difference(model, tensors, name)
         if not delta.isfinite().all():
-            raise ClearFileError(f"{file.name} minus {model.label} is NaN or infinite in {name}; one of the two is "
-                                 f"damaged.")
+            raise ClearFileError(
+                f"{file.name} minus {model.label} is NaN or infinite in {name}; one of the two is damaged."
+            )
         u, s, v = decompose(delta, rank)
         found.add_(s.double().square())
         total.add_(delta.double().square().sum())
@@ -86,8 +96,12 @@ def save_lora(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[s
         layer, end, _ = key.rsplit(".", 2)
         return factors(layer.removeprefix("transformer.") + ".weight")[end == "lora_B"]
 
-    header = {"format": "pt", "clear.radius": str(file.radius), "clear.lora_rank": str(rank),
-              "clear.source": f"{file.name} minus {model.label}"}
+    header = {
+        "format": "pt",
+        "clear.radius": str(file.radius),
+        "clear.lora_rank": str(rank),
+        "clear.source": f"{file.name} minus {model.label}",
+    }
     write_safetensors(out, plan, make, header, force=force, on_tensor=on_tensor)
     lost = sum(difference(model, tensors, name).double().square().sum() for name in tensors if name.endswith(".bias"))
     ranks = [2**power for power in range(rank.bit_length()) if 2**power < rank] + [rank]

@@ -55,8 +55,10 @@ DIFFUSERS = Layout(
 COMFYUI = Layout(
     "ComfyUI",
     {"double": "double_blocks", "single": "single_blocks"},
-    {"double": {"img_attn.qkv": ("to_q", "to_k", "to_v"), "img_attn.proj": ("to_out.0",)},
-     "single": {"linear1": ("to_q", "to_k", "to_v")}},
+    {
+        "double": {"img_attn.qkv": ("to_q", "to_k", "to_v"), "img_attn.proj": ("to_out.0",)},
+        "single": {"linear1": ("to_q", "to_k", "to_v")},
+    },
     {"double": "img_attn.processor.spatial_weight", "single": "processor.spatial_weight"},
 )
 
@@ -99,8 +101,9 @@ class Names:
 
     def missing(self) -> Iterator[str]:
         """Canonical names that the blocks found should have and have not; lazy, for an index may be absurd."""
-        return (name for name in trained_names(self.blocks["double"], self.blocks["single"])
-                if name not in self.tensors)
+        return (
+            name for name in trained_names(self.blocks["double"], self.blocks["single"]) if name not in self.tensors
+        )
 
     def missing_count(self) -> int:
         return sum(self.blocks[s] * len(TRAINED[s]) * len(ENDS) for s in STREAMS) - len(self.tensors)
@@ -131,7 +134,7 @@ KEY = re.compile(r"([a-z_]+)\.(0|[1-9][0-9]{0,4})\.(.+)", re.DOTALL)
 
 def split_key(key: str, layout: Layout, prefix: str) -> tuple[Stream, int, str] | None:
     """(stream, block index, name within the block) of a key that names one of ``layout``'s trained tensors."""
-    match = KEY.fullmatch(key[len(prefix):]) if key.startswith(prefix) else None
+    match = KEY.fullmatch(key[len(prefix) :]) if key.startswith(prefix) else None
     if match is None:
         return None
     for stream in STREAMS:

@@ -19,8 +19,12 @@ from .filename import radius_from_name
 from .naming import Names, Stored, Stream, recognise
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 NUMBER = re.compile(r"[1-9][0-9]{0,3}")
@@ -78,8 +82,10 @@ class ClearFile:
         """By (stream, block index) the pooling weights, (d, d) float32 and a copy; empty where d is 1."""
         handle = open_safetensors(self.path)
         d = self.down_factor
-        return {block: read(self.name, handle, key).to(torch.float32, copy=True).reshape(d, d)
-                for block, key in self.spatial.items()}
+        return {
+            block: read(self.name, handle, key).to(torch.float32, copy=True).reshape(d, d)
+            for block, key in self.spatial.items()
+        }
 
     def fits(self, width: int, num_double: int, num_single: int) -> None:
         """Holds the file against a model.
@@ -92,7 +98,8 @@ class ClearFile:
         if mine != model:
             raise ClearFileError(
                 "{} was made for a FLUX of width {} with {} double and {} single blocks; this model has width {} with "
-                "{} double and {} single blocks, so choose a file made for it.".format(self.name, *mine, *model))
+                "{} double and {} single blocks, so choose a file made for it.".format(self.name, *mine, *model)
+            )
 
     def check_finite(self) -> None:
         """Looks at every number, one tensor in memory at a time; reads the whole file once (3.6 GB for FLUX.1-dev's).
@@ -103,8 +110,10 @@ class ClearFile:
         bad = [name for name, tensor in self.tensors().items() if not finite(tensor)]
         bad += [self.spatial[block] for block, tensor in self.spatial_weights().items() if not finite(tensor)]
         if bad:
-            raise ClearFileError(f"{self.name} has NaN or infinite numbers in {len(bad)} tensors "
-                                 f"({first_few(bad, len(bad))}); download it again or use another file.")
+            raise ClearFileError(
+                f"{self.name} has NaN or infinite numbers in {len(bad)} tensors "
+                f"({first_few(bad, len(bad))}); download it again or use another file."
+            )
 
 
 class TensorMap(Mapping[str, Tensor]):
@@ -147,25 +156,36 @@ def read_clear_file(path: str | os.PathLike[str]) -> ClearFile:
         raise ClearFileError(f"{name} cannot be read: {shown(error)}.") from None
     dtypes, width, down_factor = checked_tensors(name, handle, names)
     return ClearFile(
-        path=path, name=name, kind=header_kind(name, header),
+        path=path,
+        name=name,
+        kind=header_kind(name, header),
         radius=header_number(name, header, "clear.radius") or radius_from_name(path.name),
         down_factor=agreed_down_factor(name, header, down_factor),
-        num_double=names.blocks["double"], num_single=names.blocks["single"], width=width, dtypes=dtypes,
-        source=shown(header.get("clear.source", ""), 500), layout=names.layout.name, size=size,
-        stored=names.tensors, spatial=names.spatial)
+        num_double=names.blocks["double"],
+        num_single=names.blocks["single"],
+        width=width,
+        dtypes=dtypes,
+        source=shown(header.get("clear.source", ""), 500),
+        layout=names.layout.name,
+        size=size,
+        stored=names.tensors,
+        spatial=names.spatial,
+    )
 
 
 def checked_names(name: str, keys: list[str]) -> Names:
     names = recognise(keys)
     if names is None:
         holds = f"its tensors are called {first_few(keys, len(keys))}" if keys else "it holds no tensor at all"
-        raise ClearFileError(f"{name} is not a CLEAR file: {holds}; expected names like "
-                             f"transformer_blocks.0.attn.to_q.weight.")
+        raise ClearFileError(
+            f"{name} is not a CLEAR file: {holds}; expected names like transformer_blocks.0.attn.to_q.weight."
+        )
     if names.unknown:
         count = len(names.unknown)
         raise ClearFileError(
             f"{name} is not a CLEAR file: besides {len(keys) - count} known tensors it holds {count} that CLEAR does "
-            f"not train ({first_few(names.unknown, count)}); a LoRA or a whole model goes into its own loader.")
+            f"not train ({first_few(names.unknown, count)}); a LoRA or a whole model goes into its own loader."
+        )
     check_complete(name, names)
     return names
 
@@ -173,15 +193,18 @@ def checked_names(name: str, keys: list[str]) -> Names:
 def check_complete(name: str, names: Names) -> None:
     missing = names.missing_count()
     if missing:
-        raise ClearFileError(f"{name} is incomplete: {missing} trained tensors are missing "
-                             f"({first_few(names.missing(), missing)}); use a whole file.")
+        raise ClearFileError(
+            f"{name} is incomplete: {missing} trained tensors are missing "
+            f"({first_few(names.missing(), missing)}); use a whole file."
+        )
 
 
 def checked_tensors(name: str, handle: Any, names: Names) -> tuple[frozenset[torch.dtype], int, int]:
     """dtypes of the trained weights, width and down factor, from what the header says of each known tensor."""
     try:
-        parts = {key: handle.get_slice(key)
-                 for key in [*{at.key for at in names.tensors.values()}, *names.spatial.values()]}
+        parts = {
+            key: handle.get_slice(key) for key in [*{at.key for at in names.tensors.values()}, *names.spatial.values()]
+        }
         shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
         dtypes = {key: part.get_dtype() for key, part in parts.items()}
     except SafetensorError as error:
@@ -193,8 +216,10 @@ def checked_tensors(name: str, handle: Any, names: Names) -> tuple[frozenset[tor
 def checked_dtypes(name: str, found: dict[str, str], names: Names) -> frozenset[torch.dtype]:
     wrong = [f"{key} is {dtype}" for key, dtype in found.items() if dtype not in DTYPES]
     if wrong:
-        raise ClearFileError(f"{name} holds {len(wrong)} tensors that are not floating-point "
-                             f"({first_few(wrong, len(wrong))}); expected one of {', '.join(DTYPES)}.")
+        raise ClearFileError(
+            f"{name} holds {len(wrong)} tensors that are not floating-point "
+            f"({first_few(wrong, len(wrong))}); expected one of {', '.join(DTYPES)}."
+        )
     spatial = set(names.spatial.values())
     return frozenset(DTYPES[dtype] for key, dtype in found.items() if key not in spatial)
 
@@ -209,8 +234,10 @@ def checked_width(name: str, shapes: dict[str, tuple[int, ...]], names: Names) -
         if at.row == 0 and (shapes[at.key] != expected or width == 0):
             wrong.append(f"{at.key} is {dims(shapes[at.key])}, expected {dims(expected) if width else 'a square'}")
     if wrong:
-        raise ClearFileError(f"{name} holds {len(wrong)} tensors of a wrong shape ({first_few_shapes(wrong)}); "
-                             f"it is damaged or not a CLEAR file.")
+        raise ClearFileError(
+            f"{name} holds {len(wrong)} tensors of a wrong shape ({first_few_shapes(wrong)}); "
+            f"it is damaged or not a CLEAR file."
+        )
     return width
 
 
@@ -224,14 +251,18 @@ def checked_down_factor(name: str, shapes: dict[str, tuple[int, ...]], names: Na
         return 1
     blocks = names.blocks["double"] + names.blocks["single"]
     if len(shapes) != blocks:
-        raise ClearFileError(f"{name} is incomplete: {blocks - len(shapes)} of its {blocks} blocks have no "
-                             f"spatial_weight; download it again.")
+        raise ClearFileError(
+            f"{name} is incomplete: {blocks - len(shapes)} of its {blocks} blocks have no "
+            f"spatial_weight; download it again."
+        )
     factors = {}
     for key, shape in shapes.items():
         d = max(shape, default=0)
         if shape not in ((1, 1, 1, d, 1, d, 1), (d, d)) or not 2 <= d <= 64:
-            raise ClearFileError(f"{name} holds a spatial_weight of a wrong shape ({shown(key)} is {dims(shape)}); "
-                                 f"expected 1 x 1 x 1 x d x 1 x d x 1 with d from 2 to 64.")
+            raise ClearFileError(
+                f"{name} holds a spatial_weight of a wrong shape ({shown(key)} is {dims(shape)}); "
+                f"expected 1 x 1 x 1 x d x 1 x d x 1 with d from 2 to 64."
+            )
         factors[d] = key
     if len(factors) > 1:
         listed = ", ".join(f"{d} in {shown(key)}" for d, key in sorted(factors.items()))
@@ -242,8 +273,10 @@ def checked_down_factor(name: str, shapes: dict[str, tuple[int, ...]], names: Na
 def agreed_down_factor(name: str, header: Mapping[str, str], down_factor: int) -> int:
     stated = header_number(name, header, "clear.down_factor")
     if stated not in (None, down_factor):
-        raise ClearFileError(f"{name} contradicts itself: its header says clear.down_factor {stated}, its "
-                             f"spatial_weight says {down_factor}; download it again.")
+        raise ClearFileError(
+            f"{name} contradicts itself: its header says clear.down_factor {stated}, its "
+            f"spatial_weight says {down_factor}; download it again."
+        )
     return down_factor
 
 
@@ -252,8 +285,9 @@ def header_number(name: str, header: Mapping[str, str], key: str) -> int | None:
     if value is None:
         return None
     if not NUMBER.fullmatch(value):
-        raise ClearFileError(f"{name} has the header value {key} = {shown(value)!r}; expected a whole number from "
-                             f"1 to 9999.")
+        raise ClearFileError(
+            f"{name} has the header value {key} = {shown(value)!r}; expected a whole number from 1 to 9999."
+        )
     return int(value)
 
 

@@ -41,8 +41,9 @@ def trained_state(path: str | os.PathLike[str]) -> TrainedState:
     name, handle = shown(Path(path).name), open_safetensors(path)
     names = recognise(handle.keys())
     if names is None:
-        raise ClearFileError(f"{name} holds no trained tensor; expected names like "
-                             f"transformer_blocks.0.attn.to_q.weight.")
+        raise ClearFileError(
+            f"{name} holds no trained tensor; expected names like transformer_blocks.0.attn.to_q.weight."
+        )
     check_complete(name, names)
     _, width, d = checked_tensors(name, handle, names)
     spatial = {block: read(name, handle, key).reshape(d, d) for block, key in names.spatial.items()}

@@ -25,9 +25,16 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 OnTensor = Callable[[int, int], None]
 
 
-def write_safetensors(path: str | os.PathLike[str], plan: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-                      make: Callable[[str], Tensor], header: Mapping[str, str], *, force: bool = False,
-                      on_tensor: OnTensor | None = None, check: Callable[[Path], object] | None = None) -> Path:
+def write_safetensors(
+    path: str | os.PathLike[str],
+    plan: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    make: Callable[[str], Tensor],
+    header: Mapping[str, str],
+    *,
+    force: bool = False,
+    on_tensor: OnTensor | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
     """Writes a safetensors file with one tensor in memory at a time.
 
     The file appears under its name when it is whole, on disk and checked; until then it is a temporary file beside it,
@@ -74,8 +81,9 @@ def write_safetensors(path: str | os.PathLike[str], plan: Mapping[str, tuple[tor
             check(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise ClearFileError(f"{shown(path.name)} cannot be written: {shown(error.strerror or error)} "
-                             f"({shown(path.parent)}).") from error
+        raise ClearFileError(
+            f"{shown(path.name)} cannot be written: {shown(error.strerror or error)} ({shown(path.parent)})."
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -84,14 +92,28 @@ def write_safetensors(path: str | os.PathLike[str], plan: Mapping[str, tuple[tor
 
 def clear_header(kind: Kind, radius: int, down_factor: int, source: str) -> dict[str, str]:
     """The header by which ``read_clear_file`` knows a file of ours."""
-    return {"format": "pt", "clear.kind": kind, "clear.radius": str(radius), "clear.down_factor": str(down_factor),
-            "clear.source": source}
+    return {
+        "format": "pt",
+        "clear.kind": kind,
+        "clear.radius": str(radius),
+        "clear.down_factor": str(down_factor),
+        "clear.source": source,
+    }
 
 
-def save_clear_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
-                    spatial_weights: Mapping[tuple[Stream, int], Tensor], radius: int, down_factor: int,
-                    kind: Kind = "replace", source: str = "", *, dtype: torch.dtype | None = None,
-                    force: bool = False, on_tensor: OnTensor | None = None) -> ClearFile:
+def save_clear_file(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    spatial_weights: Mapping[tuple[Stream, int], Tensor],
+    radius: int,
+    down_factor: int,
+    kind: Kind = "replace",
+    source: str = "",
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    on_tensor: OnTensor | None = None,
+) -> ClearFile:
     """Writes a trained state in the published format, with what the published files lack in its header.
 
     Args:
@@ -124,13 +146,16 @@ def save_clear_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
     expected = set(trained_names(indices["double"], indices["single"]))
     if expected != set(tensors):
         odd = sorted(expected.symmetric_difference(tensors))
-        raise ClearFileError(f"{name} was not written: {len(odd)} tensors are missing or not CLEAR's "
-                             f"({first_few(odd, len(odd))}).")
+        raise ClearFileError(
+            f"{name} was not written: {len(odd)} tensors are missing or not CLEAR's ({first_few(odd, len(odd))})."
+        )
     blocks = {(stream, index) for stream in ("double", "single") for index in range(indices[stream])}
     if set(spatial_weights) != (blocks if down_factor > 1 else set()):
         needed = len(blocks) if down_factor > 1 else 0
-        raise ClearFileError(f"{name} was not written: down factor {down_factor} needs {needed} spatial weights, "
-                             f"{len(spatial_weights)} are given.")
+        raise ClearFileError(
+            f"{name} was not written: down factor {down_factor} needs {needed} spatial weights, "
+            f"{len(spatial_weights)} are given."
+        )
     d = down_factor
     spatial = {spatial_name(*block): weight for block, weight in spatial_weights.items()}
     for key, weight in spatial.items():

@@ -25,8 +25,9 @@ PACKAGE = "clear_flux_demo"
 def demo_module(name: str) -> ModuleType:
     """A module of the checkout's demo, whose folder is on nobody's path."""
     if PACKAGE not in sys.modules:
-        spec = importlib.util.spec_from_file_location(PACKAGE, DEMO / "__init__.py",
-                                                      submodule_search_locations=[str(DEMO)])
+        spec = importlib.util.spec_from_file_location(
+            PACKAGE, DEMO / "__init__.py", submodule_search_locations=[str(DEMO)]
+        )
         sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
     return importlib.import_module(f"{PACKAGE}.{name}")
 
@@ -78,9 +79,13 @@ class TinyFluxTextAndPixels(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="TinyFluxTextAndPixels", display_name="Tiny FLUX: text and pixels", category="clear demo",
+            node_id="TinyFluxTextAndPixels",
+            display_name="Tiny FLUX: text and pixels",
+            category="clear demo",
             description="Stands in for the text encoders and the VAE of the tiny FLUX.",
-            inputs=[], outputs=[io.Clip.Output(), io.Vae.Output()])
+            inputs=[],
+            outputs=[io.Clip.Output(), io.Vae.Output()],
+        )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:

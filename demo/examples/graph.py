@@ -120,8 +120,9 @@ class Group:
 
     @property
     def height(self) -> int:
-        return TOP + MARGIN - GAP_Y + TITLE + max(sum(node.size[1] + GAP_Y for node in column)
-                                                  for column in self.columns)
+        return (
+            TOP + MARGIN - GAP_Y + TITLE + max(sum(node.size[1] + GAP_Y for node in column) for column in self.columns)
+        )
 
     def put(self, x: int, y: int, width: int) -> None:
         """Moves the group and its nodes."""
@@ -155,8 +156,15 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
 
-    def add(self, type: str, *, title: str = "", models: Sequence[Model] = (), size: tuple[int, int] | None = None,
-            **given: Any) -> Node:
+    def add(
+        self,
+        type: str,
+        *,
+        title: str = "",
+        models: Sequence[Model] = (),
+        size: tuple[int, int] | None = None,
+        **given: Any,
+    ) -> Node:
         """Adds a node.
 
         Args:
@@ -170,8 +178,10 @@ class Graph:
         sources = {name: value for name, value in given.items() if name in kind.inputs}
         values = {name: value for name, value in given.items() if name not in kind.inputs}
         if unknown := values.keys() - kind.widgets.keys():
-            raise ValueError(f"{type} has no {', '.join(sorted(unknown))}; expected some of "
-                             f"{', '.join([*kind.inputs, *kind.widgets])}.")
+            raise ValueError(
+                f"{type} has no {', '.join(sorted(unknown))}; expected some of "
+                f"{', '.join([*kind.inputs, *kind.widgets])}."
+            )
         node = Node(len(self.nodes) + 1, type, {**kind.widgets, **values}, sources, models, title, size or kind.size)
         self.nodes.append(node)
         return node
@@ -197,8 +207,12 @@ class Graph:
     @property
     def links(self) -> Iterator[tuple[int, Socket, Node, str]]:
         """(number, from, to, name of the input), in the order of the nodes that they go to."""
-        found = ((source, node, name) for node in self.nodes for name in node.kind.inputs
-                 if (source := node.sources.get(name)))
+        found = (
+            (source, node, name)
+            for node in self.nodes
+            for name in node.kind.inputs
+            if (source := node.sources.get(name))
+        )
         return ((number, *link) for number, link in enumerate(found, start=1))
 
     def saved(self) -> dict[str, Any]:
@@ -210,11 +224,21 @@ class Graph:
             "last_node_id": len(self.nodes),
             "last_link_id": len(links),
             "nodes": [saved_node(node, order, links) for order, node in enumerate(self.in_order())],
-            "links": [[number, source.node.number, source.slot, node.number, list(node.kind.inputs).index(name),
-                       source.type] for number, source, node, name in links],
-            "groups": [{"id": number, "title": group.title, "bounding": [*group.place, group.width, group.height],
-                        "color": "#3f789e", "font_size": 24, "flags": {}}
-                       for number, group in enumerate(self.groups, start=1)],
+            "links": [
+                [number, source.node.number, source.slot, node.number, list(node.kind.inputs).index(name), source.type]
+                for number, source, node, name in links
+            ],
+            "groups": [
+                {
+                    "id": number,
+                    "title": group.title,
+                    "bounding": [*group.place, group.width, group.height],
+                    "color": "#3f789e",
+                    "font_size": 24,
+                    "flags": {},
+                }
+                for number, group in enumerate(self.groups, start=1)
+            ],
             "config": {},
             "extra": {"ds": self.view(), "workflowRendererVersion": "LG"},
             "version": 0.4,
@@ -225,8 +249,7 @@ class Graph:
         done: list[Node] = []
         waiting = list(self.nodes)
         while waiting:
-            ready = next(node for node in waiting
-                         if all(source.node in done for source in node.sources.values()))
+            ready = next(node for node in waiting if all(source.node in done for source in node.sources.values()))
             done.append(ready)
             waiting.remove(ready)
         return done
@@ -241,14 +264,22 @@ class Graph:
 def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, str]]) -> dict[str, Any]:
     """A node as it is saved; ``links`` are all of its graph."""
     into = {name: number for number, _, target, name in links if target is node}
-    out = [[number for number, source, _, _ in links if source.node is node and source.slot == slot]
-           for slot in range(len(node.kind.outputs))]
+    out = [
+        [number for number, source, _, _ in links if source.node is node and source.slot == slot]
+        for slot in range(len(node.kind.outputs))
+    ]
     saved: dict[str, Any] = {
-        "id": node.number, "type": node.type, "pos": list(node.place), "size": list(node.size), "flags": {},
-        "order": order, "mode": 0,
+        "id": node.number,
+        "type": node.type,
+        "pos": list(node.place),
+        "size": list(node.size),
+        "flags": {},
+        "order": order,
+        "mode": 0,
         "inputs": [{"name": name, "type": kind, "link": into.get(name)} for name, kind in node.kind.inputs.items()],
-        "outputs": [{"name": name, "type": kind, "links": numbers}
-                    for (name, kind), numbers in zip(node.kind.outputs, out)],
+        "outputs": [
+            {"name": name, "type": kind, "links": numbers} for (name, kind), numbers in zip(node.kind.outputs, out)
+        ],
         "properties": node.properties,
         "widgets_values": list(node.values.values()),
     }
@@ -260,5 +291,8 @@ def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, 
 def pack_version() -> str:
     """The pack's own, from pyproject.toml."""
     lines = PYPROJECT.read_text(encoding="utf-8").splitlines()
-    return next(line.split('"')[1] for line in itertools.dropwhile(lambda line: line != "[project]", lines)
-                if line.startswith("version"))
+    return next(
+        line.split('"')[1]
+        for line in itertools.dropwhile(lambda line: line != "[project]", lines)
+        if line.startswith("version")
+    )

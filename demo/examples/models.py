@@ -9,19 +9,30 @@ from .graph import Model
 HUB = "https://huggingface.co"
 ENCODERS = f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main"
 
-FLUX_DEV = Model("flux1-dev.safetensors", f"{HUB}/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors",
-                 "diffusion_models", "23.8 GB")
+FLUX_DEV = Model(
+    "flux1-dev.safetensors",
+    f"{HUB}/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors",
+    "diffusion_models",
+    "23.8 GB",
+)
 CLIP_L = Model("clip_l.safetensors", f"{ENCODERS}/clip_l.safetensors", "text_encoders", "246 MB")
 T5 = Model("t5xxl_fp16.safetensors", f"{ENCODERS}/t5xxl_fp16.safetensors", "text_encoders", "9.8 GB")
-T5_FP8 = Model("t5xxl_fp8_e4m3fn_scaled.safetensors", f"{ENCODERS}/t5xxl_fp8_e4m3fn_scaled.safetensors",
-               "text_encoders", "5.2 GB")
-VAE = Model("ae.safetensors", f"{HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/ae.safetensors",
-            "vae", "335 MB")
+T5_FP8 = Model(
+    "t5xxl_fp8_e4m3fn_scaled.safetensors", f"{ENCODERS}/t5xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders", "5.2 GB"
+)
+VAE = Model(
+    "ae.safetensors",
+    f"{HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/ae.safetensors",
+    "vae",
+    "335 MB",
+)
 # The file has another name where it lies: that of every file which diffusers writes.
 CONTROLNET = Model(
     "Flux.1-dev-Controlnet-Upscaler.safetensors",
     f"{HUB}/jasperai/Flux.1-dev-Controlnet-Upscaler/resolve/main/diffusion_pytorch_model.safetensors",
-    "controlnet", "3.6 GB")
+    "controlnet",
+    "3.6 GB",
+)
 
 
 def clear_weights(stem: str) -> Model:

@@ -39,7 +39,9 @@ BASE_STEPS, STEPS = 16, 12
 LABEL = "small demo model"
 LIGHT, DARK = (255, 255, 255), (20, 22, 26)
 
-MEADOW = "a big red striped ball left, a small yellow plain cone middle, a big blue checked box right, meadow day, sun left"
+MEADOW = (
+    "a big red striped ball left, a small yellow plain cone middle, a big blue checked box right, meadow day, sun left"
+)
 SEA = "a big orange striped box left, a big white plain ball right, sea dusk, sun right"
 SNOW = "a big purple checked cone left, a big green striped ball middle, snow day, sun right"
 DESERT = "a big blue striped cone left, a small red plain ball middle, a big white checked box right, desert dusk"
@@ -71,8 +73,15 @@ class Studio:
             self.drawn[caption] = from_noise(self.model(caption), BASE)
         return self.drawn[caption]
 
-    def larger(self, caption: str, picture: Tensor, factor: float, strength: float, spec: ClearSpec = ClearSpec(8),
-               tile: int = 0) -> Tensor:
+    def larger(
+        self,
+        caption: str,
+        picture: Tensor,
+        factor: float,
+        strength: float,
+        spec: ClearSpec = ClearSpec(8),
+        tile: int = 0,
+    ) -> Tensor:
         """A picture enlarged and redone with windows; in tiles of ``tile`` px where that is not 0."""
         denoiser = self.model(caption, spec)
         noise = make_noise(round(picture.shape[-1] * factor))
@@ -98,12 +107,14 @@ def tile_layout(latent: Tensor, tile: int) -> TileLayout:
 
 def in_tiles(denoiser: FluxDenoiser, layout: TileLayout) -> Callable[[Tensor, float], Tensor]:
     """A denoiser whose prediction is blended from tiles, as CLEAR Upscale does at every step."""
+
     def blended(latent: Tensor, sigma: float) -> Tensor:
         flow = torch.zeros_like(latent)
         for tile in layout.tiles:
             place = (..., *tile.latents)
             flow[place] += layout.weight(tile) * denoiser(latent[place].contiguous(), sigma)
         return flow
+
     return blended
 
 
@@ -115,14 +126,18 @@ def text_to_image(studio: Studio) -> Image:
 
 def upscale_faithful(studio: Studio) -> Image:
     small = studio.small(SNOW)
-    return labelled(halves(fitted(enlarged(small, 2)), fitted(studio.larger(SNOW, small, 2, 0.35))),
-                    "enlarged | redone, denoise 0.35")
+    return labelled(
+        halves(fitted(enlarged(small, 2)), fitted(studio.larger(SNOW, small, 2, 0.35))),
+        "enlarged | redone, denoise 0.35",
+    )
 
 
 def upscale_paper(studio: Studio) -> Image:
     small = studio.small(SEA)
-    return labelled(halves(fitted(enlarged(small, 2)), fitted(studio.larger(SEA, small, 2, 0.7, ClearSpec(8, 4)))),
-                    "enlarged | redone, denoise 0.7")
+    return labelled(
+        halves(fitted(enlarged(small, 2)), fitted(studio.larger(SEA, small, 2, 0.7, ClearSpec(8, 4)))),
+        "enlarged | redone, denoise 0.7",
+    )
 
 
 def eight_k(studio: Studio) -> Image:
@@ -133,8 +148,10 @@ def eight_k(studio: Studio) -> Image:
     picture = fitted(studio.larger(DESERT, middle, 1.5, 0.15, tile=tile))
     draw = ImageDraw.Draw(picture)
     for place in TileLayout.of_pixels((side // 16, side // 16), tile, tile, tile // 4).tiles:
-        left, top, right, bottom = (round(16 * tokens * SIDE / side) for tokens in (
-            place.x, place.y, place.x + place.width, place.y + place.height))
+        left, top, right, bottom = (
+            round(16 * tokens * SIDE / side)
+            for tokens in (place.x, place.y, place.x + place.width, place.y + place.height)
+        )
         draw.rectangle((left, top, right - 1, bottom - 1), outline=LIGHT, width=2)
     return labelled(picture, "tiles, blended at every step")
 
@@ -164,8 +181,10 @@ def side_by_side(studio: Studio) -> Image:
     from PIL import ImageDraw
 
     radius = 8
-    picture = halves(fitted(from_noise(studio.model(MEADOW), SIDE)),
-                     fitted(from_noise(studio.model(MEADOW, ClearSpec(radius)), SIDE)))
+    picture = halves(
+        fitted(from_noise(studio.model(MEADOW), SIDE)),
+        fitted(from_noise(studio.model(MEADOW, ClearSpec(radius)), SIDE)),
+    )
     x, y, reach = SIDE * 3 // 4 - 8, SIDE // 2, radius * 16 - 12
     ImageDraw.Draw(picture).ellipse((x - reach, y - reach, x + reach, y + reach), outline=LIGHT, width=2)
     return labelled(picture, "dense | CLEAR and its window")

@@ -18,14 +18,24 @@ def main(arguments: list[str] | None = None) -> None:
     distil.add_argument("--out", type=Path, default=Path("out/windows"), help="folder for samples, states and weights")
     distil.add_argument("--samples", type=int, default=240)
     distil.add_argument("--steps", type=int, default=60)
-    distil.add_argument("--rate", type=float, default=3e-4, help="learning rate; wide windows want less (default: 3e-4)")
-    distil.add_argument("--sides", type=int, nargs="+", default=[512, 512, 384], metavar="PX",
-                        help="sides of the samples, in turn (default: 512 512 384); a new folder for other ones")
+    distil.add_argument(
+        "--rate", type=float, default=3e-4, help="learning rate; wide windows want less (default: 3e-4)"
+    )
+    distil.add_argument(
+        "--sides",
+        type=int,
+        nargs="+",
+        default=[512, 512, 384],
+        metavar="PX",
+        help="sides of the samples, in turn (default: 512 512 384); a new folder for other ones",
+    )
     distil.add_argument("--radius", type=int, nargs="*", help="only these radii")
     distil.add_argument("--down-factor", type=int, nargs="*", help="only these down factors")
     distil.set_defaults(run=run_distil)
     measure = commands.add_parser("measure", help="judge windows with and without their weights; writes a record")
-    measure.add_argument("--weights", type=Path, help="folder of clear_local_*.safetensors; the committed ones by default")
+    measure.add_argument(
+        "--weights", type=Path, help="folder of clear_local_*.safetensors; the committed ones by default"
+    )
     measure.add_argument("--scenes", type=int, default=16)
     measure.add_argument("--pictures", type=int, default=4)
     measure.add_argument("--record", type=Path, default=Path("out/record.json"))
@@ -52,13 +62,20 @@ def run_distil(options: argparse.Namespace) -> None:
         if options.down_factor and spec.down_factor not in options.down_factor:
             continue
         with tqdm(total=options.steps, unit="step", desc=str(spec)) as bar:
+
             def on_step(step: int, losses: dict[str, float]) -> None:
                 bar.update(step - bar.n)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
 
-            path = distil_window(spec, samples, options.out / f"r{spec.radius}d{spec.down_factor}",
-                                 steps=options.steps, rate=options.rate, model=options.model,
-                                 on_step=on_step)
+            path = distil_window(
+                spec,
+                samples,
+                options.out / f"r{spec.radius}d{spec.down_factor}",
+                steps=options.steps,
+                rate=options.rate,
+                model=options.model,
+                on_step=on_step,
+            )
         path.replace(options.out / path.name)
 
 
@@ -77,13 +94,27 @@ def run_measure(options: argparse.Namespace) -> None:
             if weights is not None and not weights.exists():
                 continue
             quality = judge(bench, windowed(spec, weights, options.model))
-            rows.append({"radius": spec.radius, "down_factor": spec.down_factor, "distilled": weights is not None,
-                         "velocity_mse": {str(k): v for k, v in quality.velocity_mse.items()},
-                         "mean_mse": quality.mean_mse, "psnr": quality.psnr, "ssim": quality.ssim,
-                         "layout": quality.layout})
+            rows.append(
+                {
+                    "radius": spec.radius,
+                    "down_factor": spec.down_factor,
+                    "distilled": weights is not None,
+                    "velocity_mse": {str(k): v for k, v in quality.velocity_mse.items()},
+                    "mean_mse": quality.mean_mse,
+                    "psnr": quality.psnr,
+                    "ssim": quality.ssim,
+                    "layout": quality.layout,
+                }
+            )
     options.record.parent.mkdir(parents=True, exist_ok=True)
-    record = {"grid": [side // 16 for side in bench.size], "scenes": options.scenes, "pictures": options.pictures,
-              "torch": torch.__version__, "machine": platform.machine(), "rows": rows}
+    record = {
+        "grid": [side // 16 for side in bench.size],
+        "scenes": options.scenes,
+        "pictures": options.pictures,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "rows": rows,
+    }
     options.record.write_text(json.dumps(record, indent=1) + "\n")
     print(markdown(record))
 
@@ -95,10 +126,16 @@ def markdown(record: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * 2 + " ---: |" * (len(head) - 2)]
     for row in record["rows"]:
         window = f"radius {row['radius']}" + (f", pooled {row['down_factor']}" if row["down_factor"] > 1 else "")
-        cells = [window, "distilled" if row["distilled"] else "as they are",
-                 *(f"{1000 * row['velocity_mse'][level]:.2f}" for level in levels), f"{1000 * row['mean_mse']:.2f}",
-                 *("" if row[name] is None else f"{row[name]:.{digits}f}"
-                   for name, digits in (("psnr", 1), ("ssim", 3), ("layout", 4)))]
+        cells = [
+            window,
+            "distilled" if row["distilled"] else "as they are",
+            *(f"{1000 * row['velocity_mse'][level]:.2f}" for level in levels),
+            f"{1000 * row['mean_mse']:.2f}",
+            *(
+                "" if row[name] is None else f"{row[name]:.{digits}f}"
+                for name, digits in (("psnr", 1), ("ssim", 3), ("layout", 4))
+            ),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -77,8 +77,15 @@ def flow_at(model: torch.nn.Module, scenes: Sequence[Scene], latents: Tensor, no
     flows = []
     for scene, latent, grain in zip(scenes, latents, noise):
         one = torch.ones(1)
-        flows.append(velocity(model, (level * grain + (1 - level) * latent)[None], one * level,
-                              *encode_captions([scene.caption]), one * GUIDANCE))
+        flows.append(
+            velocity(
+                model,
+                (level * grain + (1 - level) * latent)[None],
+                one * level,
+                *encode_captions([scene.caption]),
+                one * GUIDANCE,
+            )
+        )
     return torch.cat(flows)
 
 
@@ -97,8 +104,16 @@ def set_bench(teacher: torch.nn.Module, scenes: int, pictures: int, size: tuple[
     chosen = tuple(held_out_scenes(scenes))
     latents, noise = draw_latents(chosen, size), seeded_noise(scenes, size, 7)
     flows = {level: flow_at(teacher, chosen, latents, noise, level) for level in LEVELS}
-    half = torch.stack([torch.from_numpy(draw_scene(scene, size[0] // 2, size[1] // 2)).permute(2, 0, 1)
-                        for scene in chosen[:pictures]]) if pictures else torch.zeros(0, 3, size[0] // 2, size[1] // 2)
+    half = (
+        torch.stack(
+            [
+                torch.from_numpy(draw_scene(scene, size[0] // 2, size[1] // 2)).permute(2, 0, 1)
+                for scene in chosen[:pictures]
+            ]
+        )
+        if pictures
+        else torch.zeros(0, 3, size[0] // 2, size[1] // 2)
+    )
     starts = encode(F.interpolate(half, scale_factor=2, mode="bicubic").clamp(0, 1))
     made = redraw(teacher, chosen, starts, noise) if pictures else torch.zeros(0, 3, *size)
     return Bench(chosen, size, latents, noise, flows, made, starts)
@@ -106,8 +121,10 @@ def set_bench(teacher: torch.nn.Module, scenes: int, pictures: int, size: tuple[
 
 def judge(bench: Bench, student: torch.nn.Module) -> Quality:
     """How far a student is from the full model."""
-    mse = {level: (flow_at(student, bench.scenes, bench.latents, bench.noise, level) - flow).square().mean().item()
-           for level, flow in bench.flows.items()}
+    mse = {
+        level: (flow_at(student, bench.scenes, bench.latents, bench.noise, level) - flow).square().mean().item()
+        for level, flow in bench.flows.items()
+    }
     if not len(bench.pictures):
         return Quality(mse)
     mine = redraw(student, bench.scenes, bench.starts, bench.noise)

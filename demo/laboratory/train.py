@@ -39,9 +39,18 @@ def make_samples(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = SI
     return SampleFolder(folder, end=count)
 
 
-def distil_window(spec: ClearSpec, samples: SampleFolder, out: Path, *, steps: int, batch: int = 4,
-                  rate: float = 3e-4, save_every: int = 50, model: Path | None = None,
-                  on_step: Callable[[int, dict[str, float]], None] | None = None) -> Path:
+def distil_window(
+    spec: ClearSpec,
+    samples: SampleFolder,
+    out: Path,
+    *,
+    steps: int,
+    batch: int = 4,
+    rate: float = 3e-4,
+    save_every: int = 50,
+    model: Path | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> Path:
     """Distils one window and returns the path of its weights; goes on where it stopped.
 
     Args:
@@ -57,7 +66,9 @@ def distil_window(spec: ClearSpec, samples: SampleFolder, out: Path, *, steps: i
     run = set_up(load_tiny_flux(model), samples, plan, accelerator)
     distil(run, out, save_every=save_every, on_step=on_step)
     path = out / file_name(spec)
-    source = (f"distilled by clear_core from this project's tiny FLUX: {spec}, {steps} steps of {batch} drawn scenes, "
-              f"adamw rate {rate:g}, seed {plan.seed}")
+    source = (
+        f"distilled by clear_core from this project's tiny FLUX: {spec}, {steps} steps of {batch} drawn scenes, "
+        f"adamw rate {rate:g}, seed {plan.seed}"
+    )
     save_weights(path, accelerator.get_state_dict(run.student), run.inner, spec, source, torch.bfloat16)
     return path

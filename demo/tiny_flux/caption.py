@@ -61,12 +61,12 @@ def encode_captions(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     for row, caption in enumerate(captions):
         place = 0
         for number, words in enumerate(phrases(caption)):
-            around = sum(known[word][CONTEXT:2 * CONTEXT] for word in words)
+            around = sum(known[word][CONTEXT : 2 * CONTEXT] for word in words)
             for word in words[: TOKENS - place]:
                 vector = known[word]
-                own, neighbour = vector[:CONTEXT], vector[CONTEXT:2 * CONTEXT]
+                own, neighbour = vector[:CONTEXT], vector[CONTEXT : 2 * CONTEXT]
                 context[row, place] = own + NEIGHBOUR * (around - neighbour) + NEIGHBOUR * numbers[number]
-                pooled[row] += vector[2 * CONTEXT:]
+                pooled[row] += vector[2 * CONTEXT :]
                 place += 1
             if place == TOKENS:
                 break

@@ -18,8 +18,12 @@ CHANNELS = 16
 # Orthonormal rows: brightness, red against green, yellow against blue.
 OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, -(2**-0.5), 0.0), (6**-0.5, 6**-0.5, -2 * 6**-0.5))
 # (opponent row, vertical frequency, horizontal frequency) of every channel.
-KEPT = tuple((row, order - across, across) for row, most in ((0, 3), (1, 1), (2, 1))
-             for order in range(most + 1) for across in range(order + 1))
+KEPT = tuple(
+    (row, order - across, across)
+    for row, most in ((0, 3), (1, 1), (2, 1))
+    for order in range(most + 1)
+    for across in range(order + 1)
+)
 # Mean of the coefficients of pictures of the world (in -1 to 1), and what they are divided with. The means of
 # brightness and colour vary by 6, 2 and 3 (measured), the rest by 0.05 to 0.5: full whitening would give fine
 # detail the weight of the whole layout, none would drown it in noise of deviation 1; this lies between.
@@ -32,7 +36,9 @@ def basis(dtype: torch.dtype = torch.float32) -> Tensor:
     position = (torch.arange(BLOCK, dtype=torch.float64) + 0.5) * math.pi / BLOCK
     waves = torch.stack([torch.cos(position * f) * math.sqrt((1 if f == 0 else 2) / BLOCK) for f in range(BLOCK)])
     opponent = torch.tensor(OPPONENT, dtype=torch.float64)
-    return torch.stack([opponent[row, :, None, None] * waves[v][None, :, None] * waves[u] for row, v, u in KEPT]).to(dtype)
+    return torch.stack([opponent[row, :, None, None] * waves[v][None, :, None] * waves[u] for row, v, u in KEPT]).to(
+        dtype
+    )
 
 
 def encode(pictures: Tensor) -> Tensor:
@@ -48,8 +54,10 @@ def encode(pictures: Tensor) -> Tensor:
         ValueError: The shape does not fit.
     """
     if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.shape[2] % BLOCK or pictures.shape[3] % BLOCK:
-        raise ValueError(f"pictures has shape {tuple(pictures.shape)}; expected (batch, 3, height, width) with sides "
-                         f"that are multiples of {BLOCK}.")
+        raise ValueError(
+            f"pictures has shape {tuple(pictures.shape)}; expected (batch, 3, height, width) with sides "
+            f"that are multiples of {BLOCK}."
+        )
     coefficients = F.conv2d(pictures * 2 - 1, basis(pictures.dtype).to(pictures.device), stride=BLOCK)
     return (coefficients - channel_row(CENTRE, pictures)) / channel_row(SPREAD, pictures)
 

@@ -67,7 +67,7 @@ def caption_match(model: nn.Module, scenes: Sequence[Scene], size: tuple[int, in
 
 def contact_sheet(pictures: Tensor, columns: int) -> Tensor:
     """(3, H, W), 0 to 1, of (B, 3, h, w) pictures in rows of ``columns``."""
-    rows = [torch.cat(list(pictures[i:i + columns]), dim=2) for i in range(0, len(pictures), columns)]
+    rows = [torch.cat(list(pictures[i : i + columns]), dim=2) for i in range(0, len(pictures), columns)]
     return torch.cat(rows, dim=1).clamp(0, 1)
 
 
@@ -90,8 +90,15 @@ def main() -> None:
     size = tuple(args.size)
     scenes = held_out_scenes(args.count)
     errors = flow_error(model, scenes, size)
-    print(json.dumps({"size": size, "flow_mse": {str(k): round(v, 5) for k, v in errors.items()},
-                      "caption_match": caption_match(model, scenes, size)}))
+    print(
+        json.dumps(
+            {
+                "size": size,
+                "flow_mse": {str(k): round(v, 5) for k, v in errors.items()},
+                "caption_match": caption_match(model, scenes, size),
+            }
+        )
+    )
     if args.sheet:
         shown = scenes[:6]
         denoiser = FluxDenoiser(model, *encode_captions([s.caption for s in shown]), GUIDANCE)

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
 # Heads stay at 128 numbers, as in every FLUX: ComfyUI infers the number of heads from it.
 CONFIG = dict(
-    patch_size=1, in_channels=4 * CHANNELS, num_layers=1, num_single_layers=3, attention_head_dim=128,
-    num_attention_heads=2, joint_attention_dim=CONTEXT, pooled_projection_dim=POOLED, guidance_embeds=True,
+    patch_size=1,
+    in_channels=4 * CHANNELS,
+    num_layers=1,
+    num_single_layers=3,
+    attention_head_dim=128,
+    num_attention_heads=2,
+    joint_attention_dim=CONTEXT,
+    pooled_projection_dim=POOLED,
+    guidance_embeds=True,
     axes_dims_rope=(16, 56, 56),
 )
 
@@ -35,15 +42,20 @@ def new_tiny_flux(seed: int = 0) -> FluxTransformer2DModel:
         torch.manual_seed(seed)
         model = FluxTransformer2DModel(**CONFIG)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and (name.endswith("norm.linear") or name.endswith("norm1.linear")
-                                              or name.endswith("norm1_context.linear") or name == "proj_out"):
+        if isinstance(module, nn.Linear) and (
+            name.endswith("norm.linear")
+            or name.endswith("norm1.linear")
+            or name.endswith("norm1_context.linear")
+            or name == "proj_out"
+        ):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     return model
 
 
-def velocity(model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor,
-             guidance: Tensor) -> Tensor:
+def velocity(
+    model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor
+) -> Tensor:
     """The model's flow, ``noise - x`` as it sees it, for a noise level and a guidance per picture.
 
     Args:
@@ -57,7 +69,13 @@ def velocity(model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, 
     """
     grid = (latents.shape[2] // 2, latents.shape[3] // 2)
     tokens = model(
-        hidden_states=pack_latent(latents), timestep=sigma, guidance=guidance, encoder_hidden_states=context,
-        pooled_projections=pooled, img_ids=grid_ids(grid).to(latents.device),
-        txt_ids=torch.zeros(context.shape[1], 3, device=latents.device), return_dict=False)[0]
+        hidden_states=pack_latent(latents),
+        timestep=sigma,
+        guidance=guidance,
+        encoder_hidden_states=context,
+        pooled_projections=pooled,
+        img_ids=grid_ids(grid).to(latents.device),
+        txt_ids=torch.zeros(context.shape[1], 3, device=latents.device),
+        return_dict=False,
+    )[0]
     return unpack_latent(tokens, grid)

@@ -108,14 +108,23 @@ class Optimizers:
     """Muon for the matrices inside the blocks, AdamW for all else, which needs far fewer steps here than AdamW alone."""
 
     def __init__(self, model: nn.Module) -> None:
-        hidden = [p for name, p in model.named_parameters()
-                  if p.ndim == 2 and "transformer_blocks" in name and "norm" not in name]
+        hidden = [
+            p
+            for name, p in model.named_parameters()
+            if p.ndim == 2 and "transformer_blocks" in name and "norm" not in name
+        ]
         inner = set(map(id, hidden))
         rest = [p for p in model.parameters() if id(p) not in inner]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(hidden, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([{"params": [p for p in rest if p.ndim > 1], "weight_decay": 0.01},
-                               {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}], betas=(0.9, 0.99))]
+            torch.optim.AdamW(
+                [
+                    {"params": [p for p in rest if p.ndim > 1], "weight_decay": 0.01},
+                    {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+                ],
+                betas=(0.9, 0.99),
+            ),
+        ]
 
     def step(self, rate: float) -> None:
         for part in self.parts:
@@ -126,8 +135,12 @@ class Optimizers:
 
     def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """What each parameter's optimizer remembers about it; may be written to."""
-        return {parameter: part.state[parameter] for part in self.parts for group in part.param_groups
-                for parameter in group["params"]}
+        return {
+            parameter: part.state[parameter]
+            for part in self.parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        }
 
 
 def save_state(path: Path, step: int, model: nn.Module, average: Average, optimizers: Optimizers) -> None:
@@ -160,8 +173,15 @@ def load_state(path: Path, model: nn.Module, average: Average, optimizers: Optim
         return int(file.metadata()["step"])
 
 
-def train(out: Path, *, seed: int, save_every: float, compiled: bool, stages: tuple[Stage, ...] = STAGES,
-          device: torch.device = torch.device("cpu")) -> nn.Module:
+def train(
+    out: Path,
+    *,
+    seed: int,
+    save_every: float,
+    compiled: bool,
+    stages: tuple[Stage, ...] = STAGES,
+    device: torch.device = torch.device("cpu"),
+) -> nn.Module:
     """Runs or resumes the training and returns the averaged model.
 
     Args:
@@ -196,8 +216,11 @@ def train(out: Path, *, seed: int, save_every: float, compiled: bool, stages: tu
             pictures += len(batch.sigma)
             now = time.monotonic()
             if step % 25 == 24:
-                record = {"step": step + 1, "loss": sum(losses) / len(losses),
-                          "pictures_per_second": round(pictures / (now - began), 2)}
+                record = {
+                    "step": step + 1,
+                    "loss": sum(losses) / len(losses),
+                    "pictures_per_second": round(pictures / (now - began), 2),
+                }
                 log.write(json.dumps(record) + "\n")
                 log.flush()
                 losses, pictures, began = [], 0, now
@@ -205,7 +228,11 @@ def train(out: Path, *, seed: int, save_every: float, compiled: bool, stages: tu
                 save_state(state, step + 1, model, average, optimizers)
                 saved = now
     model.load_state_dict(average.values)
-    facts = {"seed": seed, "steps": total, "pictures": sum(count for stage in stages for count in picture_counts(stage))}
+    facts = {
+        "seed": seed,
+        "steps": total,
+        "pictures": sum(count for stage in stages for count in picture_counts(stage)),
+    }
     save_tiny_flux(model, out / "tiny_flux.safetensors", {"training": json.dumps(facts)})
     return model
 
@@ -215,17 +242,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/tiny_flux"), help="folder for states and the log")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120, help="seconds between two saved states")
-    parser.add_argument("--longer", type=float, default=1.0, metavar="TIMES",
-                        help="lengthen every stage; 8 is meant for a night on two cores (default: 1)")
+    parser.add_argument(
+        "--longer",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="lengthen every stage; 8 is meant for a night on two cores (default: 1)",
+    )
     parser.add_argument("--threads", type=int, help="threads to compute with; all cores by default")
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler needed)")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    parser.add_argument(
+        "--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     stages = tuple(replace(stage, steps=round(stage.steps * args.longer)) for stage in STAGES)
-    train(args.out, seed=args.seed, save_every=args.save_every, compiled=not args.no_compile, stages=stages,
-          device=args.device)
+    train(
+        args.out,
+        seed=args.seed,
+        save_every=args.save_every,
+        compiled=not args.no_compile,
+        stages=stages,
+        device=args.device,
+    )
 
 
 if __name__ == "__main__":

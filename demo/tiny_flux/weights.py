@@ -19,7 +19,9 @@ MODEL_FILE = Path(__file__).with_name("tiny_flux.safetensors")
 
 # Published name, then the diffusers names that are stacked in it; weights and biases alike.
 OUTER = {
-    "img_in": ["x_embedder"], "txt_in": ["context_embedder"], "final_layer.linear": ["proj_out"],
+    "img_in": ["x_embedder"],
+    "txt_in": ["context_embedder"],
+    "final_layer.linear": ["proj_out"],
     "final_layer.adaLN_modulation.1": ["norm_out.linear"],
     "time_in.in_layer": ["time_text_embed.timestep_embedder.linear_1"],
     "time_in.out_layer": ["time_text_embed.timestep_embedder.linear_2"],
@@ -29,19 +31,26 @@ OUTER = {
     "guidance_in.out_layer": ["time_text_embed.guidance_embedder.linear_2"],
 }
 DOUBLE = {
-    "img_mod.lin": ["norm1.linear"], "txt_mod.lin": ["norm1_context.linear"],
+    "img_mod.lin": ["norm1.linear"],
+    "txt_mod.lin": ["norm1_context.linear"],
     "img_attn.qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],
     "txt_attn.qkv": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
-    "img_attn.proj": ["attn.to_out.0"], "txt_attn.proj": ["attn.to_add_out"],
-    "img_mlp.0": ["ff.net.0.proj"], "img_mlp.2": ["ff.net.2"],
-    "txt_mlp.0": ["ff_context.net.0.proj"], "txt_mlp.2": ["ff_context.net.2"],
+    "img_attn.proj": ["attn.to_out.0"],
+    "txt_attn.proj": ["attn.to_add_out"],
+    "img_mlp.0": ["ff.net.0.proj"],
+    "img_mlp.2": ["ff.net.2"],
+    "txt_mlp.0": ["ff_context.net.0.proj"],
+    "txt_mlp.2": ["ff_context.net.2"],
 }
 DOUBLE_NORMS = {
-    "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
-    "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
 }
 SINGLE = {
-    "modulation.lin": ["norm.linear"], "linear1": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"],
+    "modulation.lin": ["norm.linear"],
+    "linear1": ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"],
     "linear2": ["proj_out"],
 }
 SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
@@ -53,8 +62,9 @@ def name_table() -> Iterator[tuple[str, list[str]]]:
         for end in ("weight", "bias"):
             yield f"{theirs}.{end}", [f"{name}.{end}" for name in ours]
     for kind, stack, count, table, norms in (
-            ("double_blocks", "transformer_blocks", CONFIG["num_layers"], DOUBLE, DOUBLE_NORMS),
-            ("single_blocks", "single_transformer_blocks", CONFIG["num_single_layers"], SINGLE, SINGLE_NORMS)):
+        ("double_blocks", "transformer_blocks", CONFIG["num_layers"], DOUBLE, DOUBLE_NORMS),
+        ("single_blocks", "single_transformer_blocks", CONFIG["num_single_layers"], SINGLE, SINGLE_NORMS),
+    ):
         for index in range(count):
             for theirs, ours in table.items():
                 for end in ("weight", "bias"):
@@ -89,8 +99,9 @@ def diffusers_layout(file: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> 
 
 def save_tiny_flux(model: FluxTransformer2DModel, path: Path, metadata: dict[str, str]) -> None:
     """Writes the model in bfloat16, 12 MB."""
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in
-               published_layout(model.state_dict()).items()}
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous() for name, tensor in published_layout(model.state_dict()).items()
+    }
     save_file(tensors, path, metadata={"format": "pt", **metadata})
 
 

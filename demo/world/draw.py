@@ -20,14 +20,20 @@ Array = NDArray[np.float32]
 EDGE = 5.0
 
 RGB = {
-    "red": (0.85, 0.16, 0.14), "orange": (0.95, 0.52, 0.10), "yellow": (0.96, 0.85, 0.20),
-    "green": (0.12, 0.58, 0.22), "blue": (0.14, 0.30, 0.85), "purple": (0.55, 0.20, 0.68),
+    "red": (0.85, 0.16, 0.14),
+    "orange": (0.95, 0.52, 0.10),
+    "yellow": (0.96, 0.85, 0.20),
+    "green": (0.12, 0.58, 0.22),
+    "blue": (0.14, 0.30, 0.85),
+    "purple": (0.55, 0.20, 0.68),
     "white": (0.95, 0.95, 0.95),
 }
 # Far and near colour of the ground by day.
 GROUND = {
-    "meadow": ((0.50, 0.70, 0.36), (0.30, 0.55, 0.20)), "sea": ((0.42, 0.70, 0.76), (0.10, 0.38, 0.58)),
-    "desert": ((0.88, 0.74, 0.50), (0.76, 0.56, 0.32)), "snow": ((0.88, 0.91, 0.96), (0.74, 0.80, 0.90)),
+    "meadow": ((0.50, 0.70, 0.36), (0.30, 0.55, 0.20)),
+    "sea": ((0.42, 0.70, 0.76), (0.10, 0.38, 0.58)),
+    "desert": ((0.88, 0.74, 0.50), (0.76, 0.56, 0.32)),
+    "snow": ((0.88, 0.91, 0.96), (0.74, 0.80, 0.90)),
 }
 # Height of the ground's waves in brightness, and how much longer than high they look.
 WAVES = {"meadow": (0.05, 1.3), "sea": (0.09, 3.5), "desert": (0.07, 2.0), "snow": (0.03, 2.0)}
@@ -57,8 +63,10 @@ def draw_scene(scene: Scene, height: int, width: int) -> Array:
     xs = np.arange(width, dtype=np.float32)[None, :] + 0.5
     light = np.asarray(SKY[scene.time][2], np.float32)
 
-    horizon = height * (rng.uniform(0.47, 0.50) + rng.uniform(0.0, 0.015)
-                        * np.sin(2 * np.pi * (xs / width * rng.uniform(0.7, 1.8) + rng.random())))
+    horizon = height * (
+        rng.uniform(0.47, 0.50)
+        + rng.uniform(0.0, 0.015) * np.sin(2 * np.pi * (xs / width * rng.uniform(0.7, 1.8) + rng.random()))
+    )
     horizon = horizon.astype(np.float32)
     picture = blend(np.clip(ys / horizon.mean(), 0, 1), *SKY[scene.time][:2])
     picture = np.broadcast_to(picture, (height, width, 3)).copy()

@@ -69,10 +69,21 @@ def random_scene(rng: np.random.Generator) -> Scene:
     places = sorted(rng.choice(len(PLACES), size=int(rng.integers(1, 4)), replace=False))
     colours = rng.permutation(COLOURS)
     things = tuple(
-        Thing(size=str(rng.choice(SIZES)), colour=str(colour), texture=str(rng.choice(TEXTURES)),
-              shape=str(rng.choice(SHAPES)), place=PLACES[place],
-              shift=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))))
-        for place, colour in zip(places, colours))
+        Thing(
+            size=str(rng.choice(SIZES)),
+            colour=str(colour),
+            texture=str(rng.choice(TEXTURES)),
+            shape=str(rng.choice(SHAPES)),
+            place=PLACES[place],
+            shift=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))),
+        )
+        for place, colour in zip(places, colours)
+    )
     light = (None, "left", "right")[int(rng.integers(3))]
-    return Scene(ground=str(rng.choice(GROUNDS)), time=str(rng.choice(TIMES)), light=light, things=things,
-                 detail=int(rng.integers(2**31)))
+    return Scene(
+        ground=str(rng.choice(GROUNDS)),
+        time=str(rng.choice(TIMES)),
+        light=light,
+        things=things,
+        detail=int(rng.integers(2**31)),
+    )

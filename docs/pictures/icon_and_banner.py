@@ -16,8 +16,9 @@ ICON = (400, 400)  # The registry's largest icon.
 BANNER = (1260, 540)  # The registry's 21:9.
 
 
-def draw_tokens(draw: ImageDraw.ImageDraw, spec: ClearSpec, query: tuple[float, float], cell: float,
-                size: tuple[int, int]) -> None:
+def draw_tokens(
+    draw: ImageDraw.ImageDraw, spec: ClearSpec, query: tuple[float, float], cell: float, size: tuple[int, int]
+) -> None:
     """Tokens all over the picture, those that the query sees coloured, and the window's true circle.
 
     Args:
@@ -27,8 +28,7 @@ def draw_tokens(draw: ImageDraw.ImageDraw, spec: ClearSpec, query: tuple[float, 
         size: Width and height of the picture in px.
     """
     gap = 0.11 * cell
-    columns, rows = (range(-int(middle / cell) - 1, int((end - middle) / cell) + 2)
-                     for middle, end in zip(query, size))
+    columns, rows = (range(-int(middle / cell) - 1, int((end - middle) / cell) + 2) for middle, end in zip(query, size))
     for dy in rows:
         for dx in columns:
             seen = dy * dy + dx * dx < spec.radius * spec.radius
@@ -36,8 +36,11 @@ def draw_tokens(draw: ImageDraw.ImageDraw, spec: ClearSpec, query: tuple[float, 
             left, top = query[0] + (dx - 0.5) * cell, query[1] + (dy - 0.5) * cell
             draw.rounded_rectangle((left + gap, top + gap, left + cell - gap, top + cell - gap), 0.16 * cell, color)
     around = spec.radius * cell
-    draw.ellipse((query[0] - around, query[1] - around, query[0] + around, query[1] + around), outline=CIRCLE,
-                 width=max(1, round(0.14 * cell)))
+    draw.ellipse(
+        (query[0] - around, query[1] - around, query[0] + around, query[1] + around),
+        outline=CIRCLE,
+        width=max(1, round(0.14 * cell)),
+    )
 
 
 def canvas(size: tuple[int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int]]:

@@ -13,4 +13,5 @@ if __name__ == "__main__":
     with Image.open(PROJECT / "out" / "sheet.png") as sheet:
         height = round(sheet.height * WIDTH / sheet.width)
         sheet.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS).save(
-            Path(__file__).with_name("sheet.jpg"), quality=85, optimize=True)
+            Path(__file__).with_name("sheet.jpg"), quality=85, optimize=True
+        )

@@ -34,8 +34,11 @@ def is_plain(block: nn.Module) -> bool:
     if isinstance(block, SingleStreamBlock):
         return bool(block.modulation) and not getattr(block, "yak_mlp", False) and isinstance(block.mlp_act, nn.GELU)
     if isinstance(block, DoubleStreamBlock):
-        return (getattr(block, "modulation", True) and not getattr(block, "flipped_img_txt", False)
-                and isinstance(block.img_mlp, nn.Sequential))
+        return (
+            getattr(block, "modulation", True)
+            and not getattr(block, "flipped_img_txt", False)
+            and isinstance(block.img_mlp, nn.Sequential)
+        )
     return False
 
 
@@ -78,13 +81,15 @@ def run_single_block(block: SingleStreamBlock, args: dict[str, Any], chunk: int)
     projected = Projected(x, block.num_heads, tokens)
     mlp = x.new_empty(x.shape[0], tokens, inner)
     for part in parts_of(tokens, chunk):
-        qkv, hidden = torch.split(block.linear1(apply_mod(block.pre_norm(x[:, part]), 1 + mod.scale, mod.shift)),
-                                  [3 * width, inner], dim=-1)
+        qkv, hidden = torch.split(
+            block.linear1(apply_mod(block.pre_norm(x[:, part]), 1 + mod.scale, mod.shift)), [3 * width, inner], dim=-1
+        )
         projected.fill(part, qkv, block.norm, pe)
         mlp[:, part] = block.mlp_act(hidden)
         del qkv, hidden
-    attended = attention(projected.q, projected.k, projected.v, pe=None, mask=args.get("attn_mask"),
-                         transformer_options=options)
+    attended = attention(
+        projected.q, projected.k, projected.v, pe=None, mask=args.get("attn_mask"), transformer_options=options
+    )
     del projected
     for part in parts_of(tokens, chunk):
         x[:, part] += apply_mod(block.linear2(torch.cat((attended[:, part], mlp[:, part]), 2)), mod.gate)
@@ -95,8 +100,10 @@ def run_single_block(block: SingleStreamBlock, args: dict[str, Any], chunk: int)
 def run_double_block(block: DoubleStreamBlock, args: dict[str, Any], chunk: int) -> dict[str, Tensor]:
     """A double block; ``args`` and answer as the host's ``patches_replace`` has them."""
     img, txt, pe, options = args["img"], args["txt"], args["pe"], options_of(args)
-    streams = [(txt, block.txt_mod(args["vec"]), block.txt_norm1, block.txt_attn, block.txt_norm2, block.txt_mlp),
-               (img, block.img_mod(args["vec"]), block.img_norm1, block.img_attn, block.img_norm2, block.img_mlp)]
+    streams = [
+        (txt, block.txt_mod(args["vec"]), block.txt_norm1, block.txt_attn, block.txt_norm2, block.txt_mlp),
+        (img, block.img_mod(args["vec"]), block.img_norm1, block.img_attn, block.img_norm2, block.img_mlp),
+    ]
     projected = Projected(img, block.num_heads, txt.shape[1] + img.shape[1])
     offset = 0
     for x, (mod, _), norm, attn, _, _ in streams:
@@ -104,8 +111,9 @@ def run_double_block(block: DoubleStreamBlock, args: dict[str, Any], chunk: int)
             place = slice(offset + part.start, offset + part.stop)
             projected.fill(place, attn.qkv(apply_mod(norm(x[:, part]), 1 + mod.scale, mod.shift)), attn.norm, pe)
         offset += x.shape[1]
-    attended = attention(projected.q, projected.k, projected.v, pe=None, mask=args.get("attn_mask"),
-                         transformer_options=options)
+    attended = attention(
+        projected.q, projected.k, projected.v, pe=None, mask=args.get("attn_mask"), transformer_options=options
+    )
     del projected
     offset = 0
     for x, (mod1, mod2), _, attn, norm, mlp in streams:

@@ -44,8 +44,17 @@ class ControlPatch:
 
     window: WindowPatch
 
-    def __call__(self, executor: Callable, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any,
-                 noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        executor: Callable,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         """Run a sampling whose ControlNets are copies with the window."""
         conds = getattr(guider, "conds", None) or {}
         if not any(cond.get("control") is not None for each in conds.values() for cond in each):
@@ -96,8 +105,11 @@ class ControlCopies:
         new_previous = None if previous is None else self.of(previous)
         if model is not None and not is_flux and not isinstance(model, WindowedControlModel):
             compiled = getattr(model, "_orig_mod", None)  # torch.compile's, which cannot be given windows from outside
-            self.others.append(f"{type(compiled).__name__} is compiled" if isinstance(compiled, ControlNetFlux) else
-                               f"{type(model).__name__} is no FLUX ControlNet")
+            self.others.append(
+                f"{type(compiled).__name__} is compiled"
+                if isinstance(compiled, ControlNetFlux)
+                else f"{type(model).__name__} is no FLUX ControlNet"
+            )
         if not is_flux and new_previous is previous:
             return control
         made = copy_of(control)
@@ -152,8 +164,9 @@ class WindowedControlModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "model"), name)
 
-    def __call__(self, x: Tensor, *args: Any, transformer_options: dict[str, Any] | None = None,
-                 **inputs: Any) -> dict[str, Any]:
+    def __call__(
+        self, x: Tensor, *args: Any, transformer_options: dict[str, Any] | None = None, **inputs: Any
+    ) -> dict[str, Any]:
         """The residuals by block, row-major, for a latent x: (B, C, H, W)."""
         options = transformer_options or {}
         if HOST_HANDS_OVER:
@@ -164,27 +177,35 @@ class WindowedControlModel:
         settings = self.window.settings
         if not settings.windows_controlnet(math.prod(frame_grid)):
             if layout.image > DENSE_TOKENS:
-                self.window.notices.say(f"dense {self.words}", f"the ControlNet {self.words} attends to all of "
-                                        f"{layout.image} image tokens; set controlnet to auto to give it the window.")
+                self.window.notices.say(
+                    f"dense {self.words}",
+                    f"the ControlNet {self.words} attends to all of "
+                    f"{layout.image} image tokens; set controlnet to auto to give it the window.",
+                )
             return self.model(x, *args, **inputs)
         call = WindowCall(self.window, layout, frame_grid, None)
         call.is_dense = "sigmas" in options and self.window.is_left_out(
-            call.frame.image, self.base.model_sampling, options["sigmas"])
+            call.frame.image, self.base.model_sampling, options["sigmas"]
+        )
         # Where another node's embedder keeps the factor from the model, the ControlNet's places stay with the model's.
         is_foreign = foreign_embedder(self.base.diffusion_model) is not None
         with ntk_factor(1.0 if is_foreign else settings.ntk(call.frame.image)):
             residuals = self.view_for(call, part)(x, *args, **inputs)
         if not call.was_reached:
-            self.window.notices.say(f"bypassed {self.words}", f"the ControlNet {self.words} computes attention by "
-                                                              "itself, so it is left as it is.")
+            self.window.notices.say(
+                f"bypassed {self.words}",
+                f"the ControlNet {self.words} computes attention by itself, so it is left as it is.",
+            )
         return residuals
 
     @property
     def words(self) -> str:
         """The model's kind and size, since the host does not keep its file's name."""
         union = ", Union" if getattr(self.model, "num_union_modes", 0) else ""
-        return (f"{type(self.model).__name__} ({len(self.model.double_blocks)} double and "
-                f"{len(self.model.single_blocks)} single blocks{union})")
+        return (
+            f"{type(self.model).__name__} ({len(self.model.double_blocks)} double and "
+            f"{len(self.model.single_blocks)} single blocks{union})"
+        )
 
     def view_for(self, call: WindowCall, part: FramePart | None) -> ControlNetFlux:
         """A shallow copy of the model whose blocks use the window of one call; it shares all weights."""
@@ -193,7 +214,8 @@ class WindowedControlModel:
         vars(view).update(
             pe_embedder=self.embedder_for(call, part),
             double_blocks=[windowed_block(block, call) for block in self.model.double_blocks],
-            single_blocks=[windowed_block(block, call) for block in self.model.single_blocks])
+            single_blocks=[windowed_block(block, call) for block in self.model.single_blocks],
+        )
         return view
 
     def embedder_for(self, call: WindowCall, part: FramePart | None) -> Callable[[Tensor], Tensor]:
@@ -215,6 +237,7 @@ class WindowedControlModel:
 
 def windowed_block(block: nn.Module, call: WindowCall) -> Callable:
     """A FLUX block that attends by ``call``."""
+
     def run(*args: Any, **kwargs: Any) -> Any:
         options = {**(kwargs.pop(OPTIONS, None) or {}), OVERRIDE: call.attend}
         return block(*args, **kwargs, transformer_options=options)

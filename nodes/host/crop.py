@@ -42,8 +42,9 @@ def crop_cond(cond: Cond, tile: Tile, frame: Tensor, controls: dict[Any, Any]) -
         if not cropped["mask"].any():
             return None
     image_tokens = (frame.shape[-2] // 2) * (frame.shape[-1] // 2)
-    cropped["model_conds"] = {name: crop_model_cond(name, value, tile, frame, image_tokens)
-                              for name, value in cond["model_conds"].items()}
+    cropped["model_conds"] = {
+        name: crop_model_cond(name, value, tile, frame, image_tokens) for name, value in cond["model_conds"].items()
+    }
     if cond.get("control") is not None:
         key = (id(cond["control"]), tile)
         if key not in controls:
@@ -58,7 +59,7 @@ def area_weight(cond: Cond, frame: Tensor) -> Tensor:
     inside = comfy.samplers.get_area_and_mult(plain, frame[:1, :1], None)
     weight = frame.new_zeros(1, *frame.shape[-2:])
     height, width, y, x = inside.area[0], inside.area[1], inside.area[2], inside.area[3]
-    weight[:, y: y + height, x: x + width] = inside.mult[:, 0]
+    weight[:, y : y + height, x : x + width] = inside.mult[:, 0]
     return weight
 
 
@@ -103,8 +104,9 @@ def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor) -> An
     cropped.cond_hint = None
     clones = getattr(control, "multigpu_clones", None)
     if clones:
-        cropped.multigpu_clones = {device: crop_control(clone, rows, columns, frame)
-                                   for device, clone in clones.items()}
+        cropped.multigpu_clones = {
+            device: crop_control(clone, rows, columns, frame) for device, clone in clones.items()
+        }
     if getattr(control, "previous_controlnet", None) is not None:
         cropped.previous_controlnet = crop_control(control.previous_controlnet, rows, columns, frame)
     hint = getattr(control, "cond_hint_original", None)
@@ -113,12 +115,13 @@ def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor) -> An
         cropped.cond_hint_original = crop_pixels(hint, ratio, rows, columns, frame, control.upscale_algorithm)
     extra = getattr(control, "extra_concat_orig", None)
     if extra:
-        cropped.extra_concat_orig = [crop_pixels(item, 1, rows, columns, frame, control.upscale_algorithm)
-                                     for item in extra]
+        cropped.extra_concat_orig = [
+            crop_pixels(item, 1, rows, columns, frame, control.upscale_algorithm) for item in extra
+        ]
     return cropped
 
 
 def crop_pixels(picture: Tensor, ratio: int, rows: slice, columns: slice, frame: Tensor, method: str) -> Tensor:
     """(B, C, h, w) of any size, brought to ``ratio`` px per latent of the frame as the host does, then cropped."""
     whole = comfy.utils.common_upscale(picture, frame.shape[-1] * ratio, frame.shape[-2] * ratio, method, "center")
-    return whole[..., rows.start * ratio: rows.stop * ratio, columns.start * ratio: columns.stop * ratio]
+    return whole[..., rows.start * ratio : rows.stop * ratio, columns.start * ratio : columns.stop * ratio]

@@ -29,8 +29,9 @@ def links_of(dynprompt: Any, node: str | None) -> dict[str, list] | None:
     return {name: inputs[name] for name in ("image", *SOCKETS) if is_link(inputs.get(name))}
 
 
-def expand_stages(stages: tuple[Stage, ...], settings: StageSettings, links: dict[str, list],
-                  node: str) -> tuple[dict[str, Any], list, list]:
+def expand_stages(
+    stages: tuple[Stage, ...], settings: StageSettings, links: dict[str, list], node: str
+) -> tuple[dict[str, Any], list, list]:
     """The stages as a graph.
 
     Returns:
@@ -41,7 +42,17 @@ def expand_stages(stages: tuple[Stage, ...], settings: StageSettings, links: dic
     image = links["image"]
     sockets = {name: link for name, link in links.items() if name in SOCKETS}
     for stage in stages:
-        last = graph.node(STAGE_NODE, id=str(stage.number), image=image, number=stage.number, height=stage.size[0],
-                          width=stage.size[1], denoise=stage.denoise, seed=stage.seed, **asdict(settings), **sockets)
+        last = graph.node(
+            STAGE_NODE,
+            id=str(stage.number),
+            image=image,
+            number=stage.number,
+            height=stage.size[0],
+            width=stage.size[1],
+            denoise=stage.denoise,
+            seed=stage.seed,
+            **asdict(settings),
+            **sockets,
+        )
         image = last.out(0)
     return graph.finalize(), last.out(0), last.out(1)

@@ -62,10 +62,14 @@ def missing_sentence(name: str) -> str:
     """What to tell a person whose workflow names a file that is not installed."""
     folder = folder_paths.get_folder_paths(FOLDER)[0]
     if not is_released(name):
-        return (f"weights_name is {name!r}, which is not installed; put the file into {folder}, "
-                "or choose another one or \"none\".")
-    return (f"weights_name is {name!r}, which is not installed; press Get weights on the node, or download "
-            f"{find_release(bare_name(name)).url} into {folder}.")
+        return (
+            f"weights_name is {name!r}, which is not installed; put the file into {folder}, "
+            'or choose another one or "none".'
+        )
+    return (
+        f"weights_name is {name!r}, which is not installed; press Get weights on the node, or download "
+        f"{find_release(bare_name(name)).url} into {folder}."
+    )
 
 
 def is_released(name: str) -> bool:

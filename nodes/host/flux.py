@@ -41,19 +41,29 @@ def flux_shape(model: ModelPatcher) -> FluxShape:
     kind = config.get("image_model")
     diffusion_model = getattr(model.model, "diffusion_model", None)
     if kind not in ("flux", "chroma"):
-        raise ValueError(f"the model is {_name(model, kind)}, but CLEAR works on FLUX.1 models only (dev, schnell, "
-                         "Krea, Kontext, Fill and their fine-tunes, and Chroma); connect one of those.")
+        raise ValueError(
+            f"the model is {_name(model, kind)}, but CLEAR works on FLUX.1 models only (dev, schnell, "
+            "Krea, Kontext, Fill and their fine-tunes, and Chroma); connect one of those."
+        )
     if config.get("patch_size", 2) != 2:
-        raise ValueError(f"the model's patch size is {config['patch_size']}, but CLEAR works on FLUX.1 models with "
-                         "patch size 2; connect one of those.")
+        raise ValueError(
+            f"the model's patch size is {config['patch_size']}, but CLEAR works on FLUX.1 models with "
+            "patch size 2; connect one of those."
+        )
     if not hasattr(diffusion_model, "double_blocks") or not hasattr(diffusion_model, "single_blocks"):
-        raise ValueError(f"the FLUX model is a {type(diffusion_model).__name__}, which computes attention in its own "
-                         "way (Nunchaku does), so that CLEAR cannot reach it; load FLUX with the Load Diffusion Model "
-                         "node or a GGUF loader.")
+        raise ValueError(
+            f"the FLUX model is a {type(diffusion_model).__name__}, which computes attention in its own "
+            "way (Nunchaku does), so that CLEAR cannot reach it; load FLUX with the Load Diffusion Model "
+            "node or a GGUF loader."
+        )
     is_relative = kind == "chroma" or config.get("vec_in_dim") is None
-    return FluxShape(config["hidden_size"], config["depth"], config["depth_single_blocks"],
-                     _relative_name(model, kind, config) if is_relative else None,
-                     takes_references=not isinstance(diffusion_model, Chroma))
+    return FluxShape(
+        config["hidden_size"],
+        config["depth"],
+        config["depth_single_blocks"],
+        _relative_name(model, kind, config) if is_relative else None,
+        takes_references=not isinstance(diffusion_model, Chroma),
+    )
 
 
 def _relative_name(model: ModelPatcher, kind: str, config: dict) -> str:

@@ -69,11 +69,18 @@ def line_for(asked: Mapping[str, str]) -> str:
     name = asked.get("weights_name", NO_WEIGHTS)
     spec = spec_for(name, number(asked, "radius", 0, LONGEST_SIDE), number(asked, "down_factor", 0, LONGEST_SIDE))
     has_weights = part(asked, "strength", 1) > 0 and name != NO_WEIGHTS
-    settings = ClearSettings(spec, start_percent=part(asked, "start_percent", 0),
-                             end_percent=part(asked, "end_percent", 1))
+    settings = ClearSettings(
+        spec, start_percent=part(asked, "start_percent", 0), end_percent=part(asked, "end_percent", 1)
+    )
     dense = parse_dense_blocks(asked.get("dense_blocks", ""), DOUBLE, SINGLE)
-    return cost_line(spec, known, has_weights=has_weights, min_tokens=number(asked, "min_tokens", 0, 1 << 24),
-                     dense_part=len(dense) / (DOUBLE + SINGLE), acts=(settings.start_percent, settings.end_percent))
+    return cost_line(
+        spec,
+        known,
+        has_weights=has_weights,
+        min_tokens=number(asked, "min_tokens", 0, 1 << 24),
+        dense_part=len(dense) / (DOUBLE + SINGLE),
+        acts=(settings.start_percent, settings.end_percent),
+    )
 
 
 def spec_for(name: str, radius: int, down_factor: int) -> ClearSpec:
@@ -81,8 +88,9 @@ def spec_for(name: str, radius: int, down_factor: int) -> ClearSpec:
     if name == NO_WEIGHTS:
         return choose_spec(radius, down_factor, None)
     if not installed_name(name):
-        remedy = ("see Get weights on CLEAR Attention" if is_released(name) else
-                  "put it into models/clear or choose another")
+        remedy = (
+            "see Get weights on CLEAR Attention" if is_released(name) else "put it into models/clear or choose another"
+        )
         raise ValueError(f"{bare_name(name)} is not installed: {remedy}")
     path = path_of(name)
     return choose_spec(radius, down_factor, read_once(path, os.path.getmtime(path)))

@@ -53,22 +53,39 @@ def inspect_model(model: ModelPatcher, source: Size, upscale_by: float, origin: 
     facts = model_facts(model)
     settings = patch.settings if patch else None
     return Inspection(
-        size=stages[-1].padded, origin=origin, model=facts, settings=settings, weights=weights_of(patch),
-        dense_blocks=frozenset(index + (shape.num_double if kind == "single" else 0)
-                               for kind, index in (patch.dense_blocks if patch else ())),
+        size=stages[-1].padded,
+        origin=origin,
+        model=facts,
+        settings=settings,
+        weights=weights_of(patch),
+        dense_blocks=frozenset(
+            index + (shape.num_double if kind == "single" else 0)
+            for kind, index in (patch.dense_blocks if patch else ())
+        ),
         backend=backend_of(model, patch, stages[-1].grid),
         device=comfy.model_management.get_torch_device_name(model.load_device),
-        device_bytes=comfy.model_management.get_total_memory(model.load_device), pace=last_pace(),
-        tiles=tile_words(model, stages[-1], batch), stages=stage_words(stages),
-        others=other_patches(model, patch), versions=versions(), batch=batch)
+        device_bytes=comfy.model_management.get_total_memory(model.load_device),
+        pace=last_pace(),
+        tiles=tile_words(model, stages[-1], batch),
+        stages=stage_words(stages),
+        others=other_patches(model, patch),
+        versions=versions(),
+        batch=batch,
+    )
 
 
 def model_facts(model: ModelPatcher) -> ModelFacts:
     """What is known of the model itself."""
     shape = flux_shape(model)
-    return ModelFacts(activations_of(model), shape.num_double, shape.num_single,
-                      head_dim_of(model), dtype_name(model), model.model_size(),
-                      shape.relative or "FLUX.1")
+    return ModelFacts(
+        activations_of(model),
+        shape.num_double,
+        shape.num_single,
+        head_dim_of(model),
+        dtype_name(model),
+        model.model_size(),
+        shape.relative or "FLUX.1",
+    )
 
 
 def head_dim_of(model: ModelPatcher) -> int:
@@ -84,8 +101,7 @@ def compute_dtype(model: ModelPatcher) -> torch.dtype:
 
 def dtype_name(model: ModelPatcher) -> str:
     """What the model computes in and, where that differs, is stored in."""
-    computed, stored = (str(dtype).removeprefix("torch.")
-                        for dtype in (compute_dtype(model), model.model.get_dtype()))
+    computed, stored = (str(dtype).removeprefix("torch.") for dtype in (compute_dtype(model), model.model.get_dtype()))
     return computed if computed == stored else f"{computed} (stored in {stored})"
 
 
@@ -122,8 +138,9 @@ def weights_of(patch: WindowPatch | None) -> WeightsFacts | None:
 def tile_words(model: ModelPatcher, stage: Stage, batch: int) -> str:
     """How CLEARUpscale would divide this frame here with its usual settings."""
     total = comfy.model_management.get_total_memory(model.load_device)
-    tiles = choose_tiles(stage.grid, activations=activations_of(model),
-                         budget=activation_budget(total, model.model_size()), batch=batch)
+    tiles = choose_tiles(
+        stage.grid, activations=activations_of(model), budget=activation_budget(total, model.model_size()), batch=batch
+    )
     if tiles.is_whole:
         return "the whole frame at once"
     return f"{len(tiles.tiles)} tiles of {tiles.tile[1] * 16} x {tiles.tile[0] * 16} px"

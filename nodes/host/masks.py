@@ -30,12 +30,18 @@ def with_heads(mask: Tensor) -> Tensor:
 def misfit(mask: Tensor, q: Tensor) -> str | None:
     """Why a mask does not belong to queries (B, heads, L, D), or None."""
     batch, heads, length, _ = q.shape
-    if (2 <= mask.ndim <= 4 and mask.device == q.device and (mask.dtype == torch.bool or mask.is_floating_point())
-            and all(found in (1, wanted) for found, wanted in zip(with_heads(mask).shape, (batch, heads, length)))
-            and mask.shape[-1] == length):
+    if (
+        2 <= mask.ndim <= 4
+        and mask.device == q.device
+        and (mask.dtype == torch.bool or mask.is_floating_point())
+        and all(found in (1, wanted) for found, wanted in zip(with_heads(mask).shape, (batch, heads, length)))
+        and mask.shape[-1] == length
+    ):
         return None
-    return (f"an attention mask of shape {tuple(mask.shape)} and {mask.dtype} on {mask.device} does not fit {batch} x "
-            f"{heads} x {length} tokens on {q.device}")
+    return (
+        f"an attention mask of shape {tuple(mask.shape)} and {mask.dtype} on {mask.device} does not fit {batch} x "
+        f"{heads} x {length} tokens on {q.device}"
+    )
 
 
 class CallMasks:
@@ -59,5 +65,6 @@ class CallMasks:
                 f"the attention mask tells image tokens apart and takes {size / 2**30:.1f} GiB for {layout.length} "
                 f"tokens ({layout.grid[1] * 16} x {layout.grid[0] * 16} px), but CLEAR takes such masks up to "
                 f"{MOST_BYTES / 2**30:.0f} GiB; make the picture smaller or run it in tiles, or use a mask on the "
-                "text alone (Redux strength, prompts for regions).")
+                "text alone (Redux strength, prompts for regions)."
+            )
         return self.bias

@@ -36,14 +36,24 @@ class MemoryPatch:
 
     def install(self, model: ModelPatcher) -> None:
         """Put it on a clone, in place of an earlier one."""
-        for wrapper_type, wrapper in ((WrappersMP.APPLY_MODEL, self.apply_model),
-                                      (WrappersMP.PREPARE_SAMPLING, self.prepare)):
+        for wrapper_type, wrapper in (
+            (WrappersMP.APPLY_MODEL, self.apply_model),
+            (WrappersMP.PREPARE_SAMPLING, self.prepare),
+        ):
             model.remove_wrappers_with_key(wrapper_type, KEY)
             model.add_wrapper_with_key(wrapper_type, KEY, wrapper)
 
-    def apply_model(self, executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None,
-                    c_crossattn: Tensor | None = None, control: Any = None, transformer_options: dict = {},
-                    **extra: Any) -> Tensor:
+    def apply_model(
+        self,
+        executor: Callable,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict = {},
+        **extra: Any,
+    ) -> Tensor:
         """Run one call of the model with its blocks in chunks, where the sequence is long."""
         tokens = self.tokens(x, c_crossattn, extra)
         if is_chunked(tokens, self.chunk) and self.wanted(transformer_options, extra):
@@ -62,15 +72,21 @@ class MemoryPatch:
     def wanted(self, options: dict[str, Any], extra: dict[str, Any]) -> bool:
         """Whether the blocks of this call may be replaced: these ask for what happens inside the host's own."""
         patches = options.get("patches", {})
-        return not (patches.get("attn1_patch") or patches.get("attn1_output_patch")
-                    or extra.get("ref_latents_method") == "index_timestep_zero")
+        return not (
+            patches.get("attn1_patch")
+            or patches.get("attn1_output_patch")
+            or extra.get("ref_latents_method") == "index_timestep_zero"
+        )
 
     def block_patches(self, flux: nn.Module, tokens: int) -> dict[tuple[str, int], Callable]:
         """Replacements for one call of the model, by the host's names of the blocks."""
         call = ChunkedCall(chunk_of(tokens, self.chunk))
-        return {(name, index): partial(call.run, block)
-                for name, blocks in (("double_block", flux.double_blocks), ("single_block", flux.single_blocks))
-                for index, block in enumerate(blocks) if is_plain(block)}
+        return {
+            (name, index): partial(call.run, block)
+            for name, blocks in (("double_block", flux.double_blocks), ("single_block", flux.single_blocks))
+            for index, block in enumerate(blocks)
+            if is_plain(block)
+        }
 
     def prepare(self, executor: Callable, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
         """Let the host make room for what a call really takes."""

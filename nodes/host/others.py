@@ -29,8 +29,12 @@ OPTIONS = {
 
 def other_patches(model: ModelPatcher, ours: WindowPatch | None) -> tuple[str, ...]:
     """One sentence for each kind of change that is not CLEAR's."""
-    found = [*weight_sentences(model, ours), *option_sentences(model), *object_sentences(model),
-             *wrapper_sentences(model)]
+    found = [
+        *weight_sentences(model, ours),
+        *option_sentences(model),
+        *object_sentences(model),
+        *wrapper_sentences(model),
+    ]
     if type(model) is not ModelPatcher and type(model).__module__.split(".")[0] != "comfy":
         found.append(f"the model's weights are in the hands of {name_of(type(model))}")
     return tuple(found)
@@ -49,11 +53,15 @@ def weight_sentences(model: ModelPatcher, ours: WindowPatch | None) -> list[str]
     said = []
     if layers:
         count = max(layers.values())
-        said.append(f"{count} LoRA{'s' if count > 1 else ''} or other weight patch{'es' if count > 1 else ''}, "
-                    f"on {len(keys)} weights")
+        said.append(
+            f"{count} LoRA{'s' if count > 1 else ''} or other weight patch{'es' if count > 1 else ''}, "
+            f"on {len(keys)} weights"
+        )
     if model.hook_patches:
-        said.append(f"{len(model.hook_patches)} hook{'s' if len(model.hook_patches) > 1 else ''} that change the "
-                    "weights while sampling (LoRA schedules)")
+        said.append(
+            f"{len(model.hook_patches)} hook{'s' if len(model.hook_patches) > 1 else ''} that change the "
+            "weights while sampling (LoRA schedules)"
+        )
     return said
 
 
@@ -62,8 +70,9 @@ def option_sentences(model: ModelPatcher) -> list[str]:
     options = model.model_options.get("transformer_options", {})
     said = []
     if OVERRIDE in options:
-        said.append(f"another attention function is set ({name_of(options[OVERRIDE])}); it runs where the window "
-                    "does not")
+        said.append(
+            f"another attention function is set ({name_of(options[OVERRIDE])}); it runs where the window does not"
+        )
     for name, functions in sorted(options.get("patches", {}).items()):
         said.append(f"{name}: {names_of(functions)}")
     for name, blocks in sorted(options.get("patches_replace", {}).items()):
@@ -82,8 +91,10 @@ def object_sentences(model: ModelPatcher) -> list[str]:
             continue
         if key == "model_sampling":
             shift = getattr(value, "shift", None)
-            said.append(f"the noise schedule is set ({type(value).__name__}"
-                        + (f", shift {float(shift):g})" if shift is not None else ")"))
+            said.append(
+                f"the noise schedule is set ({type(value).__name__}"
+                + (f", shift {float(shift):g})" if shift is not None else ")")
+            )
         else:
             said.append(f"{key} is exchanged: {name_of(value)}")
     return said
@@ -98,11 +109,18 @@ def wrapper_sentences(model: ModelPatcher) -> list[str]:
             for key, functions in keyed.items():
                 if not str(key).startswith(KEY) and functions:
                     by_key.setdefault(str(key), []).extend(functions)
-    said = [f"wraps the model as \"{key}\": {names_of(functions)}" if key != "None" else
-            f"wraps the model: {names_of(functions)}" for key, functions in sorted(by_key.items())]
-    said += [f"injects code as \"{key}\"" for key in sorted(map(str, model.injections))]
-    said += [f"holds {len(models)} further models as \"{key}\""
-             for key, models in sorted(model.additional_models.items()) if models]
+    said = [
+        f'wraps the model as "{key}": {names_of(functions)}'
+        if key != "None"
+        else f"wraps the model: {names_of(functions)}"
+        for key, functions in sorted(by_key.items())
+    ]
+    said += [f'injects code as "{key}"' for key in sorted(map(str, model.injections))]
+    said += [
+        f'holds {len(models)} further models as "{key}"'
+        for key, models in sorted(model.additional_models.items())
+        if models
+    ]
     return said
 
 

@@ -20,8 +20,9 @@ from .window import WindowPatch
 KEY = "clear_flux"
 
 
-def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | None = None,
-                strength: float = 1.0) -> ModelPatcher:
+def apply_clear(
+    model: ModelPatcher, settings: ClearSettings, file: ClearFile | None = None, strength: float = 1.0
+) -> ModelPatcher:
     """A clone of ``model`` that attends with CLEAR; ``model`` itself is not touched.
 
     Args:
@@ -34,8 +35,10 @@ def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | 
     """
     shape = flux_shape(model)
     if file is not None and shape.relative:
-        raise ValueError(f"{file.name} was distilled for FLUX.1, but the model is {shape.relative}; set weights_name to "
-                         "none for the window alone.")
+        raise ValueError(
+            f"{file.name} was distilled for FLUX.1, but the model is {shape.relative}; set weights_name to "
+            "none for the window alone."
+        )
     dense_blocks = parse_dense_blocks(settings.dense_blocks, shape.num_double, shape.num_single)
     clone = model.clone()
     for earlier in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
@@ -48,12 +51,16 @@ def apply_clear(model: ModelPatcher, settings: ClearSettings, file: ClearFile | 
         patch.file, patch.strength = file, strength
         patch.tensors = trained_tensors(file)
         patch.weight_patches = add_weight_patches(clone, file, patch.tensors, shape, strength)
-        patch.spatial_weights = {block: blend_with_mean(weight, strength)
-                                 for block, weight in file.spatial_weights().items()}
+        patch.spatial_weights = {
+            block: blend_with_mean(weight, strength) for block, weight in file.spatial_weights().items()
+        }
     install_embedder(clone)
     if shape.relative:
-        patch.notices.say("relative", f"windows on {shape.relative} are experimental: it shares FLUX.1's blocks, but "
-                                      "nobody has distilled weights for it.")
+        patch.notices.say(
+            "relative",
+            f"windows on {shape.relative} are experimental: it shares FLUX.1's blocks, but "
+            "nobody has distilled weights for it.",
+        )
     else:
         MemoryPatch().install(clone)
     PaceClock.of(clone).install(clone)

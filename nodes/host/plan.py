@@ -21,8 +21,10 @@ def attention_words(model: ModelPatcher) -> str:
     settings = patch.settings
     ntk = f"{settings.ntk_factor:g}" if settings.ntk_factor else "auto"
     weights = f"{patch.file.name} at strength {patch.strength:g}" if patch.file else "none"
-    return (f"CLEAR, {settings.spec}, ntk {ntk}, proportional {settings.proportional_attention}, "
-            f"backend {settings.backend}, weights {weights}")
+    return (
+        f"CLEAR, {settings.spec}, ntk {ntk}, proportional {settings.proportional_attention}, "
+        f"backend {settings.backend}, weights {weights}"
+    )
 
 
 def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> str:
@@ -32,11 +34,18 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
     memory = activations_of(inputs.model).peak_bytes(tiles.tile[0] * tiles.tile[1] + FLUX_TEXT, batch=batch) / GIB
     height, width = stage.size
     padded = "" if stage.padded == stage.size else f" (padded to {stage.padded[1]} x {stage.padded[0]})"
-    shape = "whole frame" if tiles.is_whole else (
-        f"{len(tiles.tiles)} tiles of {tiles.tile[1] * 16} x {tiles.tile[0] * 16} px, overlap {tiles.overlap * 16}")
-    return (f"stage {stage.number}: {stage.source[1]} x {stage.source[0]} to {width} x {height} px{padded}, "
-            f"{stage.tokens} tokens, {shape}, {settings.steps} steps at denoise {stage.denoise:g}, seed {stage.seed}, "
-            f"VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, about {memory:.1f} GiB beside the weights")
+    shape = (
+        "whole frame"
+        if tiles.is_whole
+        else (
+            f"{len(tiles.tiles)} tiles of {tiles.tile[1] * 16} x {tiles.tile[0] * 16} px, overlap {tiles.overlap * 16}"
+        )
+    )
+    return (
+        f"stage {stage.number}: {stage.source[1]} x {stage.source[0]} to {width} x {height} px{padded}, "
+        f"{stage.tokens} tokens, {shape}, {settings.steps} steps at denoise {stage.denoise:g}, seed {stage.seed}, "
+        f"VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, about {memory:.1f} GiB beside the weights"
+    )
 
 
 def effect_words(inputs: StageInputs, stage: Stage) -> str:
@@ -45,9 +54,11 @@ def effect_words(inputs: StageInputs, stage: Stage) -> str:
     settings = clear_of(model).settings
     scale = settings.scale(head_dim_of(model), SequenceLayout(text, stage.grid))
     windows = "windows" if stage.tokens >= settings.min_tokens else "no windows (min_tokens)"
-    return (f"stage {stage.number} attention: {windows}, ntk {settings.ntk(stage.tokens):g}, scale {scale:.6f} "
-            f"({'proportional' if settings.is_proportional(stage.tokens) else 'plain'}), "
-            f"backend {backend_of(model, clear_of(model), stage.grid)[0]}")
+    return (
+        f"stage {stage.number} attention: {windows}, ntk {settings.ntk(stage.tokens):g}, scale {scale:.6f} "
+        f"({'proportional' if settings.is_proportional(stage.tokens) else 'plain'}), "
+        f"backend {backend_of(model, clear_of(model), stage.grid)[0]}"
+    )
 
 
 def weight_lines(model: ModelPatcher) -> list[str]:

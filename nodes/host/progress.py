@@ -142,6 +142,7 @@ class StageProgress:
 
     def on_step(self, callback: Callable) -> Callable:
         """A sampler's callback that previews a reduced latent and says how long it will take."""
+
         def after_step(step: int, x0: Tensor, x: Tensor, total: int) -> None:
             self.steps_done = step + 1
             longest = max(x0.shape[-2:])
@@ -152,8 +153,12 @@ class StageProgress:
             _pace[:] = [pace / self.stage.tokens]
             left = pace * (total - step - 1)
             height, width = self.stage.size
-            say_on_node(f"Stage {self.stage.number} of {len(self.plan.stages)}: {width} x {height} px, step {step + 1} "
-                        f"of {total}, {duration(left)} left in this stage", self.plan.node)
+            say_on_node(
+                f"Stage {self.stage.number} of {len(self.plan.stages)}: {width} x {height} px, step {step + 1} "
+                f"of {total}, {duration(left)} left in this stage",
+                self.plan.node,
+            )
+
         return after_step
 
 

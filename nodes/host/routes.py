@@ -36,8 +36,13 @@ def register_routes() -> None:
 
     @server.routes.get(ROUTE)
     async def list_weights(request: web.Request) -> web.Response:
-        return web.json_response({"folder": folder_paths.get_folder_paths(FOLDER)[0], "licence": LICENCE,
-                                  "files": [describe(release) for release in CATALOGUE.values()]})
+        return web.json_response(
+            {
+                "folder": folder_paths.get_folder_paths(FOLDER)[0],
+                "licence": LICENCE,
+                "files": [describe(release) for release in CATALOGUE.values()],
+            }
+        )
 
     @server.routes.post(ROUTE)
     async def get_weights(request: web.Request) -> web.Response:
@@ -47,8 +52,9 @@ def register_routes() -> None:
         except ClearFileError as error:
             return web.json_response({"error": str(error)}, status=400)
         except (ValueError, KeyError, TypeError):
-            return web.json_response({"error": "the request names no file; expected {\"name\": \"clear_local_16\"}."},
-                                     status=400)
+            return web.json_response(
+                {"error": 'the request names no file; expected {"name": "clear_local_16"}.'}, status=400
+            )
         if release.stem not in _fetching:
             _fetching.add(release.stem)
             asyncio.create_task(fetch_and_report(server, release))
@@ -57,9 +63,16 @@ def register_routes() -> None:
 
 def describe(release: Release) -> dict[str, Any]:
     """One row of the catalogue as the page shows it."""
-    return {"name": release.stem, "file": release.name, "radius": release.radius, "down_factor": release.down_factor,
-            "size": release.size, "meant_for": release.meant_for, "installed": installed_name(release.name),
-            "fetching": release.stem in _fetching}
+    return {
+        "name": release.stem,
+        "file": release.name,
+        "radius": release.radius,
+        "down_factor": release.down_factor,
+        "size": release.size,
+        "meant_for": release.meant_for,
+        "installed": installed_name(release.name),
+        "fetching": release.stem in _fetching,
+    }
 
 
 async def fetch_and_report(server: PromptServer, release: Release) -> None:

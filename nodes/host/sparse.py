@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-RULE = ("ComfyUI's sparse attention is on the same model: the window is used, and the sparse attention only in the blocks "
-        "and steps that have no window.")
+RULE = (
+    "ComfyUI's sparse attention is on the same model: the window is used, and the sparse attention only in the blocks "
+    "and steps that have no window."
+)
 
 
 def is_host_sparse(override: Callable | None) -> bool:

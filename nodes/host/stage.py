@@ -49,8 +49,14 @@ class StageSettings:
         """Whole frame or tiles: as asked for, or by the rule that knows the card's total memory, never the free one."""
         total = comfy.model_management.get_total_memory(model.load_device)
         return choose_tiles(
-            stage.grid, tile_height=self.tile_height, tile_width=self.tile_width, overlap=self.tile_overlap,
-            activations=activations_of(model), budget=activation_budget(total, model.model_size()), batch=batch)
+            stage.grid,
+            tile_height=self.tile_height,
+            tile_width=self.tile_width,
+            overlap=self.tile_overlap,
+            activations=activations_of(model),
+            budget=activation_budget(total, model.model_size()),
+            batch=batch,
+        )
 
     def vae_tile(self, vae: Any, stage: Stage) -> int:
         """Side in px of the tiles in which the VAE works, 0 for the whole picture."""
@@ -79,8 +85,9 @@ class StageInputs:
     mask: Tensor | None = None
 
 
-def run_stage(image: Tensor, inputs: StageInputs, stage: Stage, settings: StageSettings,
-              progress: StageProgress) -> tuple[Tensor, dict[str, Tensor]]:
+def run_stage(
+    image: Tensor, inputs: StageInputs, stage: Stage, settings: StageSettings, progress: StageProgress
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Runs it.
 
     Args:
@@ -138,13 +145,20 @@ def encode(vae: Any, picture: Tensor, tile: int) -> Tensor:
 def decode(vae: Any, latent: Tensor, tile: int) -> Tensor:
     """The picture (B, H, W, 3) of a latent."""
     if tile:
-        return vae.decode_tiled(latent, tile_x=tile // LATENT_PIXELS, tile_y=tile // LATENT_PIXELS,
-                                overlap=tile // 8 // LATENT_PIXELS)
+        return vae.decode_tiled(
+            latent, tile_x=tile // LATENT_PIXELS, tile_y=tile // LATENT_PIXELS, overlap=tile // 8 // LATENT_PIXELS
+        )
     return vae.decode(latent)
 
 
-def denoise(latent: Tensor, inputs: StageInputs, stage: Stage, settings: StageSettings, tiles: TileLayout,
-            progress: StageProgress) -> Tensor:
+def denoise(
+    latent: Tensor,
+    inputs: StageInputs,
+    stage: Stage,
+    settings: StageSettings,
+    tiles: TileLayout,
+    progress: StageProgress,
+) -> Tensor:
     """The latent, noised to the stage's strength and denoised again as KSampler does it."""
     model, _ = with_shift(inputs.model, settings.shift)
     if not tiles.is_whole:
@@ -155,9 +169,21 @@ def denoise(latent: Tensor, inputs: StageInputs, stage: Stage, settings: StageSe
         noise_mask = reflect_to(mask_to(inputs.mask, stage.size).movedim(1, -1), stage.padded).movedim(-1, 1)
     callback = progress.on_step(latent_preview.prepare_callback(model, settings.steps))
     return comfy.sample.sample(
-        model, comfy.sample.prepare_noise(latent, stage.seed), settings.steps, settings.cfg, settings.sampler_name,
-        settings.scheduler, inputs.positive, inputs.negative or [], latent, denoise=stage.denoise,
-        noise_mask=noise_mask, callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=stage.seed)
+        model,
+        comfy.sample.prepare_noise(latent, stage.seed),
+        settings.steps,
+        settings.cfg,
+        settings.sampler_name,
+        settings.scheduler,
+        inputs.positive,
+        inputs.negative or [],
+        latent,
+        denoise=stage.denoise,
+        noise_mask=noise_mask,
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=stage.seed,
+    )
 
 
 def mask_to(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -193,4 +219,5 @@ def memory_advice(doing: str, stage: Stage, advice: str) -> Iterator[None]:
     height, width = stage.size
     raise comfy.model_management.OOM_EXCEPTION(
         f"Out of memory while {doing} stage {stage.number} ({width} x {height} px): {advice}. Changed settings run "
-        "all stages again; run unchanged, after other memory was freed, it goes on after the finished stages.")
+        "all stages again; run unchanged, after other memory was freed, it goes on after the finished stages."
+    )

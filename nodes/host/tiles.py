@@ -46,15 +46,27 @@ class TiledModel:
         shape = [*noise_shape[:2], rows.stop - rows.start, columns.stop - columns.start]
         return executor(model, shape, *args, **kwargs)
 
-    def predict(self, executor: Callable, model: Any, conds: list[list[Cond] | None], x_in: Tensor, timestep: Tensor,
-                model_options: dict[str, Any]) -> list[Tensor]:
+    def predict(
+        self,
+        executor: Callable,
+        model: Any,
+        conds: list[list[Cond] | None],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> list[Tensor]:
         """One prediction for every list of conditionings, (B, C, H, W), blended from the tiles'."""
         predicted = [torch.zeros_like(x_in) for _ in conds]
         for done, tile in enumerate(self.layout.tiles, start=1):
             rows, columns = tile.latents
             weight = self.layout.weight(tile).to(x_in)
-            parts = executor(model, [self.crop(cond, tile, x_in) for cond in conds], x_in[..., rows, columns],
-                             timestep, self.options_of(tile, model_options))
+            parts = executor(
+                model,
+                [self.crop(cond, tile, x_in) for cond in conds],
+                x_in[..., rows, columns],
+                timestep,
+                self.options_of(tile, model_options),
+            )
             for whole, part in zip(predicted, parts):
                 whole[..., rows, columns] += part * weight
             self.on_tile(done, len(self.layout.tiles))

@@ -21,8 +21,11 @@ def host_is_recent_enough() -> bool:
         version = None
     if version and tuple(int(n) for n in re.findall(r"\d+", version)[:3]) >= OLDEST:
         return True
-    logging.warning("CLEAR for FLUX needs ComfyUI %s or later and this is %s: update ComfyUI; nothing was loaded.",
-                    ".".join(map(str, OLDEST)), version or "older than 0.3")
+    logging.warning(
+        "CLEAR for FLUX needs ComfyUI %s or later and this is %s: update ComfyUI; nothing was loaded.",
+        ".".join(map(str, OLDEST)),
+        version or "older than 0.3",
+    )
     return False
 
 

@@ -44,8 +44,9 @@ class SharedTensors(dict[str, Tensor]):
 _open: WeakValueDictionary[tuple[str, int, int], SharedTensors] = WeakValueDictionary()
 
 
-def add_weight_patches(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: FluxShape,
-                       strength: float) -> dict[str, list[tuple]]:
+def add_weight_patches(
+    model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: FluxShape, strength: float
+) -> dict[str, list[tuple]]:
     """Put the trained slices on a clone's weights.
 
     A file of trained weights replaces: ``(1 - strength) * base + strength * file``. A delta file adds:
@@ -71,12 +72,14 @@ def add_weight_patches(model: ModelPatcher, file: ClearFile, tensors: Mapping[st
     base_strength = 1.0 if file.kind == "delta" else 1.0 - strength
     unknown = set(patches) - set(model.add_patches(patches, strength, base_strength))
     if unknown:
-        raise ValueError(f"{file.name} has {len(unknown)} weights that this model lacks, among them "
-                         f"{sorted(map(str, unknown))[0]}; choose weights for this model.")
+        raise ValueError(
+            f"{file.name} has {len(unknown)} weights that this model lacks, among them "
+            f"{sorted(map(str, unknown))[0]}; choose weights for this model."
+        )
     added = {}
     for key in keys:
         entries = model.patches[key]
-        added[key], others = entries[before[key]:], entries[: before[key]]
+        added[key], others = entries[before[key] :], entries[: before[key]]
         place = 1 + max((index for index, entry in enumerate(others) if not only_adds(entry)), default=-1)
         model.patches[key] = [*others[:place], *added[key], *others[place:]]
     return added

@@ -58,13 +58,24 @@ class WindowPatch:
     weight_patches: dict[str, list[tuple]] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
 
-    def __call__(self, executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None,
-                 c_crossattn: Tensor | None = None, control: Any = None, transformer_options: dict = {},
-                 **extra: Any) -> Tensor:
+    def __call__(
+        self,
+        executor: Callable,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict = {},
+        **extra: Any,
+    ) -> Tensor:
         """Run one call of the model with the window for this latent's grid. x: (B, C, H, W) latent."""
         if x.ndim != 4:
-            self.notices.say("latent", f"the latent has shape {tuple(x.shape)}, expected (batch, channels, height, "
-                                       "width); the window is not applied.")
+            self.notices.say(
+                "latent",
+                f"the latent has shape {tuple(x.shape)}, expected (batch, channels, height, "
+                "width); the window is not applied.",
+            )
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
         references = sum(_tokens(latent) for latent in self.takes_references and extra.get("ref_latents") or ())
         text = 0 if c_crossattn is None else c_crossattn.shape[1]
@@ -85,8 +96,11 @@ class WindowPatch:
         factor = self.settings.ntk(call.frame.image)
         foreign = foreign_embedder(executor.class_obj.diffusion_model)
         if factor != 1.0 and foreign:
-            self.notices.say("embedder", f"the model's position embedder is a {foreign} of another node; it is kept, "
-                                         f"and ntk_factor {factor:g} is not applied.")
+            self.notices.say(
+                "embedder",
+                f"the model's position embedder is a {foreign} of another node; it is kept, "
+                f"and ntk_factor {factor:g} is not applied.",
+            )
         with ntk_factor(factor):
             out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
         run = running()
@@ -95,8 +109,9 @@ class WindowPatch:
         # A cache (EasyCache) leaves the model out of some calls, but never of a run's first; packs that compute it by
         # themselves do so from the first call on.
         if not call.was_reached and not (run and run.words):
-            self.notices.say("bypassed", "another node computes this model's attention by itself, so the window is "
-                                         "not applied.")
+            self.notices.say(
+                "bypassed", "another node computes this model's attention by itself, so the window is not applied."
+            )
         return out
 
     def is_left_out(self, image_tokens: int, sampling: Any, sigma: Tensor) -> bool:
@@ -117,8 +132,9 @@ class WindowCall:
         was_reached: Whether the model came to the override.
     """
 
-    def __init__(self, patch: WindowPatch, layout: SequenceLayout, frame_grid: tuple[int, int],
-                 previous: Callable | None):
+    def __init__(
+        self, patch: WindowPatch, layout: SequenceLayout, frame_grid: tuple[int, int], previous: Callable | None
+    ):
         self.patch = patch
         self.layout = layout
         self.frame_grid = frame_grid
@@ -165,14 +181,20 @@ class WindowCall:
     def _why_not(self, q: Tensor, k: Tensor, v: Tensor, args: tuple, kwargs: dict[str, Any]) -> str | None:
         """Why the window cannot be applied to these tensors, or None."""
         if q.ndim != 4 or not _argument("skip_reshape", 6, args, kwargs):
-            return f"an attention call has queries of shape {tuple(q.shape)}, expected (batch, heads, tokens, head size)"
+            return (
+                f"an attention call has queries of shape {tuple(q.shape)}, expected (batch, heads, tokens, head size)"
+            )
         if k.shape != q.shape or v.shape != q.shape:
-            return (f"an attention call has {q.shape[2]} queries but {k.shape[2]} keys and {v.shape[2]} values "
-                    "(another node changed them)")
+            return (
+                f"an attention call has {q.shape[2]} queries but {k.shape[2]} keys and {v.shape[2]} values "
+                "(another node changed them)"
+            )
         if self.layout.reference < 0 or q.shape[2] != self.layout.length:
-            return (f"a sequence has {q.shape[2]} tokens, but {self.layout.text} text, "
-                    f"{self.layout.grid[0]} x {self.layout.grid[1]} image and {self.layout.reference} reference tokens "
-                    "were expected (another node changed them)")
+            return (
+                f"a sequence has {q.shape[2]} tokens, but {self.layout.text} text, "
+                f"{self.layout.grid[0]} x {self.layout.grid[1]} image and {self.layout.reference} reference tokens "
+                "were expected (another node changed them)"
+            )
         mask = _argument("mask", 4, args, kwargs)
         return None if mask is None else misfit(mask, q)
 
@@ -181,11 +203,18 @@ class WindowCall:
         self.pairs += window_pairs_of(self.layout, settings.spec)
         mask = _argument("mask", 4, args, kwargs)
         out = clear_attention(
-            q, k, v, grid=self.layout.grid, spec=settings.spec, reference_tokens=self.layout.reference,
+            q,
+            k,
+            v,
+            grid=self.layout.grid,
+            spec=settings.spec,
+            reference_tokens=self.layout.reference,
             spatial_weight=self.patch.spatial_weights.get(_block_of(kwargs)),
-            scale=settings.scale(q.shape[-1], self.frame), backend=settings.backend,
+            scale=settings.scale(q.shape[-1], self.frame),
+            backend=settings.backend,
             bias=None if mask is None else self.masks.look_through(mask, self.layout),
-            on_chunk=throw_exception_if_processing_interrupted)
+            on_chunk=throw_exception_if_processing_interrupted,
+        )
         if _argument("skip_output_reshape", 7, args, kwargs):
             return out
         return out.transpose(1, 2).flatten(2)
@@ -221,7 +250,8 @@ def _is_within(settings: ClearSettings, sampling: Any, sigma: Tensor) -> bool:
     """
     is_late_enough = settings.start_percent <= 0 or not sigma[0] > sampling.percent_to_sigma(settings.start_percent)
     return is_late_enough and (
-        settings.end_percent >= 1 or not sigma[0] < sampling.percent_to_sigma(settings.end_percent))
+        settings.end_percent >= 1 or not sigma[0] < sampling.percent_to_sigma(settings.end_percent)
+    )
 
 
 def _tokens(latent: Tensor) -> int:

@@ -10,8 +10,11 @@ from clear_core.advice import cost_line, layout_of, share
 SIZES = {"1K": (1024, 1024), "2 MP": (2048, 1024), "2K": (2048, 2048), "4K": (4096, 4096), "8K": (8192, 8192)}
 
 # TFLOP per layer in the paper's table 1: dense, then by radius, to two or three digits.
-PAPER = {"2K": (3.51, {8: 0.25, 16: 0.35, 32: 0.72}), "4K": (53.6, {8: 0.98, 16: 1.43, 32: 3.14}),
-         "8K": (847.7, {8: 3.92, 16: 5.79, 32: 13.1})}
+PAPER = {
+    "2K": (3.51, {8: 0.25, 16: 0.35, 32: 0.72}),
+    "4K": (53.6, {8: 0.98, 16: 1.43, 32: 3.14}),
+    "8K": (847.7, {8: 3.92, 16: 5.79, 32: 13.1}),
+}
 
 
 @pytest.mark.parametrize("radius", [8, 16, 32])
@@ -27,20 +30,32 @@ def test_blocks_kept_dense_cost_what_they_cost():
     assert share(layout, spec, 0.25) == pytest.approx(0.25 + 0.75 * share(layout, spec))
 
 
-@pytest.mark.parametrize("size, tokens", [((1024, 1024), "4,096"), ((1344, 768), "4,032"), ((1000, 600), "2,394"),
-                                          ((5376, 3072), "64,512")], ids=str)
+@pytest.mark.parametrize(
+    "size, tokens",
+    [((1024, 1024), "4,096"), ((1344, 768), "4,032"), ((1000, 600), "2,394"), ((5376, 3072), "64,512")],
+    ids=str,
+)
 def test_tokens_of_a_size(size, tokens):
     """A side that is no multiple of 16 is padded to whole tokens."""
     assert cost_line(ClearSpec(16), size).startswith(f"{size[0]} x {size[1]}: {tokens} tokens, ")
 
 
-@pytest.mark.parametrize("spec, name, weights, said", [
-    (ClearSpec(32), "1K", True, {"slower"}), (ClearSpec(16), "1K", True, {"does not pay"}),
-    (ClearSpec(32), "2K", True, set()), (ClearSpec(16), "2 MP", True, set()), (ClearSpec(16), "4K", True, set()),
-    (ClearSpec(16), "4K", False, {"no weights"}), (ClearSpec(8, 4), "4K", True, {"quadratic"}),
-    (ClearSpec(8, 4), "1K", False, {"does not pay", "no weights", "quadratic"}),
-    (None, "4K", True, {"no windows", "slow here"}), (None, "1K", True, {"no windows"}),
-], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "spec, name, weights, said",
+    [
+        (ClearSpec(32), "1K", True, {"slower"}),
+        (ClearSpec(16), "1K", True, {"does not pay"}),
+        (ClearSpec(32), "2K", True, set()),
+        (ClearSpec(16), "2 MP", True, set()),
+        (ClearSpec(16), "4K", True, set()),
+        (ClearSpec(16), "4K", False, {"no weights"}),
+        (ClearSpec(8, 4), "4K", True, {"quadratic"}),
+        (ClearSpec(8, 4), "1K", False, {"does not pay", "no weights", "quadratic"}),
+        (None, "4K", True, {"no windows", "slow here"}),
+        (None, "1K", True, {"no windows"}),
+    ],
+    ids=lambda value: str(value),
+)
 def test_warnings(spec, name, weights, said):
     line = cost_line(spec, SIZES[name], has_weights=weights)
     known = ("slower", "slow here", "does not pay", "no weights", "quadratic", "no windows")

@@ -50,8 +50,15 @@ class Case:
     chunk_bytes: int | None
 
     def __str__(self):
-        parts = [f"{self.seed}", f"{self.grid[0]}x{self.grid[1]}", f"T{self.text}", f"R{self.reference}",
-                 f"r{self.radius}", f"d{self.down_factor}-{self.weight}", f"b{self.batch}x{self.heads}x{self.head_dim}"]
+        parts = [
+            f"{self.seed}",
+            f"{self.grid[0]}x{self.grid[1]}",
+            f"T{self.text}",
+            f"R{self.reference}",
+            f"r{self.radius}",
+            f"d{self.down_factor}-{self.weight}",
+            f"b{self.batch}x{self.heads}x{self.head_dim}",
+        ]
         return "-".join(parts + ["strided"] * self.strided + [f"chunk{self.chunk_bytes}"] * bool(self.chunk_bytes))
 
     @classmethod
@@ -59,11 +66,21 @@ class Case:
         draw = random.Random(seed)
         longest = draw.choice([1, 8, 20, 50])
         grid = draw.randint(1, longest), draw.randint(1, longest)
-        return cls(seed=seed, grid=grid, text=draw.choice([0, 0, 1, 7, 64, 100]), reference=draw.choice([0, 0, 0, 1, 30]),
-                   radius=draw.choice([1, 2, 3, 5, 8, 8, 13, 16, 32, 80]), down_factor=draw.choice([1, 1, 2, 3, 4, 5]),
-                   batch=draw.choice([1, 1, 2]), heads=draw.choice([1, 2, 3]), head_dim=draw.choice(head_dims),
-                   weight=draw.choice(["mean", "learned"]), strided=draw.random() < 0.5,
-                   scale=draw.choice([None, None, 0.11]), chunk_bytes=draw.choice([None, 1, 100_000]))
+        return cls(
+            seed=seed,
+            grid=grid,
+            text=draw.choice([0, 0, 1, 7, 64, 100]),
+            reference=draw.choice([0, 0, 0, 1, 30]),
+            radius=draw.choice([1, 2, 3, 5, 8, 8, 13, 16, 32, 80]),
+            down_factor=draw.choice([1, 1, 2, 3, 4, 5]),
+            batch=draw.choice([1, 1, 2]),
+            heads=draw.choice([1, 2, 3]),
+            head_dim=draw.choice(head_dims),
+            weight=draw.choice(["mean", "learned"]),
+            strided=draw.random() < 0.5,
+            scale=draw.choice([None, None, 0.11]),
+            chunk_bytes=draw.choice([None, 1, 100_000]),
+        )
 
     def spec(self):
         return ClearSpec(self.radius, self.down_factor)
@@ -84,16 +101,32 @@ class Case:
         return mean_weight(d) * (0.5 + noise)
 
     def run(self, dtype, backend, **options):
-        return clear_attention(*self.tensors(dtype), grid=self.grid, spec=self.spec(), scale=self.scale,
-                               spatial_weight=self.spatial_weight(), reference_tokens=self.reference,
-                               backend=backend, **options)
+        return clear_attention(
+            *self.tensors(dtype),
+            grid=self.grid,
+            spec=self.spec(),
+            scale=self.scale,
+            spatial_weight=self.spatial_weight(),
+            reference_tokens=self.reference,
+            backend=backend,
+            **options,
+        )
 
     def oracle(self, dtype, **options):
         """``dense`` in float32 on the numbers of ``dtype``."""
         q, k, v = (one.float() for one in self.tensors(dtype))
-        return clear_attention(q, k, v, grid=self.grid, spec=self.spec(), scale=self.scale,
-                               spatial_weight=self.spatial_weight(), reference_tokens=self.reference,
-                               backend="dense", **options)
+        return clear_attention(
+            q,
+            k,
+            v,
+            grid=self.grid,
+            spec=self.spec(),
+            scale=self.scale,
+            spatial_weight=self.spatial_weight(),
+            reference_tokens=self.reference,
+            backend="dense",
+            **options,
+        )
 
 
 def error(found, expected):
@@ -118,8 +151,9 @@ def assert_close(found, expected, dtype, case=None):
 def cases(number, every_day, **options):
     """Random cases; those after the first ``every_day`` run with --slow only."""
     drawn = [Case.draw(SEED + i, **options) for i in range(number)]
-    return [pytest.param(case, id=str(case), marks=[pytest.mark.slow] * (i >= every_day))
-            for i, case in enumerate(drawn)]
+    return [
+        pytest.param(case, id=str(case), marks=[pytest.mark.slow] * (i >= every_day)) for i, case in enumerate(drawn)
+    ]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -203,11 +237,20 @@ def test_gather_has_the_oracles_gradients(down_factor):
     gradients = []
     for backend in ("dense", "gather"):
         generator = torch.Generator().manual_seed(0)
-        inputs = [torch.randn(1, 2, layout.length, 16, generator=generator, dtype=torch.float64).requires_grad_()
-                  for _ in range(3)]
+        inputs = [
+            torch.randn(1, 2, layout.length, 16, generator=generator, dtype=torch.float64).requires_grad_()
+            for _ in range(3)
+        ]
         inputs.append(weight.clone().requires_grad_())
-        out = clear_attention(*inputs[:3], grid=layout.grid, spec=spec, spatial_weight=inputs[3], reference_tokens=2,
-                              backend=backend, chunk_bytes=200_000)
+        out = clear_attention(
+            *inputs[:3],
+            grid=layout.grid,
+            spec=spec,
+            spatial_weight=inputs[3],
+            reference_tokens=2,
+            backend=backend,
+            chunk_bytes=200_000,
+        )
         towards = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         gradients.append(torch.autograd.grad(out, inputs, towards, allow_unused=down_factor == 1))
     for found, expected in zip(gradients[1], gradients[0]):
@@ -233,27 +276,33 @@ def call(q=None, k=None, v=None, **options):
     return clear_attention(q, k, v, **{"grid": (3, 4), "spec": ClearSpec(2), **options})
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(grid=(3, 6)), "sequence has 17 tokens, but a grid of 3 x 6"),
-    (dict(grid=(3, 4), reference_tokens=6), "6 reference"),
-    (dict(grid=(3.0, 4)), "grid height is 3.0"),
-    (dict(grid=(0, 4)), "grid height is 0"),
-    (dict(grid=None), "grid is None"),
-    (dict(reference_tokens=-1), "reference_tokens is -1"),
-    (dict(spec=8), "spec is 8; expected a ClearSpec"),
-    (dict(backend="fast"), "backend is 'fast'; expected one of auto, dense, gather, flex"),
-    (dict(spec=ClearSpec(2, 2), spatial_weight=torch.ones(3, 3)), r"spatial_weight has shape \(3, 3\); expected \(2, 2\)"),
-    (dict(spec=ClearSpec(2, 2), spatial_weight=torch.ones(4)), r"spatial_weight has shape \(4,\)"),
-    (dict(chunk_bytes=0), "chunk_bytes is 0"),
-    (dict(chunk_bytes=1.5), "chunk_bytes is 1.5"),
-    (dict(q=torch.randn(2, 17, 16)), r"q has shape \(2, 17, 16\)"),
-    (dict(k=torch.randn(1, 2, 18, 16)), r"k has shape \(1, 2, 18, 16\); expected q's"),
-    (dict(v=torch.randn(1, 2, 17, 32)), "v has shape"),
-    (dict(v=torch.randn(1, 2, 17, 16).half()), "v is torch.float16"),
-    (dict(q=torch.ones(1, 2, 17, 16, dtype=torch.int32)), "q is torch.int32"),
-    (dict(q=torch.randn(1, 2, 17, 8)), "head size is 8; expected 16 to 128"),
-    (dict(q=torch.randn(1, 2, 17, 256)), "head size is 256; expected 16 to 128"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(grid=(3, 6)), "sequence has 17 tokens, but a grid of 3 x 6"),
+        (dict(grid=(3, 4), reference_tokens=6), "6 reference"),
+        (dict(grid=(3.0, 4)), "grid height is 3.0"),
+        (dict(grid=(0, 4)), "grid height is 0"),
+        (dict(grid=None), "grid is None"),
+        (dict(reference_tokens=-1), "reference_tokens is -1"),
+        (dict(spec=8), "spec is 8; expected a ClearSpec"),
+        (dict(backend="fast"), "backend is 'fast'; expected one of auto, dense, gather, flex"),
+        (
+            dict(spec=ClearSpec(2, 2), spatial_weight=torch.ones(3, 3)),
+            r"spatial_weight has shape \(3, 3\); expected \(2, 2\)",
+        ),
+        (dict(spec=ClearSpec(2, 2), spatial_weight=torch.ones(4)), r"spatial_weight has shape \(4,\)"),
+        (dict(chunk_bytes=0), "chunk_bytes is 0"),
+        (dict(chunk_bytes=1.5), "chunk_bytes is 1.5"),
+        (dict(q=torch.randn(2, 17, 16)), r"q has shape \(2, 17, 16\)"),
+        (dict(k=torch.randn(1, 2, 18, 16)), r"k has shape \(1, 2, 18, 16\); expected q's"),
+        (dict(v=torch.randn(1, 2, 17, 32)), "v has shape"),
+        (dict(v=torch.randn(1, 2, 17, 16).half()), "v is torch.float16"),
+        (dict(q=torch.ones(1, 2, 17, 16, dtype=torch.int32)), "q is torch.int32"),
+        (dict(q=torch.randn(1, 2, 17, 8)), "head size is 8; expected 16 to 128"),
+        (dict(q=torch.randn(1, 2, 17, 256)), "head size is 256; expected 16 to 128"),
+    ],
+)
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         call(**options)
@@ -277,8 +326,9 @@ def test_a_scale_of_none_is_one_over_the_root_of_the_head_size():
 @pytest.mark.parametrize("backend", ["dense", "gather", "flex"])
 def test_a_radius_past_any_integer_type_is_a_window_over_the_grid(backend):
     q, k, v = (torch.randn(1, 2, 40, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
-    wide, wider = (clear_attention(q, k, v, grid=(5, 7), spec=ClearSpec(radius, 2), backend=backend)
-                   for radius in (12, 10**12))
+    wide, wider = (
+        clear_attention(q, k, v, grid=(5, 7), spec=ClearSpec(radius, 2), backend=backend) for radius in (12, 10**12)
+    )
     assert torch.equal(wide, wider)
 
 

@@ -62,10 +62,15 @@ class Case:
     chunk_bytes: int | None
 
     def __str__(self):
-        parts = [f"{self.seed}", self.kind, str(self.dtype).removeprefix("torch."),
-                 f"T{self.layout.text}-{self.layout.grid[0]}x{self.layout.grid[1]}-R{self.layout.reference}",
-                 f"r{self.spec.radius}d{self.spec.down_factor}", f"{self.batch}x{self.heads}",
-                 f"masks{self.masks[0]}x{self.masks[1]}"]
+        parts = [
+            f"{self.seed}",
+            self.kind,
+            str(self.dtype).removeprefix("torch."),
+            f"T{self.layout.text}-{self.layout.grid[0]}x{self.layout.grid[1]}-R{self.layout.reference}",
+            f"r{self.spec.radius}d{self.spec.down_factor}",
+            f"{self.batch}x{self.heads}",
+            f"masks{self.masks[0]}x{self.masks[1]}",
+        ]
         return "-".join(parts + ["one_row"] * self.one_row + [f"chunk{self.chunk_bytes}"] * bool(self.chunk_bytes))
 
     @classmethod
@@ -74,12 +79,22 @@ class Case:
         batch, heads = draw.choice([1, 1, 2, 3]), draw.choice([1, 2, 3])
         kind = draw.choice(["text", "free", "level", "pairs", "pairs"])
         longest = draw.choice([1, 8, 20, 27])
-        layout = SequenceLayout(draw.choice([0, 1, 7, 64]), (draw.randint(1, longest), draw.randint(1, longest)),
-                                draw.choice([0, 0, 1, 30]))
+        layout = SequenceLayout(
+            draw.choice([0, 1, 7, 64]), (draw.randint(1, longest), draw.randint(1, longest)), draw.choice([0, 0, 1, 30])
+        )
         spec = ClearSpec(draw.choice([1, 2, 3, 8, 13, 80]), 1 if kind == "pairs" else draw.choice([1, 1, 2, 3]))
-        return cls(seed, kind, draw.choice([torch.bool, torch.float32]), layout, spec, batch, heads,
-                   (draw.choice([1, batch]), draw.choice([1, heads])), draw.random() < 0.15,
-                   draw.choice([None, None, 1, 100_000]))
+        return cls(
+            seed,
+            kind,
+            draw.choice([torch.bool, torch.float32]),
+            layout,
+            spec,
+            batch,
+            heads,
+            (draw.choice([1, batch]), draw.choice([1, heads])),
+            draw.random() < 0.15,
+            draw.choice([None, None, 1, 100_000]),
+        )
 
     def bias(self):
         generator = torch.Generator().manual_seed(self.seed)
@@ -108,9 +123,17 @@ class Case:
         return torch.rand(self.spec.down_factor, self.spec.down_factor, generator=generator) / self.spec.down_factor**2
 
     def run(self, backend, dtype=torch.float32, **options):
-        return clear_attention(*self.inputs(dtype), grid=self.layout.grid, spec=self.spec, scale=0.3,
-                               spatial_weight=self.weight(), reference_tokens=self.layout.reference,
-                               bias=self.bias(), backend=backend, **options)
+        return clear_attention(
+            *self.inputs(dtype),
+            grid=self.layout.grid,
+            spec=self.spec,
+            scale=0.3,
+            spatial_weight=self.weight(),
+            reference_tokens=self.layout.reference,
+            bias=self.bias(),
+            backend=backend,
+            **options,
+        )
 
     @lru_cache(maxsize=4)
     def expected(self, dtype=torch.float32, rounded=False, masked=True):
@@ -123,8 +146,11 @@ class Case:
 
 def cases(number, **fixed):
     drawn = [Case.draw(seed) for seed in range(number)]
-    return [pytest.param(case, id=str(case)) for case in drawn
-            if all(getattr(case, name) == value for name, value in fixed.items())]
+    return [
+        pytest.param(case, id=str(case))
+        for case in drawn
+        if all(getattr(case, name) == value for name, value in fixed.items())
+    ]
 
 
 @pytest.mark.parametrize("backend", ["dense", "gather", "auto"])
@@ -154,8 +180,11 @@ def test_half_precision(case, dtype, atol):
 
 def test_the_masks_of_the_sweep_matter():
     """The cases above would pass without looking at the mask only if it changed nothing."""
-    changed = [not torch.allclose(case.expected()[0], case.expected(masked=False)[0], atol=1e-3)
-               for case in map(Case.draw, range(60)) if case.bias().shape[-1] and case.layout.length > 2]
+    changed = [
+        not torch.allclose(case.expected()[0], case.expected(masked=False)[0], atol=1e-3)
+        for case in map(Case.draw, range(60))
+        if case.bias().shape[-1] and case.layout.length > 2
+    ]
     assert sum(changed) > 0.9 * len(changed)
 
 
@@ -204,8 +233,9 @@ def test_a_mask_that_was_looked_through_serves_any_number_of_calls(kind):
     q, k, v = case.inputs()
     for spec in (ClearSpec(3), ClearSpec(6)):
         options = dict(grid=case.layout.grid, spec=spec, reference_tokens=2)
-        assert torch.equal(clear_attention(q, k, v, bias=bias, **options),
-                           clear_attention(q, k, v, bias=case.bias(), **options))
+        assert torch.equal(
+            clear_attention(q, k, v, bias=bias, **options), clear_attention(q, k, v, bias=case.bias(), **options)
+        )
     with pytest.raises(ValueError, match="looked through for .*grid=.19, 21.*expected .*grid=.21, 19"):
         clear_attention(q, k, v, bias=bias, grid=(21, 19), spec=ClearSpec(3), reference_tokens=2)
 
@@ -253,8 +283,18 @@ def test_gradients_are_the_written_out_ones(kind):
         if attend is written_out:
             out = written_out(q, k, v, case.layout, case.spec, None, 0.3, case.bias())[0]
         else:
-            out = clear_attention(q, k, v, grid=case.layout.grid, spec=case.spec, scale=0.3, reference_tokens=2,
-                                  bias=case.bias(), backend=attend, chunk_bytes=case.chunk_bytes)
+            out = clear_attention(
+                q,
+                k,
+                v,
+                grid=case.layout.grid,
+                spec=case.spec,
+                scale=0.3,
+                reference_tokens=2,
+                bias=case.bias(),
+                backend=attend,
+                chunk_bytes=case.chunk_bytes,
+            )
         gradients.append(torch.autograd.grad(out, (q, k, v), towards))
     for found in gradients[:2]:
         for one, expected in zip(found, gradients[2]):
@@ -291,16 +331,20 @@ def test_a_kernel_that_takes_no_mask_leaves_it_to_gather_and_says_so_once(backen
     assert all("mask" in line and "gathered tiles" in line for line in lines)
 
 
-@pytest.mark.parametrize("bias, named", [
-    ([0.0], r"bias is \[0.0\]; expected a tensor"),
-    (torch.zeros(1, 1, 12, 12, dtype=torch.int64), "bias is torch.int64; expected bool"),
-    (torch.zeros(12, 12), r"bias has shape \(12, 12\); expected \(batch or 1, heads or 1, 12 or 1, 3"),
-    (torch.zeros(1, 1, 12, 4), r"bias has shape \(1, 1, 12, 4\)"),
-    (torch.zeros(1, 1, 2, 12), r"bias has shape \(1, 1, 2, 12\)"),
-    (torch.zeros(3, 1, 12, 12), "bias has a batch dimension of 3; expected 1 or q's, 2"),
-    (torch.zeros(2, 3, 12, 12), "bias has a heads dimension of 3; expected 1 or q's, 4"),
-    (torch.zeros(1, 1, 12, 12, device="meta")[..., :3], "bias is on meta; expected q's device, cpu"),
-], ids=lambda value: None if isinstance(value, str) else str(getattr(value, "shape", value)))
+@pytest.mark.parametrize(
+    "bias, named",
+    [
+        ([0.0], r"bias is \[0.0\]; expected a tensor"),
+        (torch.zeros(1, 1, 12, 12, dtype=torch.int64), "bias is torch.int64; expected bool"),
+        (torch.zeros(12, 12), r"bias has shape \(12, 12\); expected \(batch or 1, heads or 1, 12 or 1, 3"),
+        (torch.zeros(1, 1, 12, 4), r"bias has shape \(1, 1, 12, 4\)"),
+        (torch.zeros(1, 1, 2, 12), r"bias has shape \(1, 1, 2, 12\)"),
+        (torch.zeros(3, 1, 12, 12), "bias has a batch dimension of 3; expected 1 or q's, 2"),
+        (torch.zeros(2, 3, 12, 12), "bias has a heads dimension of 3; expected 1 or q's, 4"),
+        (torch.zeros(1, 1, 12, 12, device="meta")[..., :3], "bias is on meta; expected q's device, cpu"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(getattr(value, "shape", value)),
+)
 def test_a_mask_that_does_not_fit_is_named(bias, named):
     q = torch.zeros(2, 4, 12, 16)
     with pytest.raises(ValueError, match=named):

@@ -63,8 +63,9 @@ def test_no_chunk_of_gather_is_much_larger_than_the_budget(monkeypatch):
     # Text queries are split by how long a call takes, here after a million pairs.
     monkeypatch.setattr(budget, "CPU_PAIRS", 2**20)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    clear_attention(q, k, v, grid=layout.grid, spec=ClearSpec(8), backend="gather", chunk_bytes=2**20,
-                    on_chunk=on_chunk)
+    clear_attention(
+        q, k, v, grid=layout.grid, spec=ClearSpec(8), backend="gather", chunk_bytes=2**20, on_chunk=on_chunk
+    )
     assert not between
     # The whole is 48 million pairs for the windows and 6 million for the text.
     assert max(most) < 2e6
@@ -90,8 +91,9 @@ print(run(256, chunk_bytes=budget))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the resident memory in Linux's unit")
-@pytest.mark.parametrize("heads, radius, down_factor", [
-    (1, 8, 1), (1, 32, 1), (1, 8, 4), pytest.param(8, 16, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "heads, radius, down_factor", [(1, 8, 1), (1, 32, 1), (1, 8, 4), pytest.param(8, 16, 1, marks=pytest.mark.slow)]
+)
 def test_a_budget_of_64_mib_is_kept_at_4k(heads, radius, down_factor):
     """Peak of a process of its own, over what q, k, v and the result take."""
     chunk_bytes = 64 * 2**20

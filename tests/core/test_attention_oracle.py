@@ -46,23 +46,28 @@ def naive_attention(q, k, v, grid, spec, weight, text, scale):
     return out
 
 
-@pytest.mark.parametrize("grid, text, reference, spec", [
-    ((1, 1), 0, 0, ClearSpec(1)),
-    ((3, 5), 2, 0, ClearSpec(2)),
-    ((5, 4), 0, 3, ClearSpec(3)),
-    ((4, 4), 1, 1, ClearSpec(1, 2)),
-    ((5, 7), 3, 2, ClearSpec(2, 2)),
-    ((5, 7), 0, 0, ClearSpec(3, 4)),
-    ((2, 3), 1, 0, ClearSpec(9, 5)),
-], ids=str)
+@pytest.mark.parametrize(
+    "grid, text, reference, spec",
+    [
+        ((1, 1), 0, 0, ClearSpec(1)),
+        ((3, 5), 2, 0, ClearSpec(2)),
+        ((5, 4), 0, 3, ClearSpec(3)),
+        ((4, 4), 1, 1, ClearSpec(1, 2)),
+        ((5, 7), 3, 2, ClearSpec(2, 2)),
+        ((5, 7), 0, 0, ClearSpec(3, 4)),
+        ((2, 3), 1, 0, ClearSpec(9, 5)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("backend", ["dense", "gather"])
 def test_against_loops(grid, text, reference, spec, backend):
     generator = torch.Generator().manual_seed(0)
     length = text + grid[0] * grid[1] + reference
     q, k, v = (torch.randn(1, 1, length, 16, generator=generator) for _ in range(3))
     weight = (torch.rand(spec.down_factor, spec.down_factor, generator=generator) + 0.2) / spec.down_factor**2
-    found = clear_attention(q, k, v, grid=grid, spec=spec, spatial_weight=weight, reference_tokens=reference,
-                            scale=0.3, backend=backend)
+    found = clear_attention(
+        q, k, v, grid=grid, spec=spec, spatial_weight=weight, reference_tokens=reference, scale=0.3, backend=backend
+    )
     expected = naive_attention(*(one[0, 0].double() for one in (q, k, v)), grid, spec, weight.double(), text, 0.3)
     torch.testing.assert_close(found[0, 0].double(), expected, rtol=0, atol=2e-6)
 

@@ -29,15 +29,19 @@ def run(backend, spec=ClearSpec(4), grid=(20, 21), **options):
     return clear_attention(*tensors(grid), grid=grid, spec=spec, backend=backend, **options)
 
 
-@pytest.mark.parametrize("device, spec, passes, name", [
-    (CPU, ClearSpec(8), True, "gather"),
-    (CPU, ClearSpec(99), True, "dense"),
-    (CPU, ClearSpec(99, 4), True, "gather"),
-    (CUDA, ClearSpec(8), True, "flex"),
-    (CUDA, ClearSpec(8), False, "gather"),
-    (CUDA, ClearSpec(99), True, "dense"),
-    (torch.device("mps"), ClearSpec(8), True, "gather"),
-], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "device, spec, passes, name",
+    [
+        (CPU, ClearSpec(8), True, "gather"),
+        (CPU, ClearSpec(99), True, "dense"),
+        (CPU, ClearSpec(99, 4), True, "gather"),
+        (CUDA, ClearSpec(8), True, "flex"),
+        (CUDA, ClearSpec(8), False, "gather"),
+        (CUDA, ClearSpec(99), True, "dense"),
+        (torch.device("mps"), ClearSpec(8), True, "gather"),
+    ],
+    ids=lambda value: str(value),
+)
 def test_auto_and_its_explanation(device, spec, passes, name, monkeypatch):
     monkeypatch.setattr(backends, "_flex_self_test", lambda *case: None if passes else "the kernel is broken")
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda module: object())
@@ -54,12 +58,15 @@ def test_without_triton_there_is_no_flex_on_cuda(monkeypatch):
     assert explain_backend(CUDA, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] == "gather"
 
 
-@pytest.mark.parametrize("device, dtype, options, part", [
-    (torch.device("mps"), torch.float16, {}, "mps"),
-    (CPU, torch.float64, {}, "float64"),
-    (CPU, torch.float32, {"needs_grad": True}, "gradient"),
-    (CPU, torch.float32, {"return_lse": True}, "log-sum-exp"),
-])
+@pytest.mark.parametrize(
+    "device, dtype, options, part",
+    [
+        (torch.device("mps"), torch.float16, {}, "mps"),
+        (CPU, torch.float64, {}, "float64"),
+        (CPU, torch.float32, {"needs_grad": True}, "gradient"),
+        (CPU, torch.float32, {"return_lse": True}, "log-sum-exp"),
+    ],
+)
 def test_why_flex_is_not_available(device, dtype, options, part):
     assert part in backends.unavailable_reason("flex", device, dtype, 64, **options)
 
@@ -117,8 +124,9 @@ def test_flex_never_runs_unfused(monkeypatch):
     monkeypatch.setattr(flex, "_compiled", lambda: flex._fused)
     with pytest.raises(FlexFailure, match="without its compiled kernel"):
         q, k, v = tensors()
-        flex.flex_attention(q, k, v, layout=backends.SequenceLayout(5, (20, 21)), spec=ClearSpec(4),
-                            spatial_weight=None, scale=1.0)
+        flex.flex_attention(
+            q, k, v, layout=backends.SequenceLayout(5, (20, 21)), spec=ClearSpec(4), spatial_weight=None, scale=1.0
+        )
 
 
 def test_six_resolutions_and_three_radii_compile_two_kernels_at_most(monkeypatch):
@@ -157,15 +165,33 @@ def test_older_versions_of_torch_get_lists_they_can_transpose(missing, monkeypat
     original = BlockMask.from_kv_blocks
 
     if len(missing) == 1:
-        def from_kv_blocks(kv_num_blocks, kv_indices, full_kv_num_blocks=None, full_kv_indices=None, BLOCK_SIZE=128,
-                           mask_mod=None, seq_lengths=None):
-            return original(kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, BLOCK_SIZE=BLOCK_SIZE,
-                            mask_mod=mask_mod, seq_lengths=seq_lengths)
+
+        def from_kv_blocks(
+            kv_num_blocks,
+            kv_indices,
+            full_kv_num_blocks=None,
+            full_kv_indices=None,
+            BLOCK_SIZE=128,
+            mask_mod=None,
+            seq_lengths=None,
+        ):
+            return original(
+                kv_num_blocks,
+                kv_indices,
+                full_kv_num_blocks,
+                full_kv_indices,
+                BLOCK_SIZE=BLOCK_SIZE,
+                mask_mod=mask_mod,
+                seq_lengths=seq_lengths,
+            )
     else:
-        def from_kv_blocks(kv_num_blocks, kv_indices, full_kv_num_blocks=None, full_kv_indices=None, BLOCK_SIZE=128,
-                           mask_mod=None):
-            return original(kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, BLOCK_SIZE=BLOCK_SIZE,
-                            mask_mod=mask_mod)
+
+        def from_kv_blocks(
+            kv_num_blocks, kv_indices, full_kv_num_blocks=None, full_kv_indices=None, BLOCK_SIZE=128, mask_mod=None
+        ):
+            return original(
+                kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, BLOCK_SIZE=BLOCK_SIZE, mask_mod=mask_mod
+            )
 
     plan = tile_plan(backends.SequenceLayout(70, (33, 17)), ClearSpec(6), CPU)
     expected = flex.block_mask(plan, needs_grad=False)

@@ -16,8 +16,9 @@ CPU = torch.device("cpu")
 def test_row_major_blocks_are_torchs_own(grid, text, radius):
     layout, spec = SequenceLayout(text, grid), ClearSpec(radius)
     mask = block_mask(layout, spec, CPU)
-    expected = create_block_mask(mask.mask_mod, None, None, layout.length, layout.length, device="cpu",
-                                 BLOCK_SIZE=BLOCK)
+    expected = create_block_mask(
+        mask.mask_mod, None, None, layout.length, layout.length, device="cpu", BLOCK_SIZE=BLOCK
+    )
     assert torch.equal(block_map(layout, spec), expected.to_dense()[0, 0].bool())
     assert torch.equal(mask.to_dense(), expected.to_dense())
 

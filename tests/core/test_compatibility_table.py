@@ -11,18 +11,23 @@ TESTS = compatibility_table.PROJECT / "tests" / "host" / "compatibility"
 
 def test_the_page_is_the_records():
     assert compatibility_table.PAGE.read_text(encoding="utf-8") == compatibility_table.render(
-        compatibility_table.read_records()), "run python3 tests/support/compatibility_table.py"
+        compatibility_table.read_records()
+    ), "run python3 tests/support/compatibility_table.py"
 
 
 def test_both_hosts_answered_every_row_and_none_failed():
     records = compatibility_table.read_records()
     names = [{row["name"] for row in record["rows"]} for record in records]
     assert len(records) >= 2
-    marked = {name for file in TESTS.glob("test_*.py")
-              for name in re.findall(r'mark\.row\(\s*"([^"]+)"', file.read_text(encoding="utf-8"))}
+    marked = {
+        name
+        for file in TESTS.glob("test_*.py")
+        for name in re.findall(r'mark\.row\(\s*"([^"]+)"', file.read_text(encoding="utf-8"))
+    }
     assert all(rows == marked for rows in names), "record anew with CLEAR_COMPATIBILITY_RECORD=1"
     assert [row["name"] for record in records for row in record["rows"] if row["outcome"] == "failed"] == []
     # A row that is absent everywhere tests nothing.
     for name in names[0]:
         assert any(row["outcome"] == "passed" for record in records for row in record["rows"] if row["name"] == name), (
-            f"{name} was not tried anywhere")
+            f"{name} was not tried anywhere"
+        )

@@ -12,12 +12,23 @@ CPU = torch.device("cpu")
 SIDES = {"1K": 64, "2K": 128, "4K": 256, "8K": 512}
 
 
-@pytest.mark.parametrize("name, radius, pairs", [
-    ("1K", 8, 5_166_500), ("1K", 16, 7_051_328), ("1K", 32, 12_541_484),
-    ("2K", 8, 20_038_564), ("2K", 16, 28_693_056), ("2K", 32, 58_940_460),
-    ("4K", 8, 79_691_684), ("4K", 16, 116_631_104), ("4K", 32, 255_670_316),
-    ("8K", 8, 318_633_892), ("8K", 16, 471_125_568), ("8K", 32, 1_064_857_644),
-])
+@pytest.mark.parametrize(
+    "name, radius, pairs",
+    [
+        ("1K", 8, 5_166_500),
+        ("1K", 16, 7_051_328),
+        ("1K", 32, 12_541_484),
+        ("2K", 8, 20_038_564),
+        ("2K", 16, 28_693_056),
+        ("2K", 32, 58_940_460),
+        ("4K", 8, 79_691_684),
+        ("4K", 16, 116_631_104),
+        ("4K", 32, 255_670_316),
+        ("8K", 8, 318_633_892),
+        ("8K", 16, 471_125_568),
+        ("8K", 32, 1_064_857_644),
+    ],
+)
 def test_exact_pairs_of_the_paper(name, radius, pairs):
     layout = SequenceLayout(512, (SIDES[name], SIDES[name]))
     assert cost.clear_pairs(layout, ClearSpec(radius)) == pairs
@@ -36,8 +47,10 @@ def test_pairs_counted_one_by_one(grid, spec):
 
 
 # Published figures of block area over exact pairs for 2-D tiles, to two decimals.
-@pytest.mark.parametrize("name, bounds", [("1K", (1.35, 1.42, 1.29)), ("2K", (1.41, 1.52, 1.42)),
-                                          ("4K", (1.44, 1.57, 1.48)), ("8K", (1.46, 1.60, 1.51))])
+@pytest.mark.parametrize(
+    "name, bounds",
+    [("1K", (1.35, 1.42, 1.29)), ("2K", (1.41, 1.52, 1.42)), ("4K", (1.44, 1.57, 1.48)), ("8K", (1.46, 1.60, 1.51))],
+)
 def test_overcompute_of_square_pictures(name, bounds):
     layout = SequenceLayout(512, (SIDES[name], SIDES[name]))
     found = [round(cost.overcompute(tile_plan(layout, ClearSpec(radius), CPU)), 2) for radius in (8, 16, 32)]

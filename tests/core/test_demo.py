@@ -37,8 +37,13 @@ def test_main_prints_one_table_and_writes_the_pictures(tmp_path: Path, capsys: p
     assert out.count("GFLOPs per layer") == 1 and len(rows) == 7
     text, small, large = 24, 12, 24
     assert [row[1] for row in rows] == [str(text + n) for n in (36, *[small**2] * 3, *[large**2] * 3)]
-    pairs = [(text + 36) ** 2, (text + small**2) ** 2, *[seen_pairs(text, small, 8)] * 2,
-             (text + large**2) ** 2, *[seen_pairs(text, large, 8)] * 2]
+    pairs = [
+        (text + 36) ** 2,
+        (text + small**2) ** 2,
+        *[seen_pairs(text, small, 8)] * 2,
+        (text + large**2) ** 2,
+        *[seen_pairs(text, large, 8)] * 2,
+    ]
     assert [row[2] for row in rows] == [f"{4 * n * 256 / 1e9:.2f}" for n in pairs]
     compared = [row for row in rows if "radius" in row[0]]
     assert len(compared) == 4
@@ -68,7 +73,7 @@ def test_the_sheet_holds_the_pictures_unchanged() -> None:
     sheet = contact_sheet(rows, CAPTION)
     pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).reshape(sheet.height, sheet.width, 3)
     wanted = (rows[-1].picture * 255).round().byte().permute(1, 2, 0)
-    found = pixels[-12 - 128: -12, -12 - 128: -12]
+    found = pixels[-12 - 128 : -12, -12 - 128 : -12]
     assert torch.equal(found, wanted)
 
 
@@ -78,10 +83,13 @@ def test_a_window_past_the_diagonal_is_full_attention_but_for_the_weights() -> N
     assert rows[2].psnr > 80 and rows[3].psnr < 80
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    pytest.param(["--size", "100"], "--size is 100; expected a multiple of 16", id="size"),
-    pytest.param(["--radius", "0"], "--radius is 0; expected an integer of at least 1", id="radius"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--size", "100"], "--size is 100; expected a multiple of 16", id="size"),
+        pytest.param(["--radius", "0"], "--radius is 0; expected an integer of at least 1", id="radius"),
+    ],
+)
 def test_refuses_options(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)

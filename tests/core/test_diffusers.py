@@ -25,8 +25,9 @@ from clear_core.integrations.flux_denoiser import FluxDenoiser, pack_latent, unp
 from clear_core.integrations.frame import grid_ids, read_frame  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = sorted(path.stem.removeprefix("case_") for path in GOLDEN.glob("case_*.safetensors")
-               if "sdedit" not in path.stem)
+CASES = sorted(
+    path.stem.removeprefix("case_") for path in GOLDEN.glob("case_*.safetensors") if "sdedit" not in path.stem
+)
 PAST_THE_DIAGONAL = 1000
 
 
@@ -54,8 +55,11 @@ def call_inputs(grid: tuple[int, int], text: int = 5, batch: int = 1, seed: int 
         hidden_states=torch.randn(batch, grid[0] * grid[1], 16, generator=rng),
         encoder_hidden_states=torch.randn(batch, text, 32, generator=rng),
         pooled_projections=torch.randn(batch, 16, generator=rng),
-        timestep=torch.full((batch,), 0.7), guidance=torch.full((batch,), 3.5),
-        img_ids=grid_ids(grid), txt_ids=torch.zeros(text, 3))
+        timestep=torch.full((batch,), 0.7),
+        guidance=torch.full((batch,), 3.5),
+        img_ids=grid_ids(grid),
+        txt_ids=torch.zeros(text, 3),
+    )
 
 
 @torch.no_grad()
@@ -72,17 +76,26 @@ def golden_case(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], tor
     case, tensors = metadata(path, "case"), load_file(path)
     batch = tensors["hidden_states"].shape[0]
     inputs = dict(
-        hidden_states=tensors["hidden_states"], encoder_hidden_states=tensors["encoder_hidden_states"],
-        pooled_projections=tensors["pooled"], timestep=torch.full((batch,), case["sigma"]),
-        guidance=torch.full((batch,), case["guidance"]), img_ids=grid_ids((case["height"], case["width"])),
-        txt_ids=torch.zeros(case["text_len"], 3))
+        hidden_states=tensors["hidden_states"],
+        encoder_hidden_states=tensors["encoder_hidden_states"],
+        pooled_projections=tensors["pooled"],
+        timestep=torch.full((batch,), case["sigma"]),
+        guidance=torch.full((batch,), case["guidance"]),
+        img_ids=grid_ids((case["height"], case["width"])),
+        txt_ids=torch.zeros(case["text_len"], 3),
+    )
     return case, inputs, tensors["output"]
 
 
 def apply_case(model: Any, case: dict[str, Any], **changes: Any) -> Any:
-    wanted = dict(
-        spec=ClearSpec(case["radius"] or PAST_THE_DIAGONAL, case["down_factor"]), ntk_factor=case["ntk_factor"],
-        proportional_attention="on" if case["proportional_attention"] else "off") | changes
+    wanted = (
+        dict(
+            spec=ClearSpec(case["radius"] or PAST_THE_DIAGONAL, case["down_factor"]),
+            ntk_factor=case["ntk_factor"],
+            proportional_attention="on" if case["proportional_attention"] else "off",
+        )
+        | changes
+    )
     return apply_clear(model, wanted.pop("spec"), **wanted)
 
 
@@ -176,14 +189,16 @@ def test_batch_equals_one_by_one(flux: Any) -> None:
     inputs = call_inputs((7, 9), batch=2)
     batched = run(flux, inputs)
     for i in range(2):
-        single = {name: value[i:i + 1] if "ids" not in name else value for name, value in inputs.items()}
-        assert relative(run(flux, single), batched[i:i + 1]) < 1e-6
+        single = {name: value[i : i + 1] if "ids" not in name else value for name, value in inputs.items()}
+        assert relative(run(flux, single), batched[i : i + 1]) < 1e-6
 
 
 def with_references(inputs: dict[str, torch.Tensor], grid: tuple[int, int]) -> dict[str, torch.Tensor]:
     tokens = torch.randn(1, grid[0] * grid[1], 16, generator=torch.Generator().manual_seed(5))
-    return inputs | {"hidden_states": torch.cat([inputs["hidden_states"], tokens], dim=1),
-                     "img_ids": torch.cat([inputs["img_ids"], grid_ids(grid, index=1)])}
+    return inputs | {
+        "hidden_states": torch.cat([inputs["hidden_states"], tokens], dim=1),
+        "img_ids": torch.cat([inputs["img_ids"], grid_ids(grid, index=1)]),
+    }
 
 
 def written_out_mask(grid: tuple[int, int], text: int, reference: int, radius: int) -> torch.Tensor:
@@ -197,13 +212,17 @@ def written_out_mask(grid: tuple[int, int], text: int, reference: int, radius: i
 
 
 @pytest.mark.parametrize("reference", [None, (3, 4)], ids=["plain", "kontext"])
-@pytest.mark.parametrize(("grid", "text", "radius"), [
-    pytest.param((6, 5), 5, 2, id="6x5"),
-    pytest.param((1, 9), 3, 4, id="one-row"),
-    pytest.param((7, 1), 1, 1, id="one-column"),
-])
-def test_window_equals_a_mask_given_to_the_stock_model(flux: Any, grid: tuple[int, int], text: int, radius: int,
-                                                       reference: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize(
+    ("grid", "text", "radius"),
+    [
+        pytest.param((6, 5), 5, 2, id="6x5"),
+        pytest.param((1, 9), 3, 4, id="one-row"),
+        pytest.param((7, 1), 1, 1, id="one-column"),
+    ],
+)
+def test_window_equals_a_mask_given_to_the_stock_model(
+    flux: Any, grid: tuple[int, int], text: int, radius: int, reference: tuple[int, int] | None
+) -> None:
     inputs = call_inputs(grid, text)
     if reference:
         inputs = with_references(inputs, reference)
@@ -235,8 +254,15 @@ def test_callers_keywords_are_left_alone(flux: Any) -> None:
 def test_positional_call_equals_keywords(flux: Any) -> None:
     apply_clear(flux, ClearSpec(2), ntk_factor=10.0)
     inputs = call_inputs((6, 7))
-    order = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids", "txt_ids",
-             "guidance")
+    order = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "pooled_projections",
+        "timestep",
+        "img_ids",
+        "txt_ids",
+        "guidance",
+    )
     with torch.no_grad():
         positional = flux(*(inputs[name] for name in order), return_dict=False)[0]
     assert torch.equal(positional, run(flux, inputs))
@@ -326,12 +352,15 @@ def test_refuses_a_foreign_processor(flux: Any) -> None:
         apply_clear(flux, ClearSpec(8))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    pytest.param({"backend": "fast"}, "backend is 'fast'", id="backend"),
-    pytest.param({"ntk_factor": -1.0}, "ntk_factor is -1", id="ntk"),
-    pytest.param({"proportional_attention": "yes"}, "proportional_attention is 'yes'", id="proportional"),
-    pytest.param({"spec": (8, 1)}, r"spec is \(8, 1\)", id="spec"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"backend": "fast"}, "backend is 'fast'", id="backend"),
+        pytest.param({"ntk_factor": -1.0}, "ntk_factor is -1", id="ntk"),
+        pytest.param({"proportional_attention": "yes"}, "proportional_attention is 'yes'", id="proportional"),
+        pytest.param({"spec": (8, 1)}, r"spec is \(8, 1\)", id="spec"),
+    ],
+)
 def test_refuses_values(flux: Any, arguments: dict[str, Any], message: str) -> None:
     stock = dict(flux.attn_processors)
     with pytest.raises(ValueError, match=message):
@@ -346,14 +375,18 @@ def spatial(d: int, *blocks: tuple[str, int]) -> dict[tuple[str, int], torch.Ten
 ALL_BLOCKS = (("double", 0), ("single", 0), ("single", 1))
 
 
-@pytest.mark.parametrize(("weights", "down_factor", "message"), [
-    pytest.param(spatial(4, *ALL_BLOCKS[:2]), 4, r"2 weights for 3 blocks, and \('single', 1\)", id="too-few"),
-    pytest.param(spatial(4, *ALL_BLOCKS, ("double", 1)), 4, r"and \('double', 1\)", id="too-many"),
-    pytest.param(spatial(2, *ALL_BLOCKS), 4, r"spatial_weight has shape \(2, 2\)", id="other-factor"),
-    pytest.param(spatial(4, *ALL_BLOCKS), 1, "does not pool", id="no-pooling"),
-])
-def test_refuses_spatial_weights(flux: Any, weights: dict[tuple[str, int], torch.Tensor], down_factor: int,
-                                 message: str) -> None:
+@pytest.mark.parametrize(
+    ("weights", "down_factor", "message"),
+    [
+        pytest.param(spatial(4, *ALL_BLOCKS[:2]), 4, r"2 weights for 3 blocks, and \('single', 1\)", id="too-few"),
+        pytest.param(spatial(4, *ALL_BLOCKS, ("double", 1)), 4, r"and \('double', 1\)", id="too-many"),
+        pytest.param(spatial(2, *ALL_BLOCKS), 4, r"spatial_weight has shape \(2, 2\)", id="other-factor"),
+        pytest.param(spatial(4, *ALL_BLOCKS), 1, "does not pool", id="no-pooling"),
+    ],
+)
+def test_refuses_spatial_weights(
+    flux: Any, weights: dict[tuple[str, int], torch.Tensor], down_factor: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         apply_clear(flux, ClearSpec(8, down_factor), spatial_weights=weights)
 
@@ -389,8 +422,15 @@ def test_packing_is_the_pipelines_own() -> None:
 def test_denoiser_takes_models_without_guidance() -> None:
     torch.manual_seed(0)
     model = diffusers.FluxTransformer2DModel(
-        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=1,
-        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(4, 6, 6)).eval()
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=1,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
     latent = torch.randn(2, 4, 6, 8)
     with torch.no_grad(), apply_clear(model, ClearSpec(2)):
         out = FluxDenoiser(model, torch.randn(1, 3, 8), torch.randn(1, 8))(latent, 0.5)

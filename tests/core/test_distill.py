@@ -30,8 +30,17 @@ from clear_core.distill.train import Plan, check_plan, distil, set_up  # noqa: E
 from clear_core.weights import read_clear_file  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parents[2]
-CONFIG = dict(in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-              joint_attention_dim=8, pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(4, 6, 6))
+CONFIG = dict(
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=8,
+    pooled_projection_dim=8,
+    guidance_embeds=True,
+    axes_dims_rope=(4, 6, 6),
+)
 
 
 def teacher(seed: int = 0) -> FluxTransformer2DModel:
@@ -48,8 +57,13 @@ def data(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     for number in range(12):
         shape = (4, 8, 12) if number % 3 else (4, 12, 8)
-        write_sample(folder, number, torch.randn(shape, generator=generator),
-                     torch.randn(3, 8, generator=generator), torch.randn(8, generator=generator))
+        write_sample(
+            folder,
+            number,
+            torch.randn(shape, generator=generator),
+            torch.randn(3, 8, generator=generator),
+            torch.randn(8, generator=generator),
+        )
     return folder
 
 
@@ -78,11 +92,14 @@ def test_only_image_projections_train(data: Path, tmp_path: Path, down_factor: i
     state = run(model, data, plan, tmp_path / "out")
     before = model.state_dict()
     changed = {name for name, tensor in state.items() if name not in before or not torch.equal(tensor, before[name])}
-    streams = {"transformer_blocks.0": ("to_q", "to_k", "to_v", "to_out.0"),
-               "single_transformer_blocks.0": ("to_q", "to_k", "to_v"),
-               "single_transformer_blocks.1": ("to_q", "to_k", "to_v")}
-    expected = {f"{block}.attn.{name}.{end}" for block, names in streams.items() for name in names
-                for end in ("weight", "bias")}
+    streams = {
+        "transformer_blocks.0": ("to_q", "to_k", "to_v", "to_out.0"),
+        "single_transformer_blocks.0": ("to_q", "to_k", "to_v"),
+        "single_transformer_blocks.1": ("to_q", "to_k", "to_v"),
+    }
+    expected = {
+        f"{block}.attn.{name}.{end}" for block, names in streams.items() for name in names for end in ("weight", "bias")
+    }
     if down_factor > 1:
         expected |= {f"{block}.attn.processor.spatial_weight" for block in streams}
     assert changed == expected == set(trained_set(model, plan.spec))
@@ -119,8 +136,10 @@ def test_loss_terms_by_hand(data: Path):
     student = make_student(model, ClearSpec(2))
     batch = SampleFolder(data).batch([1, 2], [0, 1], 0, 0)
     kept = []
-    hooks = [net.single_transformer_blocks[1].attn.register_forward_hook(lambda m, a, out: kept.append(out))
-             for net in (model, student)]
+    hooks = [
+        net.single_transformer_blocks[1].attn.register_forward_hook(lambda m, a, out: kept.append(out))
+        for net in (model, student)
+    ]
     losses = distillation_losses(student, model, batch, 3.5)
     for hook in hooks:
         hook.remove()
@@ -163,8 +182,16 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, tmp_path: Path, optimiz
     if optimizer == "prodigy":
         pytest.importorskip("prodigyopt")
     model = teacher()
-    plan = Plan(radius=2, down_factor=2, steps=6, batch=2, accumulation=accumulation, optimizer=optimizer,
-                rate=1.0 if optimizer == "prodigy" else 1e-3, warm_up=3)
+    plan = Plan(
+        radius=2,
+        down_factor=2,
+        steps=6,
+        batch=2,
+        accumulation=accumulation,
+        optimizer=optimizer,
+        rate=1.0 if optimizer == "prodigy" else 1e-3,
+        warm_up=3,
+    )
     whole = run(model, data, plan, tmp_path / "whole", save_every=2)
     fatal = random.randrange(1, plan.steps)
 
@@ -179,8 +206,10 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, tmp_path: Path, optimiz
     with pytest.raises(KeyboardInterrupt):
         run(model, data, plan, out, save_every=2, on_step=kill)
     resumed = run(model, data, plan, out, save_every=2)
-    assert not torch.equal(whole["single_transformer_blocks.0.attn.to_q.weight"],
-                           model.state_dict()["single_transformer_blocks.0.attn.to_q.weight"])
+    assert not torch.equal(
+        whole["single_transformer_blocks.0.attn.to_q.weight"],
+        model.state_dict()["single_transformer_blocks.0.attn.to_q.weight"],
+    )
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), f"{name}, killed after step {fatal}"
     assert [path.name for path in out.iterdir()] == ["checkpoint-0000006"]
@@ -204,13 +233,45 @@ def test_two_processes_equal_one_with_twice_the_batch(data: Path, tmp_path: Path
     teacher().save_pretrained(tmp_path / "teacher")
 
     def launch(name: str, processes: int, batch: int) -> dict[str, torch.Tensor]:
-        launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-                                              "--master_port", free_port()]
-        arguments = ["-m", "clear_core.distill", "train", "--model", str(tmp_path / "teacher"), "--data", str(data),
-                     "--out", str(tmp_path / name), "--radius", "2", "--down-factor", "2", "--steps", "3", "--batch",
-                     str(batch), "--rate", "1e-3", "--dtype", "float32", "--cpu", "--held-out", "2"]
-        result = subprocess.run([sys.executable, *launcher, *arguments], cwd=PROJECT, capture_output=True, text=True,
-                                env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+        launcher = (
+            []
+            if processes == 1
+            else ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
+        )
+        arguments = [
+            "-m",
+            "clear_core.distill",
+            "train",
+            "--model",
+            str(tmp_path / "teacher"),
+            "--data",
+            str(data),
+            "--out",
+            str(tmp_path / name),
+            "--radius",
+            "2",
+            "--down-factor",
+            "2",
+            "--steps",
+            "3",
+            "--batch",
+            str(batch),
+            "--rate",
+            "1e-3",
+            "--dtype",
+            "float32",
+            "--cpu",
+            "--held-out",
+            "2",
+        ]
+        result = subprocess.run(
+            [sys.executable, *launcher, *arguments],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
         assert result.returncode == 0, result.stderr[-2000:]
         assert "on 2 held-out samples" in result.stdout
         return load_file(tmp_path / name / "checkpoint-0000003" / "model.safetensors")
@@ -260,9 +321,16 @@ def test_another_plan_does_not_go_on_in_an_old_folder(tmp_path: Path):
         check_plan(tmp_path, Plan(radius=16, steps=20), 1, 5)
 
 
-@pytest.mark.parametrize("values, words", [
-    (dict(steps=0), "steps is 0"), (dict(batch=0), "batch is 0"), (dict(optimizer="sgd"), "optimizer is 'sgd'"),
-    (dict(rate=0.0), "rate is 0.0")], ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (dict(steps=0), "steps is 0"),
+        (dict(batch=0), "batch is 0"),
+        (dict(optimizer="sgd"), "optimizer is 'sgd'"),
+        (dict(rate=0.0), "rate is 0.0"),
+    ],
+    ids=lambda v: str(v),
+)
 def test_bad_plans_are_refused_in_words(values: dict[str, object], words: str):
     with pytest.raises(ValueError, match=words):
         Plan(**{"radius": 8, **values})
@@ -274,8 +342,10 @@ def test_bad_radius_on_the_command_line_is_one_sentence(data: Path, tmp_path: Pa
 
 
 def test_help_needs_neither_accelerate_nor_diffusers():
-    code = ("import sys; sys.modules.update(accelerate=None, diffusers=None, tqdm=None); "
-            "from clear_core.distill.__main__ import main; main(['train', '--help'])")
+    code = (
+        "import sys; sys.modules.update(accelerate=None, diffusers=None, tqdm=None); "
+        "from clear_core.distill.__main__ import main; main(['train', '--help'])"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert result.returncode == 0 and "--radius" in result.stdout
 
@@ -307,8 +377,9 @@ def test_generated_samples_go_on_where_they_stopped(tmp_path: Path):
     assert latents.shape == (3, 4, 4, 6) and prompt_embeds[:, 0, 0].tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("size, expected", [((100, 100), (64, 64)), ((200, 100), (48, 96)), ((1000, 30), (16, 368))],
-                         ids=str)
+@pytest.mark.parametrize(
+    "size, expected", [((100, 100), (64, 64)), ((200, 100), (48, 96)), ((1000, 30), (16, 368))], ids=str
+)
 def test_pictures_are_fitted_to_the_area(size: tuple[int, int], expected: tuple[int, int]):
     image = pytest.importorskip("PIL.Image")
     picture = image.linear_gradient("L").resize(size)

@@ -13,7 +13,15 @@ from clear_core.attention.dense import image_rows_mask
 pytest.importorskip("PIL")
 
 from clear_core.draw import (  # noqa: E402
-    POOLED, QUERY, REFERENCE, SUMMARISED, TEXT, UNSEEN, WINDOW, draw_window, place_grid,
+    POOLED,
+    QUERY,
+    REFERENCE,
+    SUMMARISED,
+    TEXT,
+    UNSEEN,
+    WINDOW,
+    draw_window,
+    place_grid,
 )
 
 
@@ -28,13 +36,16 @@ def token_color(image: Any, place: Any, y: int, x: int) -> tuple[int, int, int]:
     return max(seen, key=seen.count)
 
 
-@pytest.mark.parametrize(("grid", "spec", "query"), [
-    pytest.param((21, 21), ClearSpec(5), None, id="square"),
-    pytest.param((11, 26), ClearSpec(8), (1, 24), id="corner"),
-    pytest.param((26, 9), ClearSpec(4, 4), (13, 4), id="tall-pooled"),
-    pytest.param((10, 20), ClearSpec(1), (9, 0), id="radius-1"),
-    pytest.param((9, 12), ClearSpec(50), (4, 4), id="covered"),
-])
+@pytest.mark.parametrize(
+    ("grid", "spec", "query"),
+    [
+        pytest.param((21, 21), ClearSpec(5), None, id="square"),
+        pytest.param((11, 26), ClearSpec(8), (1, 24), id="corner"),
+        pytest.param((26, 9), ClearSpec(4, 4), (13, 4), id="tall-pooled"),
+        pytest.param((10, 20), ClearSpec(1), (9, 0), id="radius-1"),
+        pytest.param((9, 12), ClearSpec(50), (4, 4), id="covered"),
+    ],
+)
 def test_colors_are_the_oracles_mask(grid: tuple[int, int], spec: ClearSpec, query: tuple[int, int] | None) -> None:
     layout = SequenceLayout(7, grid)
     image = draw_window(layout, spec, query=query, width=800)
@@ -49,11 +60,14 @@ def test_colors_are_the_oracles_mask(grid: tuple[int, int], spec: ClearSpec, que
             assert token_color(image, place, row, column) == expected, (row, column)
 
 
-@pytest.mark.parametrize(("layout", "spec", "present", "absent"), [
-    pytest.param(SequenceLayout(9, (12, 12)), ClearSpec(3), {TEXT}, {POOLED, REFERENCE}, id="text"),
-    pytest.param(SequenceLayout(0, (12, 12)), ClearSpec(3), set(), {TEXT, POOLED, REFERENCE}, id="nothing-else"),
-    pytest.param(SequenceLayout(9, (12, 12), 4), ClearSpec(3, 5), {TEXT, POOLED, REFERENCE}, set(), id="all"),
-])
+@pytest.mark.parametrize(
+    ("layout", "spec", "present", "absent"),
+    [
+        pytest.param(SequenceLayout(9, (12, 12)), ClearSpec(3), {TEXT}, {POOLED, REFERENCE}, id="text"),
+        pytest.param(SequenceLayout(0, (12, 12)), ClearSpec(3), set(), {TEXT, POOLED, REFERENCE}, id="nothing-else"),
+        pytest.param(SequenceLayout(9, (12, 12), 4), ClearSpec(3, 5), {TEXT, POOLED, REFERENCE}, set(), id="all"),
+    ],
+)
 def test_parts_of_the_sequence(layout: SequenceLayout, spec: ClearSpec, present: set[Any], absent: set[Any]) -> None:
     colors = {color for _, color in draw_window(layout, spec).getcolors(2**24)}
     assert present <= colors
@@ -67,10 +81,13 @@ def test_any_grid_fits_the_width_asked_for(grid: tuple[int, int]) -> None:
     assert QUERY in {color for _, color in image.getcolors(2**24)}
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    pytest.param({"query": (8, 0)}, r"query is \(8, 0\)", id="query"),
-    pytest.param({"width": 100}, "width is 100", id="width"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"query": (8, 0)}, r"query is \(8, 0\)", id="query"),
+        pytest.param({"width": 100}, "width is 100", id="width"),
+    ],
+)
 def test_refuses_values(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_window(SequenceLayout(1, (8, 8)), ClearSpec(2), **arguments)

@@ -86,8 +86,11 @@ def test_files_that_widgets_name_come_with_their_address(example):
 
 
 def test_nodes_say_which_pack_they_are_from(example):
-    project = dict(line.split(" = ") for line in (PROJECT / "pyproject.toml").read_text().splitlines()
-                   if line.startswith(("name", "version")))
+    project = dict(
+        line.split(" = ")
+        for line in (PROJECT / "pyproject.toml").read_text().splitlines()
+        if line.startswith(("name", "version"))
+    )
     for node in example["nodes"]:
         if node["type"].startswith("CLEAR"):
             saved = json.dumps(node["properties"]["cnr_id"]), json.dumps(node["properties"]["ver"])

@@ -12,9 +12,17 @@ from clear_core import ClearSpec, clear_attention
 
 def random_case(index: int) -> dict[str, int]:
     chance = random.Random(index)
-    return dict(height=chance.randint(1, 19), width=chance.randint(1, 19), text=chance.choice((0, 1, 5, 17)),
-                radius=chance.randint(1, 9), down=chance.choice((1, 1, 2, 3, 4)), batch=chance.randint(1, 2),
-                heads=chance.randint(1, 2), dim=chance.choice((16, 24, 32)), reference=chance.choice((0, 0, 4)))
+    return dict(
+        height=chance.randint(1, 19),
+        width=chance.randint(1, 19),
+        text=chance.choice((0, 1, 5, 17)),
+        radius=chance.randint(1, 9),
+        down=chance.choice((1, 1, 2, 3, 4)),
+        batch=chance.randint(1, 2),
+        heads=chance.randint(1, 2),
+        dim=chance.choice((16, 24, 32)),
+        reference=chance.choice((0, 0, 4)),
+    )
 
 
 def gradients(case: dict[str, int], backend: str) -> list[torch.Tensor]:
@@ -25,8 +33,14 @@ def gradients(case: dict[str, int], backend: str) -> list[torch.Tensor]:
     leaves = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
     spec = ClearSpec(case["radius"], case["down"])
     weight = torch.rand(case["down"], case["down"], generator=generator).requires_grad_() if spec.pools else None
-    out = clear_attention(*leaves, grid=(case["height"], case["width"]), spec=spec, spatial_weight=weight,
-                          reference_tokens=case["reference"], backend=backend)
+    out = clear_attention(
+        *leaves,
+        grid=(case["height"], case["width"]),
+        spec=spec,
+        spatial_weight=weight,
+        reference_tokens=case["reference"],
+        backend=backend,
+    )
     loss = (out * torch.randn(out.shape, generator=generator)).sum()
     return list(torch.autograd.grad(loss, leaves + ([] if weight is None else [weight])))
 

@@ -98,10 +98,18 @@ def test_no_time_is_made_up():
 
 
 def test_text_holds_what_a_bug_report_needs():
-    settings = ClearSettings(ClearSpec(8, 4), 5.0, "on", "gather", start_percent=0.2, dense_blocks="0-3", min_tokens=9,
-                             controlnet="off")
-    inspected = replace(facts(), settings=settings, weights=WeightsFacts("w.safetensors", 0.7, "0123456789"),
-                        backend=("gather", "Because."), others=("2 LoRAs", "another"), stages="a to b", tiles="whole")
+    settings = ClearSettings(
+        ClearSpec(8, 4), 5.0, "on", "gather", start_percent=0.2, dense_blocks="0-3", min_tokens=9, controlnet="off"
+    )
+    inspected = replace(
+        facts(),
+        settings=settings,
+        weights=WeightsFacts("w.safetensors", 0.7, "0123456789"),
+        backend=("gather", "Because."),
+        others=("2 LoRAs", "another"),
+        stages="a to b",
+        tiles="whole",
+    )
     lines = quoted(report(inspected))
     head_dim, tokens = 128, 65536 + 512
     scale = math.sqrt(math.log(10 * tokens, 4608) / head_dim)
@@ -124,16 +132,22 @@ def test_plain_words_tell_the_circle_in_pixels():
     assert headline(facts(spec=None)) == headline(facts(256, ClearSpec(100)))
 
 
-@pytest.mark.parametrize(("inspected", "words"), [
-    pytest.param(facts(spec=None), "CLEAR is not connected", id="no CLEAR"),
-    pytest.param(facts(), "No distilled weights", id="no weights"),
-    pytest.param(facts(1024, ClearSpec(32)), "save little or nothing", id="1K"),
-    pytest.param(facts(256, ClearSpec(64)), "larger than the picture", id="covered"),
-    pytest.param(facts(spec=ClearSpec(8, 4)), "square of the picture's area", id="pooled"),
-    pytest.param(replace(facts(1024), settings=ClearSettings(ClearSpec(8), min_tokens=9000)), "min_tokens", id="rests"),
-    pytest.param(replace(facts(), settings=ClearSettings(ClearSpec(8), end_percent=0.8)), "from 0 % to 80 %",
-                 id="part"),
-])
+@pytest.mark.parametrize(
+    ("inspected", "words"),
+    [
+        pytest.param(facts(spec=None), "CLEAR is not connected", id="no CLEAR"),
+        pytest.param(facts(), "No distilled weights", id="no weights"),
+        pytest.param(facts(1024, ClearSpec(32)), "save little or nothing", id="1K"),
+        pytest.param(facts(256, ClearSpec(64)), "larger than the picture", id="covered"),
+        pytest.param(facts(spec=ClearSpec(8, 4)), "square of the picture's area", id="pooled"),
+        pytest.param(
+            replace(facts(1024), settings=ClearSettings(ClearSpec(8), min_tokens=9000)), "min_tokens", id="rests"
+        ),
+        pytest.param(
+            replace(facts(), settings=ClearSettings(ClearSpec(8), end_percent=0.8)), "from 0 % to 80 %", id="part"
+        ),
+    ],
+)
 def test_what_to_expect_is_said_in_words(inspected, words):
     assert words in report(inspected).split(MARK)[0]
 
@@ -161,8 +175,10 @@ def test_the_drawn_circle_is_true_to_scale(size, radius, picture):
     assert overlay.scale == pytest.approx(1000 / max(size))
     image, (x, y) = overlay.image, overlay.centre
     assert max(image.size) == 1000
-    lines = [[place for place in range(image.width) if near(image.getpixel((place, int(y))), CIRCLE)],
-             [place for place in range(image.height) if near(image.getpixel((int(x), place)), CIRCLE)]]
+    lines = [
+        [place for place in range(image.width) if near(image.getpixel((place, int(y))), CIRCLE)],
+        [place for place in range(image.height) if near(image.getpixel((int(x), place)), CIRCLE)],
+    ]
     for places, middle in zip(lines, (x, y)):
         left = [place for place in places if place < middle]
         right = [place for place in places if middle < place]
@@ -193,7 +209,9 @@ def test_block_map_is_the_oracles_mask_by_tiles():
         for key in range(24):
             tile, half = divmod(key, 2)
             key_top, key_left = 16 * (tile // 6) + 8 * half, 8 * (tile % 6)
-            seen = bool(image_mask[top:top + 16, left:left + 8, key_top:key_top + 8, key_left:key_left + 8].any())
+            seen = bool(
+                image_mask[top : top + 16, left : left + 8, key_top : key_top + 8, key_left : key_left + 8].any()
+            )
             y = band + (side - band) * (query + 0.5) / 12
             x = prefix + (side - prefix) * (key + 0.5) / 24
             assert image.getpixel((int(x), int(y))) == (CIRCLE if seen else UNSEEN), (query, key)
@@ -206,15 +224,18 @@ def test_block_map_shows_pooled_keys():
     assert {POOLED, TEXT, UNSEEN} <= colors
 
 
-@pytest.mark.parametrize("inspected", [
-    pytest.param(facts(), id="window"),
-    pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks=frozenset({0, 30})), id="overview"),
-    pytest.param(facts(1024, None), id="no CLEAR"),
-    pytest.param(facts(dense_blocks=frozenset(range(57))), id="all blocks dense"),
-    pytest.param(replace(facts(), size=(512, 6144), pace=Pace(3.0, 4, "a run")), id="panorama"),
-    pytest.param(facts(64, ClearSpec(16)), id="tiny"),
-    pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
-])
+@pytest.mark.parametrize(
+    "inspected",
+    [
+        pytest.param(facts(), id="window"),
+        pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks=frozenset({0, 30})), id="overview"),
+        pytest.param(facts(1024, None), id="no CLEAR"),
+        pytest.param(facts(dense_blocks=frozenset(range(57))), id="all blocks dense"),
+        pytest.param(replace(facts(), size=(512, 6144), pace=Pace(3.0, 4, "a run")), id="panorama"),
+        pytest.param(facts(64, ClearSpec(16)), id="tiny"),
+        pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
+    ],
+)
 def test_the_page_is_drawn(inspected):
     page = draw_sheet(inspected, Image.new("RGB", (300, 200), (10, 200, 90)))
     assert page.width == 1640 and 900 < page.height < 3000
@@ -253,18 +274,33 @@ def test_labels_are_moved_apart_and_keep_their_order(places, least):
     assert all(moved[b] - moved[a] >= least for a, b in zip(order, order[1:]))
 
 
-@pytest.mark.parametrize(("values", "ticks"), [([0.2, 30], [0.1, 1, 10, 100]), ([1, 10], [1, 10]), ([5], [1, 10]),
-                                               ([1], [1, 10])], ids=str)
+@pytest.mark.parametrize(
+    ("values", "ticks"), [([0.2, 30], [0.1, 1, 10, 100]), ([1, 10], [1, 10]), ([5], [1, 10]), ([1], [1, 10])], ids=str
+)
 def test_axes_enclose_their_values(values, ticks):
     assert decades(values) == pytest.approx(ticks)
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (time_words(0.0042), "4.2 ms"), (time_words(0.5), "0.5 s"), (time_words(89), "89 s"), (time_words(300), "5 min"),
-    (time_words(7300), "2 h"), (memory_words(5 * 2**30), "5.0 GiB"), (memory_words(3 * 2**20), "3 MiB"),
-    (percent(0.0272), "2.7 %"), (percent(1.0), "100 %"), (percent(1.2), "120 %"), (significant(1234), "1,200"),
-    (significant(0.000123), "0.00012"), (significant(99.6), "100"), (significant(0), "0"),
-], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (time_words(0.0042), "4.2 ms"),
+        (time_words(0.5), "0.5 s"),
+        (time_words(89), "89 s"),
+        (time_words(300), "5 min"),
+        (time_words(7300), "2 h"),
+        (memory_words(5 * 2**30), "5.0 GiB"),
+        (memory_words(3 * 2**20), "3 MiB"),
+        (percent(0.0272), "2.7 %"),
+        (percent(1.0), "100 %"),
+        (percent(1.2), "120 %"),
+        (significant(1234), "1,200"),
+        (significant(0.000123), "0.00012"),
+        (significant(99.6), "100"),
+        (significant(0), "0"),
+    ],
+    ids=lambda value: str(value),
+)
 def test_numbers_in_words(words, expected):
     assert words == expected
 

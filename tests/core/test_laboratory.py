@@ -52,8 +52,10 @@ def test_tiny_flux_tells_captions_apart():
 
 def test_distilled_windows_are_nearer_and_no_worse_than_recorded():
     """The laboratory in small: fewer scenes than the record's, so twice its error is allowed."""
-    record = {(row["radius"], row["down_factor"], row["distilled"]): row["mean_mse"]
-              for row in json.loads(RECORD.read_text())["rows"]}
+    record = {
+        (row["radius"], row["down_factor"], row["distilled"]): row["mean_mse"]
+        for row in json.loads(RECORD.read_text())["rows"]
+    }
     bench = set_bench(load_tiny_flux(), scenes=2, pictures=0)
     for spec in COMMITTED:
         before = judge(bench, windowed(spec)).mean_mse

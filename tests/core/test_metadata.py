@@ -24,8 +24,20 @@ PICTURES = PROJECT / "docs" / "pictures"
 TORCHS_OWN = re.compile(r"torch|triton|xformers|nvidia|flash.attn", re.IGNORECASE)
 
 # What a user of the nodes gets.
-SERVED = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "clear_core", "docs", "example_workflows", "locales",
-          "nodes", "pyproject.toml", "requirements.txt", "web"}
+SERVED = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "__init__.py",
+    "clear_core",
+    "docs",
+    "example_workflows",
+    "locales",
+    "nodes",
+    "pyproject.toml",
+    "requirements.txt",
+    "web",
+}
 SERVED_WHERE_THERE = {"subgraphs"}
 
 
@@ -37,8 +49,13 @@ def requirement_lines(name: str) -> list[str]:
 def top_level() -> set[str]:
     """Files and folders of the project itself, without what git ignores where this is a checkout."""
     if (PROJECT / ".git").exists():
-        listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=PROJECT,
-                                capture_output=True, text=True, check=True).stdout.splitlines()
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
         return {path.split("/")[0] for path in listed}
     return {path.name for path in PROJECT.iterdir()}
 
@@ -66,8 +83,11 @@ def test_dependencies_are_the_requirements_and_leave_torch_alone():
 
 def test_the_oldest_comfyui_is_the_one_that_the_pack_asks_for():
     tree = ast.parse((PROJECT / "nodes" / "host" / "version.py").read_text(encoding="utf-8"))
-    (oldest,) = [ast.literal_eval(node.value) for node in tree.body
-                 if isinstance(node, ast.Assign) and node.targets[0].id == "OLDEST"]
+    (oldest,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "OLDEST"
+    ]
     assert COMFY["requires-comfyui"] == ">=" + ".".join(map(str, oldest))
 
 
@@ -97,8 +117,13 @@ def test_icon_and_banner_are_as_the_registry_wants_them(name, ratio, largest):
 def test_addresses_are_all_empty_or_all_right():
     """They are unknown until the first release, and the publishing workflow refuses while they are."""
     urls = PYPROJECT["project"]["urls"]
-    known = {"Repository": urls["Repository"], "Issues": urls["Issues"], "PublisherId": COMFY["PublisherId"],
-             "Icon": COMFY["Icon"], "Banner": COMFY["Banner"]}
+    known = {
+        "Repository": urls["Repository"],
+        "Issues": urls["Issues"],
+        "PublisherId": COMFY["PublisherId"],
+        "Icon": COMFY["Icon"],
+        "Banner": COMFY["Banner"],
+    }
     workflow = (PROJECT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
     (refused,) = re.findall(r"\^\(([\w|]+)\) = ", workflow)
     assert set(refused.split("|")) == set(known)

@@ -23,8 +23,11 @@ def some_cases(number):
         grid = draw.randint(1, 45), draw.randint(1, 45)
         layout = SequenceLayout(draw.choice([0, 1, 63, 64, 65]), grid, draw.choice([0, 0, 5]))
         spec = ClearSpec(draw.choice([1, 2, 5, 8, 16, 33, 100]), draw.choice([1, 1, 2, 4]))
-        yield pytest.param(layout, spec, id=f"{grid[0]}x{grid[1]}-T{layout.text}-R{layout.reference}-"
-                                            f"r{spec.radius}-d{spec.down_factor}")
+        yield pytest.param(
+            layout,
+            spec,
+            id=f"{grid[0]}x{grid[1]}-T{layout.text}-R{layout.reference}-r{spec.radius}-d{spec.down_factor}",
+        )
 
 
 def oracle_in_tile_order(plan):

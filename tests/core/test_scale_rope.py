@@ -40,15 +40,19 @@ def test_proportional_scale_of_almost_nothing_is_finite(tokens: int) -> None:
     assert attention_scale(32, proportional=True, tokens=tokens) == 0
 
 
-@pytest.mark.parametrize(("layout", "factor", "proportional"), [
-    pytest.param(LARGEST_NATIVE, 1.0, False, id="2-megapixels"),
-    pytest.param(SMALLEST_HIRES, 10.0, True, id="one-token-more"),
-])
+@pytest.mark.parametrize(
+    ("layout", "factor", "proportional"),
+    [
+        pytest.param(LARGEST_NATIVE, 1.0, False, id="2-megapixels"),
+        pytest.param(SMALLEST_HIRES, 10.0, True, id="one-token-more"),
+    ],
+)
 def test_auto_recipe(layout: SequenceLayout, factor: float, proportional: bool) -> None:
     settings = ClearSettings(ClearSpec(8))
     assert settings.ntk(layout.image) == factor
     assert settings.scale(128, layout) == attention_scale(
-        128, proportional=proportional, tokens=layout.text + layout.image)
+        128, proportional=proportional, tokens=layout.text + layout.image
+    )
 
 
 def test_wanted_values_override_auto() -> None:

@@ -42,11 +42,21 @@ def test_whole_run_is_the_published_one(published: Any) -> None:
     student = load_file(GOLDEN / f"student_{case['student_seed']}_down{case['down_factor']}.safetensors")
     assert model.load_state_dict(student, strict=False).unexpected_keys == []
     denoiser = FluxDenoiser(model, tensors["encoder_hidden_states"], tensors["pooled"], case["guidance"])
-    window = apply_clear(model, ClearSpec(case["radius"], case["down_factor"]), ntk_factor=case["ntk_factor"],
-                         proportional_attention="on")
+    window = apply_clear(
+        model,
+        ClearSpec(case["radius"], case["down_factor"]),
+        ntk_factor=case["ntk_factor"],
+        proportional_attention="on",
+    )
     with torch.no_grad(), window:
-        out = sdedit(denoiser, tensors["image_latent"], tensors["noise"], steps=case["steps"],
-                     strength=case["strength"], shift=case["shift"])
+        out = sdedit(
+            denoiser,
+            tensors["image_latent"],
+            tensors["noise"],
+            steps=case["steps"],
+            strength=case["strength"],
+            shift=case["shift"],
+        )
     expected = tensors["output_latent"]
     assert ((out - expected).norm() / expected.norm()).item() < 1e-5
 
@@ -58,7 +68,7 @@ def test_sigmas_are_the_end_of_the_whole_schedule(steps: int, strength: float) -
     assert whole[0] == 1 and whole[-1] == 0 and len(whole) == steps + 1
     assert (whole.diff() < 0).all()
     assert len(part) == steps - int(steps - steps * strength) + 1 >= 2
-    assert torch.equal(part, whole[-len(part):])
+    assert torch.equal(part, whole[-len(part) :])
 
 
 def test_static_shift_is_inverted_by_the_inverse_shift() -> None:
@@ -78,8 +88,12 @@ def test_denoiser_gets_every_level_but_the_last_and_progress_follows() -> None:
     seen: list[float] = []
     done: list[tuple[int, int]] = []
     sigmas = sdedit_sigmas(6, 0.7)
-    euler(lambda latent, sigma: seen.append(sigma) or torch.zeros_like(latent), torch.zeros(1, 1, 2, 2), sigmas,
-          on_step=lambda *progress: done.append(progress))
+    euler(
+        lambda latent, sigma: seen.append(sigma) or torch.zeros_like(latent),
+        torch.zeros(1, 1, 2, 2),
+        sigmas,
+        on_step=lambda *progress: done.append(progress),
+    )
     assert seen == sigmas[:-1].tolist()
     assert done == [(i, len(seen)) for i in range(1, len(seen) + 1)]
 
@@ -92,8 +106,12 @@ def test_an_interrupt_ends_the_loop_after_its_step() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        euler(lambda latent, sigma: calls.append(sigma) or latent, torch.zeros(1, 1, 2, 2), sdedit_sigmas(8, 1.0),
-              on_step=interrupt)
+        euler(
+            lambda latent, sigma: calls.append(sigma) or latent,
+            torch.zeros(1, 1, 2, 2),
+            sdedit_sigmas(8, 1.0),
+            on_step=interrupt,
+        )
     assert len(calls) == 2
 
 
@@ -102,14 +120,17 @@ def test_half_precision_latents_keep_their_dtype() -> None:
     assert euler(lambda x, sigma: x, latent, sdedit_sigmas(3, 1.0)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    pytest.param((0, 0.7, 3.0), "steps is 0", id="steps"),
-    pytest.param((20.0, 0.7, 3.0), "steps is 20.0", id="steps-float"),
-    pytest.param((20, 0.0, 3.0), "strength is 0", id="strength-0"),
-    pytest.param((20, 1.1, 3.0), "strength is 1.1", id="strength-above-1"),
-    pytest.param((20, float("nan"), 3.0), "strength is nan", id="strength-nan"),
-    pytest.param((20, 0.7, 0.0), "shift is 0", id="shift"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param((0, 0.7, 3.0), "steps is 0", id="steps"),
+        pytest.param((20.0, 0.7, 3.0), "steps is 20.0", id="steps-float"),
+        pytest.param((20, 0.0, 3.0), "strength is 0", id="strength-0"),
+        pytest.param((20, 1.1, 3.0), "strength is 1.1", id="strength-above-1"),
+        pytest.param((20, float("nan"), 3.0), "strength is nan", id="strength-nan"),
+        pytest.param((20, 0.7, 0.0), "shift is 0", id="shift"),
+    ],
+)
 def test_refuses_values(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sdedit_sigmas(*arguments)

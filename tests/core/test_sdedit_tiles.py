@@ -8,8 +8,14 @@ import torch
 from clear_core.memory import GIB, Activations, activation_budget
 from clear_core.sdedit import TileLayout, choose_tiles
 
-LAYOUTS = [((10, 10), (10, 10), 4), ((10, 10), (6, 6), 2), ((31, 95), (16, 16), 8), ((64, 64), (33, 64), 8),
-           ((62, 190), (20, 40), 1), ((7, 50), (7, 9), 0)]
+LAYOUTS = [
+    ((10, 10), (10, 10), 4),
+    ((10, 10), (6, 6), 2),
+    ((31, 95), (16, 16), 8),
+    ((64, 64), (33, 64), 8),
+    ((62, 190), (20, 40), 1),
+    ((7, 50), (7, 9), 0),
+]
 
 
 @pytest.mark.parametrize(("grid", "tile", "overlap"), LAYOUTS, ids=str)
@@ -39,9 +45,15 @@ def test_feathers_are_smooth_and_end_near_nothing():
     assert weight.diff().min() > -0.11 and (weight.diff() <= 0).all()
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ((16, 512, 64), ["tile_height", "16", "32"]), ((512, 20, 64), ["tile_width", "20"]),
-    ((512, 256, 144), ["tile_overlap", "144", "tile_width 256", "128"])], ids=str)
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((16, 512, 64), ["tile_height", "16", "32"]),
+        ((512, 20, 64), ["tile_width", "20"]),
+        ((512, 256, 144), ["tile_overlap", "144", "tile_width 256", "128"]),
+    ],
+    ids=str,
+)
 def test_refuses_tiles_in_one_sentence(values, words):
     with pytest.raises(ValueError) as refused:
         TileLayout.of_pixels((64, 64), *values)
@@ -56,14 +68,18 @@ def test_automatic_tiles_fit_the_card(grid, gigabytes):
     assert activations.peak_bytes(layout.tile[0] * layout.tile[1] + 512) <= budget
     # As few as fit: the next larger tile does not.
     if not layout.is_whole:
-        larger = [-(-(grid[axis] + max(0, len(layout.starts(axis)) - 2) * 8) // max(1, len(layout.starts(axis)) - 1))
-                  for axis in (0, 1)]
+        larger = [
+            -(-(grid[axis] + max(0, len(layout.starts(axis)) - 2) * 8) // max(1, len(layout.starts(axis)) - 1))
+            for axis in (0, 1)
+        ]
         assert activations.peak_bytes(larger[0] * larger[1] + 512) > budget
 
 
 def test_a_larger_card_never_gets_smaller_tiles():
-    sizes = [choose_tiles((512, 512), activations=Activations(), budget=activation_budget(gb * GIB, 12 * GIB)).tile
-             for gb in (8, 12, 16, 24, 32, 48, 80)]
+    sizes = [
+        choose_tiles((512, 512), activations=Activations(), budget=activation_budget(gb * GIB, 12 * GIB)).tile
+        for gb in (8, 12, 16, 24, 32, 48, 80)
+    ]
     areas = [h * w for h, w in sizes]
     assert areas == sorted(areas) and areas[-1] == 512 * 512
 

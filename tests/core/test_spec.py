@@ -28,16 +28,19 @@ def test_covers_means_that_opposite_corners_see_each_other(grid, radius):
     assert ClearSpec(radius).covers(grid) == (farthest < radius**2)
 
 
-@pytest.mark.parametrize("length, grid, reference, message", [
-    (10, (3, 4), 0, "at least 12"),
-    (12, (3, 4), 1, "at least 13"),
-    (12, (0, 4), 0, "grid height is 0"),
-    (12, (3, 4.0), 0, "grid width is 4.0"),
-    (12, (3, True), 0, "grid width is True"),
-    (12, 12, 0, "grid is 12"),
-    (12, (3, 4, 1), 0, r"grid is \(3, 4, 1\)"),
-    (12, (3, 4), -1, "reference_tokens is -1"),
-])
+@pytest.mark.parametrize(
+    "length, grid, reference, message",
+    [
+        (10, (3, 4), 0, "at least 12"),
+        (12, (3, 4), 1, "at least 13"),
+        (12, (0, 4), 0, "grid height is 0"),
+        (12, (3, 4.0), 0, "grid width is 4.0"),
+        (12, (3, True), 0, "grid width is True"),
+        (12, 12, 0, "grid is 12"),
+        (12, (3, 4, 1), 0, r"grid is \(3, 4, 1\)"),
+        (12, (3, 4), -1, "reference_tokens is -1"),
+    ],
+)
 def test_layout_names_the_bad_value(length, grid, reference, message):
     with pytest.raises(ValueError, match=message):
         SequenceLayout.of(length, grid, reference)

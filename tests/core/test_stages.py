@@ -9,9 +9,19 @@ import torch
 from clear_core.sdedit import plan_stages, reflect_to
 
 
-@pytest.mark.parametrize(("upscale_by", "factors"), [
-    (1.0, [1.0]), (1.5, [1.5]), (2.0, [2.0]), (2.01, [2.01**0.5, 2.01]), (3.0, [3**0.5, 3.0]), (4.0, [2.0, 4.0]),
-    (8.0, [2.0, 4.0, 8.0])], ids=str)
+@pytest.mark.parametrize(
+    ("upscale_by", "factors"),
+    [
+        (1.0, [1.0]),
+        (1.5, [1.5]),
+        (2.0, [2.0]),
+        (2.01, [2.01**0.5, 2.01]),
+        (3.0, [3**0.5, 3.0]),
+        (4.0, [2.0, 4.0]),
+        (8.0, [2.0, 4.0, 8.0]),
+    ],
+    ids=str,
+)
 def test_automatic_stages_enlarge_at_most_twice_each(upscale_by, factors):
     stages = plan_stages(512, 768, upscale_by=upscale_by)
     assert [stage.size for stage in stages] == [(round(512 * f), round(768 * f)) for f in factors]
@@ -22,19 +32,35 @@ def test_automatic_stages_enlarge_at_most_twice_each(upscale_by, factors):
         source = stage.size
 
 
-@pytest.mark.parametrize(("size", "upscale_by", "final", "padded"), [
-    ((496, 1520), 2.0, (992, 3040), (992, 3040)), ((1000, 1000), 2.0, (2000, 2000), (2000, 2000)),
-    ((768, 3072), 2.0, (1536, 6144), (1536, 6144)), ((333, 501), 1.7, (566, 852), (576, 864)),
-    ((1, 1), 1.0, (1, 1), (16, 16))], ids=str)
+@pytest.mark.parametrize(
+    ("size", "upscale_by", "final", "padded"),
+    [
+        ((496, 1520), 2.0, (992, 3040), (992, 3040)),
+        ((1000, 1000), 2.0, (2000, 2000), (2000, 2000)),
+        ((768, 3072), 2.0, (1536, 6144), (1536, 6144)),
+        ((333, 501), 1.7, (566, 852), (576, 864)),
+        ((1, 1), 1.0, (1, 1), (16, 16)),
+    ],
+    ids=str,
+)
 def test_sizes_are_padded_to_whole_tokens(size, upscale_by, final, padded):
     stage = plan_stages(*size, upscale_by=upscale_by)[-1]
     assert stage.size == final and stage.padded == padded
     assert stage.grid == (padded[0] // 16, padded[1] // 16) and stage.tokens == padded[0] * padded[1] // 256
 
 
-@pytest.mark.parametrize(("upscale_by", "stages", "listed", "expected"), [
-    (2.0, 0, "0.7, 0.5", [0.5]), (4.0, 0, "0.7, 0.5", [0.7, 0.5]), (8.0, 0, "0.7, 0.5", [0.7, 0.5, 0.5]),
-    (4.0, 0, "0.9,0.8,0.7", [0.9, 0.8]), (4.0, 0, "", [0.5, 0.5]), (2.0, 3, " 1 ", [1.0, 1.0, 1.0])], ids=str)
+@pytest.mark.parametrize(
+    ("upscale_by", "stages", "listed", "expected"),
+    [
+        (2.0, 0, "0.7, 0.5", [0.5]),
+        (4.0, 0, "0.7, 0.5", [0.7, 0.5]),
+        (8.0, 0, "0.7, 0.5", [0.7, 0.5, 0.5]),
+        (4.0, 0, "0.9,0.8,0.7", [0.9, 0.8]),
+        (4.0, 0, "", [0.5, 0.5]),
+        (2.0, 3, " 1 ", [1.0, 1.0, 1.0]),
+    ],
+    ids=str,
+)
 def test_strengths(upscale_by, stages, listed, expected):
     planned = plan_stages(64, 64, upscale_by=upscale_by, stages=stages, denoise=0.5, stage_denoise=listed)
     assert [stage.denoise for stage in planned] == expected
@@ -45,13 +71,21 @@ def test_stages_have_their_own_seeds():
     assert seeds == [2**64 - 2, 2**64 - 1, 0]
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"upscale_by": 0.9}, ["upscale_by", "0.9", "1 to 8"]), ({"upscale_by": float("nan")}, ["upscale_by", "nan"]),
-    ({"stages": -1}, ["stages", "-1"]), ({"denoise": 0.0}, ["denoise", "0"]), ({"denoise": 1.5}, ["denoise", "1.5"]),
-    ({"upscale_by": 4.0, "stage_denoise": "0.7; 0.5"}, ["stage_denoise", "0.7; 0.5", "commas"]),
-    ({"upscale_by": 4.0, "stage_denoise": "0.7,,0.5"}, ["stage_denoise", "commas"]),
-    ({"upscale_by": 4.0, "stage_denoise": "0.7, 2"}, ["stage_denoise", "0.7, 2"]),
-    ({"upscale_by": 4.0, "stage_denoise": "nan"}, ["stage_denoise"])], ids=str)
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"upscale_by": 0.9}, ["upscale_by", "0.9", "1 to 8"]),
+        ({"upscale_by": float("nan")}, ["upscale_by", "nan"]),
+        ({"stages": -1}, ["stages", "-1"]),
+        ({"denoise": 0.0}, ["denoise", "0"]),
+        ({"denoise": 1.5}, ["denoise", "1.5"]),
+        ({"upscale_by": 4.0, "stage_denoise": "0.7; 0.5"}, ["stage_denoise", "0.7; 0.5", "commas"]),
+        ({"upscale_by": 4.0, "stage_denoise": "0.7,,0.5"}, ["stage_denoise", "commas"]),
+        ({"upscale_by": 4.0, "stage_denoise": "0.7, 2"}, ["stage_denoise", "0.7, 2"]),
+        ({"upscale_by": 4.0, "stage_denoise": "nan"}, ["stage_denoise"]),
+    ],
+    ids=str,
+)
 def test_refuses_values_in_one_sentence(values, words):
     with pytest.raises(ValueError) as refused:
         plan_stages(64, 64, **values)

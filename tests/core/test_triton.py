@@ -23,8 +23,10 @@ CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 # The first: rows of which the first blocks show no key, nothing seen by all, ragged on both sides.
-CASES = [dataclasses.replace(Case.draw(0), grid=(25, 19), text=0, reference=0, radius=4, down_factor=1),
-         *(Case.draw(seed) for seed in range(1, 150))]
+CASES = [
+    dataclasses.replace(Case.draw(0), grid=(25, 19), text=0, reference=0, radius=4, down_factor=1),
+    *(Case.draw(seed) for seed in range(1, 150)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,9 @@ def interpreter():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("case", [*CASES[:50], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[50:])],
-                         ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES[:50], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[50:])], ids=str
+)
 def test_the_kernel_is_dense(case, dtype, interpreter):
     out, lse = interpreter(interpreted_triton.errors, case, dtype)
     assert out <= TOLERANCE[dtype]
@@ -52,8 +55,10 @@ def test_the_kernel_is_dense(case, dtype, interpreter):
 
 
 def test_the_cases_reach_every_branch():
-    plans = [tile_plan(SequenceLayout(case.text, case.grid, case.reference), ClearSpec(case.radius, case.down_factor), CPU)
-             for case in CASES]
+    plans = [
+        tile_plan(SequenceLayout(case.text, case.grid, case.reference), ClearSpec(case.radius, case.down_factor), CPU)
+        for case in CASES
+    ]
     lists = [triton_launch.tile_lists(plan) for plan in plans]
     assert {case.blocks for case in CASES} == set(interpreted_triton.BLOCKS)
     assert {case.scale for case in CASES} >= {None, 0.0, -0.2}
@@ -85,9 +90,20 @@ def test_the_interpreters_broken_bfloat16_is_refused(interpreter):
 # ---- which keys it visits ----
 
 
-@pytest.mark.parametrize("grid, radius", [
-    ((16, 8), 3), ((8, 16), 40), ((19, 13), 5), ((13, 29), 8), ((40, 7), 16), ((1, 33), 2), ((24, 24), 20), ((3, 3), 1),
-], ids=str)
+@pytest.mark.parametrize(
+    "grid, radius",
+    [
+        ((16, 8), 3),
+        ((8, 16), 40),
+        ((19, 13), 5),
+        ((13, 29), 8),
+        ((40, 7), 16),
+        ((1, 33), 2),
+        ((24, 24), 20),
+        ((3, 3), 1),
+    ],
+    ids=str,
+)
 def test_lists_hold_the_tiles_that_are_seen(grid, radius):
     layout, spec = SequenceLayout(0, grid), ClearSpec(radius)
     plan = tile_plan(layout, spec, CPU)
@@ -108,8 +124,11 @@ def test_lists_hold_the_tiles_that_are_seen(grid, radius):
                     kind = "border" if not whole else "full" if block.all() else "circle"
                     expected[kind].add(row * 2**16 + col)
         circles, partial = int(lists.circle_count[tile]), int(lists.partial_count[tile])
-        found = {"circle": lists.partial[tile, :circles], "border": lists.partial[tile, circles:partial],
-                 "full": lists.full[tile, : int(lists.full_count[tile])]}
+        found = {
+            "circle": lists.partial[tile, :circles],
+            "border": lists.partial[tile, circles:partial],
+            "full": lists.full[tile, : int(lists.full_count[tile])],
+        }
         for kind, places in found.items():
             assert len(set(places.tolist())) == len(places)
             # A query tile that the border cuts is asked about as if it were whole.
@@ -122,21 +141,26 @@ def test_lists_hold_the_tiles_that_are_seen(grid, radius):
 
 
 def test_clear_core_does_not_need_triton():
-    code = ("import sys; sys.modules['triton'] = None\n"
-            "import torch, clear_core\n"
-            "from clear_core.attention import backends\n"
-            "q = torch.zeros(1, 1, 6, 16)\n"
-            "clear_core.clear_attention(q, q, q, grid=(2, 3), spec=clear_core.ClearSpec(1))\n")
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, clear_core\n"
+        "from clear_core.attention import backends\n"
+        "q = torch.zeros(1, 1, 6, 16)\n"
+        "clear_core.clear_attention(q, q, q, grid=(2, 3), spec=clear_core.ClearSpec(1))\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("device, dtype, options, part", [
-    (CPU, torch.float32, {}, "no compiler for cpu"),
-    (torch.device("mps"), torch.float16, {}, "no compiler for mps"),
-    (CUDA, torch.float64, {}, "does not take torch.float64"),
-    (CUDA, torch.float16, {"needs_grad": True}, "no gradient"),
-    (CUDA, torch.float16, {}, "8.0 and above, and cuda:0 has 7.5"),
-])
+@pytest.mark.parametrize(
+    "device, dtype, options, part",
+    [
+        (CPU, torch.float32, {}, "no compiler for cpu"),
+        (torch.device("mps"), torch.float16, {}, "no compiler for mps"),
+        (CUDA, torch.float64, {}, "does not take torch.float64"),
+        (CUDA, torch.float16, {"needs_grad": True}, "no gradient"),
+        (CUDA, torch.float16, {}, "8.0 and above, and cuda:0 has 7.5"),
+    ],
+)
 def test_why_triton_is_not_available(device, dtype, options, part, monkeypatch):
     monkeypatch.setattr(triton_backend.importlib.util, "find_spec", lambda module: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -203,7 +227,9 @@ def test_blocks_that_do_not_fit_make_room_for_smaller_ones(pretended):
     assert not backends._dropped
 
 
-@pytest.mark.parametrize("error", [OutOfResources("out of resource: shared memory"), TypeError("no such\nthing")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [OutOfResources("out of resource: shared memory"), TypeError("no such\nthing")], ids=repr
+)
 def test_a_kernel_that_fails_is_dropped_and_said_once(error, pretended, caplog):
     def launch(shape):
         raise error
@@ -271,8 +297,21 @@ def test_the_measured_order_is_kept_on_disk_by_key(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["tiles.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"card": 3}', '{"card": []}', '{"card": [3]}', '{"card": ["128x64"]}',
-                                  '{"card": [["128x64"]]}', '{"card": {"a": 1}}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"card": 3}',
+        '{"card": []}',
+        '{"card": [3]}',
+        '{"card": ["128x64"]}',
+        '{"card": [["128x64"]]}',
+        '{"card": {"a": 1}}',
+        "\x00\xff",
+    ],
+)
 def test_a_damaged_file_is_measured_anew(text, tmp_path):
     file = tmp_path / "tiles.json"
     file.write_bytes(text.encode("latin-1"))
@@ -304,7 +343,9 @@ def test_trying_shapes_out_leaves_the_users_random_numbers_alone(monkeypatch):
     assert set(ran) == {FAST} and torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("capability, stages", [((8, 0), 3), ((8, 6), 2), ((8, 9), 2), ((9, 0), 3), ((12, 0), 2)], ids=str)
+@pytest.mark.parametrize(
+    "capability, stages", [((8, 0), 3), ((8, 6), 2), ((8, 9), 2), ((9, 0), 3), ((12, 0), 2)], ids=str
+)
 def test_cards_with_little_shared_memory_get_two_stages(capability, stages):
     shapes = triton_tiles.candidate_shapes("cuda", capability, torch.bfloat16, 128)
     assert shapes[0].stages == stages

@@ -14,8 +14,10 @@ from clear_core import ClearSpec, SequenceLayout, clear_attention
 def test_sampled_rows_find_another_window(down_factor):
     layout = SequenceLayout(9, (20, 23))
     q, k, v = torch.randn(3, 1, 3, layout.length, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    right, wrong = (clear_attention(q, k, v, grid=layout.grid, spec=ClearSpec(radius, down_factor), backend="gather")
-                    for radius in (5, 6))
+    right, wrong = (
+        clear_attention(q, k, v, grid=layout.grid, spec=ClearSpec(radius, down_factor), backend="gather")
+        for radius in (5, 6)
+    )
     assert flux.sampled_error(right, q, k, v, layout, ClearSpec(5, down_factor)) < 1e-5
     assert flux.sampled_error(wrong, q, k, v, layout, ClearSpec(5, down_factor)) > 1e-2
     right[:, -1, -1] += 1
@@ -29,8 +31,26 @@ def small(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     def run(file, *arguments):
-        monkeypatch.setattr(sys, "argv", ["flux.py", "--device", "cpu", "--dtype", "float32", "--head-dim", "16",
-                                          "--rounds", "1", "--radius", "4", "--output", str(file), *arguments])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "flux.py",
+                "--device",
+                "cpu",
+                "--dtype",
+                "float32",
+                "--head-dim",
+                "16",
+                "--rounds",
+                "1",
+                "--radius",
+                "4",
+                "--output",
+                str(file),
+                *arguments,
+            ],
+        )
         flux.main()
         return json.loads(file.read_text())
 

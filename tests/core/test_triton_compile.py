@@ -22,12 +22,25 @@ def binder():
 
     from clear_core.attention.triton_kernel import clear_kernel
 
-    return create_function_from_signature(clear_kernel.signature, clear_kernel.params,
-                                          make_backend(GPUTarget("cuda", 80, 32)))
+    return create_function_from_signature(
+        clear_kernel.signature, clear_kernel.params, make_backend(GPUTarget("cuda", 80, 32))
+    )
 
 
-def compiled_for(monkeypatch, grid, text=512, reference=0, radius=16, down_factor=1, batch=1, heads=2, head_dim=16,
-                 scale=0.25, strided=False, inside_heads=slice(None)):
+def compiled_for(
+    monkeypatch,
+    grid,
+    text=512,
+    reference=0,
+    radius=16,
+    down_factor=1,
+    batch=1,
+    heads=2,
+    head_dim=16,
+    scale=0.25,
+    strided=False,
+    inside_heads=slice(None),
+):
     """What the kernel would be compiled for by a call of such a size."""
     from clear_core.attention import triton_kernel
 
@@ -55,10 +68,16 @@ def compiled_for(monkeypatch, grid, text=512, reference=0, radius=16, down_facto
 
 def test_one_compilation_serves_every_size(monkeypatch):
     first = compiled_for(monkeypatch, (64, 64))
-    for other in (dict(grid=(1, 1), text=0), dict(grid=(17, 33), text=1, heads=3), dict(grid=(16, 8), radius=1),
-                  dict(grid=(90, 160), batch=2), dict(grid=(20, 41), reference=7, down_factor=4),
-                  dict(grid=(20, 41), scale=1.0), dict(grid=(33, 16), strided=True, heads=24),
-                  dict(grid=(33, 9), text=4, heads=3, inside_heads=slice(1, 2))):
+    for other in (
+        dict(grid=(1, 1), text=0),
+        dict(grid=(17, 33), text=1, heads=3),
+        dict(grid=(16, 8), radius=1),
+        dict(grid=(90, 160), batch=2),
+        dict(grid=(20, 41), reference=7, down_factor=4),
+        dict(grid=(20, 41), scale=1.0),
+        dict(grid=(33, 16), strided=True, heads=24),
+        dict(grid=(33, 9), text=4, heads=3, inside_heads=slice(1, 2)),
+    ):
         assert compiled_for(monkeypatch, **other) == first, other
 
 
@@ -76,14 +95,26 @@ def test_what_does_change_the_kernel(monkeypatch):
     assert compiled_for(monkeypatch, (1, 3000), radius=2500) != first
 
 
-COMPILED = [(capability, dtype, shape) for capability in (80, 89, 90) for dtype in ("bfloat16", "float32")
-            for shape in triton_tiles.candidate_shapes("cuda", divmod(capability, 10), getattr(torch, dtype), 128)]
+COMPILED = [
+    (capability, dtype, shape)
+    for capability in (80, 89, 90)
+    for dtype in ("bfloat16", "float32")
+    for shape in triton_tiles.candidate_shapes("cuda", divmod(capability, 10), getattr(torch, dtype), 128)
+]
 QUICK = (80, "bfloat16", TileShape(64, 32, 4, 2))
 
 
-@pytest.mark.parametrize("capability, dtype, shape", [
-    pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2].block_m}x{case[2].block_n}",
-                 marks=[] if case == QUICK else [pytest.mark.slow]) for case in COMPILED])
+@pytest.mark.parametrize(
+    "capability, dtype, shape",
+    [
+        pytest.param(
+            *case,
+            id=f"{case[0]}-{case[1]}-{case[2].block_m}x{case[2].block_n}",
+            marks=[] if case == QUICK else [pytest.mark.slow],
+        )
+        for case in COMPILED
+    ],
+)
 def test_it_compiles_and_fits_the_card(capability, dtype, shape):
     compiled = triton_compile.compile_kernel(capability, dtype, 128, shape)
     found = triton_compile.resources(compiled, capability, shape.warps)

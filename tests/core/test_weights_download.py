@@ -61,12 +61,21 @@ class Client:
     """A process with huggingface_hub in it, pointed at an endpoint before it is imported; ``setup`` runs first."""
 
     def __init__(self, endpoint: str, home: Path, setup: str = "", **environment: str) -> None:
-        clean = {key: value for key, value in os.environ.items()
-                 if not key.upper().startswith(("HF_", "HUGGING")) and not key.upper().endswith("_PROXY")}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.upper().startswith(("HF_", "HUGGING")) and not key.upper().endswith("_PROXY")
+        }
         clean |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "*", **environment}
         self.log = open(home.with_suffix(".log"), "w+")
-        self.process = subprocess.Popen([sys.executable, "-c", CLIENT.format(root=str(ROOT), setup=setup)], env=clean,
-                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT.format(root=str(ROOT), setup=setup)],
+            env=clean,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -117,7 +126,8 @@ def fresh(tmp_path_factory) -> Iterator[Callable[..., Client]]:
     """Makes clients for one test."""
     with ExitStack() as stack:
         yield lambda endpoint, setup="", **environment: stack.enter_context(
-            Client(endpoint, tmp_path_factory.mktemp("client") / "home", setup, **environment))
+            Client(endpoint, tmp_path_factory.mktemp("client") / "home", setup, **environment)
+        )
 
 
 @pytest.fixture
@@ -127,8 +137,11 @@ def folder(tmp_path) -> Path:
 
 def left(folder: Path) -> dict[str, int]:
     """Every file under ``folder`` with its size; part files by their ending alone."""
-    return {"part" if path.suffix == ".part" else str(path.relative_to(folder)): path.stat().st_size
-            for path in folder.rglob("*") if path.is_file()}
+    return {
+        "part" if path.suffix == ".part" else str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def refused(answer: dict, folder: Path, fragment: str) -> None:
@@ -162,8 +175,10 @@ def test_a_damaged_file_of_that_name_is_replaced(folder, hub, client):
 
 def test_a_token_goes_to_the_hub_and_not_to_its_storage(folder, hub, fresh):
     fresh(hub.endpoint, HF_TOKEN="hf_secret").fetch(folder)
+
     def tokens(folder: str) -> set[str | None]:
         return {token for _, path, _, token in hub.requests if path.startswith(folder)}
+
     assert tokens("/Huage001/") == {"Bearer hf_secret"} and tokens("/storage/") == {None}
 
 
@@ -245,15 +260,19 @@ def fetch(name, folder, progress):
     assert answer["seen"] == [["interrupted", 0], [len(BIG), len(BIG)]] and hub.transfers == [None, f"bytes={BLOCK}-"]
 
 
-@pytest.mark.parametrize("status, extra, fragment", [
-    (401, {}, "refused it (HTTP 401: gated, private or renamed); log in with `hf auth login`"),
-    (401, {"X-Error-Code": "RepoNotFound"}, "HTTP 401"),
-    (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted."}, "HTTP 403: gated"),
-    (404, {"X-Error-Code": "EntryNotFound"}, "does not have it (HTTP 404); the repository Huage001/CLEAR may have"),
-    (404, {"X-Error-Code": "RepoNotFound"}, "HTTP 404"),
-    (500, {}, "answered with HTTP 500; try again later"),
-    (503, {}, "answered with HTTP 503; try again later"),
-], ids=["401", "401_unknown", "403_gated", "404_file", "404_repository", "500", "503"])
+@pytest.mark.parametrize(
+    "status, extra, fragment",
+    [
+        (401, {}, "refused it (HTTP 401: gated, private or renamed); log in with `hf auth login`"),
+        (401, {"X-Error-Code": "RepoNotFound"}, "HTTP 401"),
+        (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted."}, "HTTP 403: gated"),
+        (404, {"X-Error-Code": "EntryNotFound"}, "does not have it (HTTP 404); the repository Huage001/CLEAR may have"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "HTTP 404"),
+        (500, {}, "answered with HTTP 500; try again later"),
+        (503, {}, "answered with HTTP 503; try again later"),
+    ],
+    ids=["401", "401_unknown", "403_gated", "404_file", "404_repository", "500", "503"],
+)
 def test_an_answer_of_the_hub_in_words(folder, hub, client, status, extra, fragment):
     hub.status, hub.extra = status, extra
     refused(client.fetch(folder), folder, fragment)
@@ -279,14 +298,18 @@ def test_offline_asks_nothing(folder, hub, fresh, variable):
 
 def test_fewer_bytes_than_announced(folder, hub, client):
     hub.announced["X-Linked-Size"] = str(len(SMALL) + 1000)
-    refused(client.fetch(folder), folder,
-            f"wrong size: the hub announced {len(SMALL) + 1000} bytes and sent {len(SMALL)}; what had come was removed")
+    refused(
+        client.fetch(folder),
+        folder,
+        f"wrong size: the hub announced {len(SMALL) + 1000} bytes and sent {len(SMALL)}; what had come was removed",
+    )
 
 
 def test_more_bytes_than_announced(folder, hub, client):
     hub.announced["X-Linked-Size"] = str(len(SMALL) - 1000)
-    refused(client.fetch(folder), folder,
-            f"wrong size: the hub announced {len(SMALL) - 1000} bytes and sent {len(SMALL)}")
+    refused(
+        client.fetch(folder), folder, f"wrong size: the hub announced {len(SMALL) - 1000} bytes and sent {len(SMALL)}"
+    )
 
 
 def test_other_bytes_than_announced(folder, hub, client):
@@ -294,10 +317,14 @@ def test_other_bytes_than_announced(folder, hub, client):
     refused(client.fetch(folder), folder, "its content is not what the hub announced (SHA-256 differs)")
 
 
-@pytest.mark.parametrize("shape, fragment", [
-    ((32, 1, 1), "width 32 with 1 double and 2 single blocks; this model has width 32 with 1 double and 1 single"),
-    ((64, 1, 2), "width 32 with 1 double and 2 single blocks; this model has width 64"),
-], ids=["depth", "width"])
+@pytest.mark.parametrize(
+    "shape, fragment",
+    [
+        ((32, 1, 1), "width 32 with 1 double and 2 single blocks; this model has width 32 with 1 double and 1 single"),
+        ((64, 1, 2), "width 32 with 1 double and 2 single blocks; this model has width 64"),
+    ],
+    ids=["depth", "width"],
+)
 def test_a_whole_file_of_another_model(folder, hub, client, shape, fragment):
     refused(client.fetch(folder, shape), folder, fragment)
 
@@ -320,8 +347,11 @@ def test_a_disk_that_fills_up_while_it_is_written(folder, hub, client):
 def test_a_disk_with_too_little_room_is_said_before_anything_is_fetched(folder, hub, fresh):
     hub.serve(BIG)
     setup = "download.shutil.disk_usage = lambda path: download.shutil._ntuple_diskusage(10, 7, 3_000_000)"
-    refused(fresh(hub.endpoint, setup).fetch(folder, BIG_SHAPE), folder,
-            f"the disk is full: {len(BIG) / 1e6:.0f} MB more are needed in {folder} and 3 MB are free")
+    refused(
+        fresh(hub.endpoint, setup).fetch(folder, BIG_SHAPE),
+        folder,
+        f"the disk is full: {len(BIG) / 1e6:.0f} MB more are needed in {folder} and 3 MB are free",
+    )
     assert hub.transfers == []
 
 
@@ -343,11 +373,12 @@ def test_a_folder_that_cannot_be_made(tmp_path, hub, client):
 @pytest.mark.parametrize("package", ["huggingface_hub", "filelock"])
 def test_without_huggingface_hub_everything_else_works(folder, fresh, package):
     setup = f"sys.modules[{package!r}] = None"
-    refused(fresh("http://127.0.0.1:9", setup).fetch(folder), folder,
-            "the package huggingface_hub is not installed")
+    refused(fresh("http://127.0.0.1:9", setup).fetch(folder), folder, "the package huggingface_hub is not installed")
 
 
 def test_importing_needs_neither_huggingface_hub_nor_tqdm():
-    script = ("import sys; sys.modules.update(huggingface_hub=None, tqdm=None, filelock=None);"
-              "import clear_core.weights, clear_core.weights.__main__ as m; sys.exit(m.main(['list']))")
+    script = (
+        "import sys; sys.modules.update(huggingface_hub=None, tqdm=None, filelock=None);"
+        "import clear_core.weights, clear_core.weights.__main__ as m; sys.exit(m.main(['list']))"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True).returncode == 0

@@ -76,8 +76,12 @@ for path in glob.glob(sys.argv[1] + "/*"):
     sys.exit(path)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    answer = subprocess.run([sys.executable, "-c", script, tmp_path, GOLDEN / "student_7_down1.safetensors"], cwd=ROOT,
-                            capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", script, tmp_path, GOLDEN / "student_7_down1.safetensors"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert answer.returncode == 0, answer.stderr
     # The largest of the files has 1 MB; the smallest of the declared sizes is 99 MB.
     assert int(answer.stdout) * 1024 < 32e6

@@ -33,8 +33,11 @@ def as_comfyui(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for key, tensor in state.items():
         if key.endswith("spatial_weight"):
             block = key.split(".")[1]
-            out[f"single_blocks.{block}.processor.spatial_weight" if key.startswith("single")
-                else f"double_blocks.{block}.img_attn.processor.spatial_weight"] = tensor
+            out[
+                f"single_blocks.{block}.processor.spatial_weight"
+                if key.startswith("single")
+                else f"double_blocks.{block}.img_attn.processor.spatial_weight"
+            ] = tensor
     return out
 
 
@@ -63,27 +66,30 @@ def test_every_form_gives_the_published_tensors(tmp_path, student, down_factor, 
     file.check_finite()
 
 
-@pytest.mark.parametrize("name, radius", [
-    ("clear_local_8.safetensors", 8),
-    ("clear_local_16_down_4.safetensors", 16),
-    ("clear_local_32 (1).safetensors", 32),
-    ("clear_local_16-bf16.safetensors", 16),
-    ("clear_local_8_down_4_fp8.safetensors", 8),
-    ("CLEAR_LOCAL_8.SAFETENSORS", 8),
-    ("flux-clear_local_16.safetensors", 16),
-    ("flux/clear/clear_local_32.safetensors", 32),
-    ("flux\\clear_local_32.safetensors", 32),
-    ("clear_local_16/model.safetensors", None),
-    ("clear_local_8_16.safetensors", None),
-    ("clear_local_8.5.safetensors", None),
-    ("clear_local_8b.safetensors", None),
-    ("unclear_local_8.safetensors", None),
-    ("clear_local_0.safetensors", None),
-    ("clear_local_.safetensors", None),
-    ("clear_local_8 and clear_local_16.safetensors", None),
-    ("clear_local_99999.safetensors", None),
-    ("student.safetensors", None),
-])
+@pytest.mark.parametrize(
+    "name, radius",
+    [
+        ("clear_local_8.safetensors", 8),
+        ("clear_local_16_down_4.safetensors", 16),
+        ("clear_local_32 (1).safetensors", 32),
+        ("clear_local_16-bf16.safetensors", 16),
+        ("clear_local_8_down_4_fp8.safetensors", 8),
+        ("CLEAR_LOCAL_8.SAFETENSORS", 8),
+        ("flux-clear_local_16.safetensors", 16),
+        ("flux/clear/clear_local_32.safetensors", 32),
+        ("flux\\clear_local_32.safetensors", 32),
+        ("clear_local_16/model.safetensors", None),
+        ("clear_local_8_16.safetensors", None),
+        ("clear_local_8.5.safetensors", None),
+        ("clear_local_8b.safetensors", None),
+        ("unclear_local_8.safetensors", None),
+        ("clear_local_0.safetensors", None),
+        ("clear_local_.safetensors", None),
+        ("clear_local_8 and clear_local_16.safetensors", None),
+        ("clear_local_99999.safetensors", None),
+        ("student.safetensors", None),
+    ],
+)
 def test_radius_from_name(name, radius):
     assert radius_from_name(name) == radius
 
@@ -94,8 +100,11 @@ def test_bare_name_knows_both_kinds_of_folder():
 
 def test_header_overrides_name_and_is_reported(tmp_path):
     path = tmp_path / "clear_local_8.safetensors"
-    save_file(load_file(GOLDEN / "student_8_down4.safetensors"), path,
-              {"clear.radius": "11", "clear.kind": "delta", "clear.down_factor": "4", "clear.source": "a\nb"})
+    save_file(
+        load_file(GOLDEN / "student_8_down4.safetensors"),
+        path,
+        {"clear.radius": "11", "clear.kind": "delta", "clear.down_factor": "4", "clear.source": "a\nb"},
+    )
     file = read_clear_file(path)
     assert (file.radius, file.kind, file.down_factor, file.source) == (11, "delta", 4, "a?b")
 
@@ -189,17 +198,34 @@ def test_catalogue_sizes_are_those_of_files_of_that_shape(tmp_path):
 
 
 def test_catalogue_agrees_with_its_own_names():
-    assert list(CATALOGUE) == ["clear_local_32", "clear_local_16", "clear_local_8", "clear_local_16_down_4",
-                               "clear_local_8_down_4"]
+    assert list(CATALOGUE) == [
+        "clear_local_32",
+        "clear_local_16",
+        "clear_local_8",
+        "clear_local_16_down_4",
+        "clear_local_8_down_4",
+    ]
     for stem, release in CATALOGUE.items():
         assert release.stem == stem and radius_from_name(release.name) == release.radius
         assert (release.down_factor == 4) == release.name.endswith("_down_4.safetensors")
         assert find_release(release.name) is find_release(stem) is release
 
 
-@pytest.mark.parametrize("name", ["", "../clear_local_8", "clear_local_8/../x", "C:\\clear_local_8", "clear_local_64",
-                                  "https://example.org/clear_local_8.safetensors", "Huage001/CLEAR", "clear_local_8\0",
-                                  "clear_local_8.safetensors.safetensors", "CLEAR_LOCAL_8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "../clear_local_8",
+        "clear_local_8/../x",
+        "C:\\clear_local_8",
+        "clear_local_64",
+        "https://example.org/clear_local_8.safetensors",
+        "Huage001/CLEAR",
+        "clear_local_8\0",
+        "clear_local_8.safetensors.safetensors",
+        "CLEAR_LOCAL_8",
+    ],
+)
 def test_catalogue_refuses_everything_else(name):
     with pytest.raises(ClearFileError, match="is not in the catalogue; expected one of clear_local_32") as error:
         find_release(name)

@@ -45,12 +45,14 @@ def base_as_comfyui(prefix: str) -> dict[str, torch.Tensor]:
         double = "transformer_blocks.0.attn."
         out[f"{prefix}double_blocks.0.img_attn.qkv.{end}"] = torch.cat([state[f"{double}to_{c}.{end}"] for c in "qkv"])
         out[f"{prefix}double_blocks.0.txt_attn.qkv.{end}"] = torch.cat(
-            [state[f"{double}add_{c}_proj.{end}"] for c in "qkv"])
+            [state[f"{double}add_{c}_proj.{end}"] for c in "qkv"]
+        )
         out[f"{prefix}double_blocks.0.img_attn.proj.{end}"] = state[f"{double}to_out.0.{end}"]
         for index in range(2):
             single = f"single_transformer_blocks.{index}."
             out[f"{prefix}single_blocks.{index}.linear1.{end}"] = torch.cat(
-                [state[f"{single}attn.to_{c}.{end}"] for c in "qkv"] + [state[f"{single}proj_mlp.{end}"]])
+                [state[f"{single}attn.to_{c}.{end}"] for c in "qkv"] + [state[f"{single}proj_mlp.{end}"]]
+            )
     return out
 
 
@@ -117,13 +119,17 @@ def shrunk(state):
     return {key: tensor[:32, :32] if tensor.ndim == 2 else tensor[:32] for key, tensor in state.items()}
 
 
-@pytest.mark.parametrize("change, fragment", [
-    (lambda s: {k: t for k, t in s.items() if "single" not in k}, r"12 of its 20 trained tensors are not there"),
-    (lambda s: {"lm_head.weight": torch.zeros(2, 2)}, r"20 of its 20 trained tensors are not there"),
-    (shrunk, r"is of another size than the CLEAR file.*is 32.*, expected 64"),
-    (lambda s: {k: t.to(torch.float8_e4m3fn) for k, t in s.items()}, r"is stored as F8_E4M3"),
-    (lambda s: {k: torch.full_like(t, torch.nan) for k, t in s.items()}, r"is NaN or infinite in"),
-], ids=["half_a_model", "other_model", "other_width", "fp8", "nan"])
+@pytest.mark.parametrize(
+    "change, fragment",
+    [
+        (lambda s: {k: t for k, t in s.items() if "single" not in k}, r"12 of its 20 trained tensors are not there"),
+        (lambda s: {"lm_head.weight": torch.zeros(2, 2)}, r"20 of its 20 trained tensors are not there"),
+        (shrunk, r"is of another size than the CLEAR file.*is 32.*, expected 64"),
+        (lambda s: {k: t.to(torch.float8_e4m3fn) for k, t in s.items()}, r"is stored as F8_E4M3"),
+        (lambda s: {k: torch.full_like(t, torch.nan) for k, t in s.items()}, r"is NaN or infinite in"),
+    ],
+    ids=["half_a_model", "other_model", "other_width", "fp8", "nan"],
+)
 @pytest.mark.parametrize("rank", [None, 4], ids=["delta", "lora"])
 def test_a_base_that_does_not_fit_leaves_no_file(tmp_path, local, rank, change, fragment):
     save_file({k: t.contiguous() for k, t in change(load_file(BASE)).items()}, tmp_path / "dev.safetensors")
@@ -204,27 +210,55 @@ def test_save_is_the_published_format_with_a_header(tmp_path, pooled):
     file = save_clear_file(out, source.tensors(), source.spatial_weights(), 12, 4, source="10K pictures")
     assert (file.radius, file.down_factor, file.kind, file.source) == (12, 4, "replace", "10K pictures")
     with safe_open(out, "pt") as handle:
-        assert handle.metadata() == {"format": "pt", "clear.kind": "replace", "clear.radius": "12",
-                                     "clear.down_factor": "4", "clear.source": "10K pictures"}
+        assert handle.metadata() == {
+            "format": "pt",
+            "clear.kind": "replace",
+            "clear.radius": "12",
+            "clear.down_factor": "4",
+            "clear.source": "10K pictures",
+        }
     mine, published = load_file(out), load_file(pooled)
     assert mine.keys() == published.keys()
     assert all(torch.equal(mine[key], published[key]) and mine[key].shape == published[key].shape for key in mine)
 
 
-@pytest.mark.parametrize("change, arguments, fragment", [
-    (lambda t, w: t.pop("transformer_blocks.0.attn.to_k.bias"), {}, "1 tensors are missing or not CLEAR's"),
-    (lambda t, w: t.update({"x_embedder.weight": torch.zeros(1)}), {}, "1 tensors are missing or not CLEAR's"),
-    (lambda t, w: t.clear(), {}, "down factor 4 needs 0 spatial weights, 3 are given"),
-    (lambda t, w: t["transformer_blocks.0.attn.to_k.bias"].fill_(torch.inf), {}, "to_k.bias has NaN or infinite"),
-    (lambda t, w: t["transformer_blocks.0.attn.to_k.bias"].fill_(7e4), {"dtype": torch.float16}, "to_k.bias has NaN"),
-    (lambda t, w: t.update({"transformer_blocks.0.attn.to_k.weight": torch.zeros(64, 32)}), {}, "64 x 32, expected 64"),
-    (lambda t, w: w.pop(("single", 1)), {}, "needs 3 spatial weights, 2 are given"),
-    (lambda t, w: w.update({("single", 1): torch.zeros(2, 2)}), {}, "is 2 x 2, expected 4 x 4"),
-    (lambda t, w: None, {"down_factor": 1}, "down factor 1 needs 0 spatial weights, 3 are given"),
-    (lambda t, w: None, {"radius": 0}, "clear.radius = '0'; expected a whole number"),
-    (lambda t, w: None, {"kind": "other"}, "clear.kind = 'other'; expected replace or delta"),
-], ids=["missing", "foreign", "nothing", "inf", "inf_in_fp16", "shape", "spatial_missing", "spatial_shape",
-        "down_factor", "radius", "kind"])
+@pytest.mark.parametrize(
+    "change, arguments, fragment",
+    [
+        (lambda t, w: t.pop("transformer_blocks.0.attn.to_k.bias"), {}, "1 tensors are missing or not CLEAR's"),
+        (lambda t, w: t.update({"x_embedder.weight": torch.zeros(1)}), {}, "1 tensors are missing or not CLEAR's"),
+        (lambda t, w: t.clear(), {}, "down factor 4 needs 0 spatial weights, 3 are given"),
+        (lambda t, w: t["transformer_blocks.0.attn.to_k.bias"].fill_(torch.inf), {}, "to_k.bias has NaN or infinite"),
+        (
+            lambda t, w: t["transformer_blocks.0.attn.to_k.bias"].fill_(7e4),
+            {"dtype": torch.float16},
+            "to_k.bias has NaN",
+        ),
+        (
+            lambda t, w: t.update({"transformer_blocks.0.attn.to_k.weight": torch.zeros(64, 32)}),
+            {},
+            "64 x 32, expected 64",
+        ),
+        (lambda t, w: w.pop(("single", 1)), {}, "needs 3 spatial weights, 2 are given"),
+        (lambda t, w: w.update({("single", 1): torch.zeros(2, 2)}), {}, "is 2 x 2, expected 4 x 4"),
+        (lambda t, w: None, {"down_factor": 1}, "down factor 1 needs 0 spatial weights, 3 are given"),
+        (lambda t, w: None, {"radius": 0}, "clear.radius = '0'; expected a whole number"),
+        (lambda t, w: None, {"kind": "other"}, "clear.kind = 'other'; expected replace or delta"),
+    ],
+    ids=[
+        "missing",
+        "foreign",
+        "nothing",
+        "inf",
+        "inf_in_fp16",
+        "shape",
+        "spatial_missing",
+        "spatial_shape",
+        "down_factor",
+        "radius",
+        "kind",
+    ],
+)
 def test_save_refuses_and_leaves_no_file(tmp_path, pooled, change, arguments, fragment):
     file = read_clear_file(pooled)
     tensors, spatial = {key: tensor.clone() for key, tensor in file.tensors().items()}, file.spatial_weights()
@@ -242,8 +276,10 @@ def test_an_existing_file_is_replaced_only_by_force_and_only_when_whole(tmp_path
     with pytest.raises(ClearFileError, match="out.safetensors exists already"):
         save_clear_file(out, file.tensors(), {}, 8, 1)
     with pytest.raises(KeyboardInterrupt):
+
         def stop(count, total):
             raise KeyboardInterrupt
+
         save_clear_file(out, file.tensors(), {}, 8, 1, force=True, on_tensor=stop)
     assert out.read_bytes() == old and sorted(os.listdir(tmp_path)) == [local.name, out.name]
     save_clear_file(out, file.tensors(), {}, 8, 1, force=True)
@@ -263,10 +299,16 @@ def test_writing_where_there_is_no_folder_is_one_sentence(tmp_path, local):
 
 
 def test_written_offsets_are_aligned_and_read_by_safetensors(tmp_path):
-    plan = {"b": (torch.float8_e4m3fn, (3,)), "a": (torch.float32, (1, 3)), "c": (torch.bfloat16, (5,)),
-            "empty": (torch.float64, (0,)), "single": (torch.float64, ())}
-    made = {key: torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
-            for key, (dtype, shape) in plan.items()}
+    plan = {
+        "b": (torch.float8_e4m3fn, (3,)),
+        "a": (torch.float32, (1, 3)),
+        "c": (torch.bfloat16, (5,)),
+        "empty": (torch.float64, (0,)),
+        "single": (torch.float64, ()),
+    }
+    made = {
+        key: torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype) for key, (dtype, shape) in plan.items()
+    }
     write_safetensors(tmp_path / "x.safetensors", plan, made.__getitem__, {"é": "ü\n"})
     read = load_file(tmp_path / "x.safetensors")
     for key, tensor in made.items():

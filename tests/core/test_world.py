@@ -33,13 +33,20 @@ def test_scene_is_drawn_the_same_twice_and_in_range():
         np.testing.assert_array_equal(first, draw_scene(scene, 64, 96))
 
 
-@pytest.mark.parametrize("change", [
-    *({"ground": g} for g in GROUNDS[1:]), *({"time": t} for t in TIMES[1:]), {"light": "left"},
-    *({"things": (replace(BALL, colour=c),)} for c in COLOURS[1:]),
-    *({"things": (replace(BALL, texture=t),)} for t in TEXTURES[1:]),
-    *({"things": (replace(BALL, shape=s),)} for s in SHAPES[1:]),
-    {"things": (replace(BALL, size="small"),)}, {"things": (replace(BALL, place="right"),)},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"ground": g} for g in GROUNDS[1:]),
+        *({"time": t} for t in TIMES[1:]),
+        {"light": "left"},
+        *({"things": (replace(BALL, colour=c),)} for c in COLOURS[1:]),
+        *({"things": (replace(BALL, texture=t),)} for t in TEXTURES[1:]),
+        *({"things": (replace(BALL, shape=s),)} for s in SHAPES[1:]),
+        {"things": (replace(BALL, size="small"),)},
+        {"things": (replace(BALL, place="right"),)},
+    ],
+    ids=str,
+)
 def test_every_word_shows(change: dict[str, object]):
     other = replace(SCENE, **change)
     assert other.caption != SCENE.caption

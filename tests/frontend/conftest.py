@@ -35,8 +35,14 @@ if not (BROWSER and HOSTS):
     collect_ignore_glob = ["*"]
 
 # Chromium looks for updates and its maker's services at every start; a test has no use for them.
-FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def pytest_report_header() -> str | None:
@@ -63,8 +69,11 @@ class OpenPage:
 
     def alerts(self) -> list[str]:
         """What the front end shows over the graph: dialogs and messages in a corner."""
-        return [text for role in ("dialog", "alertdialog", "alert")
-                for text in self.page.get_by_role(role).all_inner_texts()]
+        return [
+            text
+            for role in ("dialog", "alertdialog", "alert")
+            for text in self.page.get_by_role(role).all_inner_texts()
+        ]
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Opens a workflow as the menu does, and lets the front end settle."""
@@ -138,15 +147,20 @@ def opened_page(browser: Browser, server: Server, **options: Any) -> Iterator[Op
     """A fresh tab with the front end ready, closed at the end; the options are those of a browser context."""
     with browser.new_context(viewport={"width": 1600, "height": 900}, **options) as context:
         opened = OpenPage(context.new_page())
-        opened.page.on("console",
-                       lambda message: opened.complaints.append(f"{message.text} ({message.location})")
-                       if message.type in ("error", "warning") else None)
+        opened.page.on(
+            "console",
+            lambda message: (
+                opened.complaints.append(f"{message.text} ({message.location})")
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
         opened.page.on("pageerror", lambda error: opened.complaints.append(f"{error.message}\n{error.stack}"))
-        opened.page.on("requestfailed",
-                       lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
+        opened.page.on("requestfailed", lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
         opened.page.goto(server.url)
         opened.page.wait_for_function(
-            "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']", timeout=90_000)
+            "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']", timeout=90_000
+        )
         yield opened
 
 

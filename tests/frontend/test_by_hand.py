@@ -25,8 +25,11 @@ def widget_inputs(info: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]
     """Name to (type, options) of the inputs that are widgets, in the order of the node."""
     described = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     pairs = {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in described.items()}
-    return {name: pair for name, pair in pairs.items()
-            if isinstance(pair[0], list) or pair[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")}
+    return {
+        name: pair
+        for name, pair in pairs.items()
+        if isinstance(pair[0], list) or pair[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    }
 
 
 def another_value(name: str, kind: Any, options: dict[str, Any]) -> Any:
@@ -153,4 +156,5 @@ def test_the_tiny_workflow_is_saved_as_it_was(tab):
     again = tab.page.evaluate(SAVED)
     assert again["nodes"] == saved["nodes"] and again["links"] == saved["links"]
     assert [node["widgets_values"] for node in saved["nodes"] if node["type"] == "CLEARAttention"] == [
-        node["widgets_values"] for node in tiny_workflow()["nodes"] if node["type"] == "CLEARAttention"]
+        node["widgets_values"] for node in tiny_workflow()["nodes"] if node["type"] == "CLEARAttention"
+    ]

@@ -98,9 +98,14 @@ def test_pictures_of_the_nodes(tab, server, renderer, palette):
     choose = "palette => app.extensionManager.setting.set('Comfy.ColorPalette', palette)"
     tab.page.evaluate(choose, palette)
     try:
-        ids = tab.page.evaluate(BUILD, SAMPLED | {
-            "picture": ["EmptyImage", {"width": 1024, "height": 1024}],
-            "upscale": ["CLEARUpscale", {}, {"model": ["clear", 0]}]})
+        ids = tab.page.evaluate(
+            BUILD,
+            SAMPLED
+            | {
+                "picture": ["EmptyImage", {"width": 1024, "height": 1024}],
+                "upscale": ["CLEARUpscale", {}, {"model": ["clear", 0]}],
+            },
+        )
         expect(tab, ids["clear"], line(server, **NOTHING | {"radius": 8}, width=2048, height=1024))
         tab.page.wait_for_timeout(1000)
         version = server.get("/system_stats")["system"]["comfyui_version"]
@@ -122,8 +127,11 @@ def test_pictures_of_the_nodes(tab, server, renderer, palette):
 
 def clear_before(upscale: dict[str, Any], **nodes: Any) -> dict[str, Any]:
     """A graph in which CLEAR Attention feeds CLEAR Upscale."""
-    return {"clear": ["CLEARAttention", {"radius": 16}], **nodes,
-            "upscale": ["CLEARUpscale", upscale, {"model": ["clear", 0], "image": ["before", 0]}]}
+    return {
+        "clear": ["CLEARAttention", {"radius": 16}],
+        **nodes,
+        "upscale": ["CLEARUpscale", upscale, {"model": ["clear", 0], "image": ["before", 0]}],
+    }
 
 
 def a_picture(*links: Any, **values: Any) -> list[Any]:
@@ -132,21 +140,57 @@ def a_picture(*links: Any, **values: Any) -> list[Any]:
 
 SIZES = {
     "a made picture": (clear_before({"upscale_by": 2}, before=a_picture()), (2000, 1600)),
-    "scaled by a factor": (clear_before({"upscale_by": 4}, first=a_picture(), before=[
-        "ImageScaleBy", {"scale_by": 0.5}, {"image": ["first", 0]}]), (2000, 1600)),
-    "scaled to a width": (clear_before({"upscale_by": 1}, first=a_picture(), before=[
-        "ImageScale", {"width": 3000, "height": 0}, {"image": ["first", 0]}]), (3000, 2400)),
-    "through the VAE": (clear_before({"upscale_by": 1}, first=["EmptySD3LatentImage", {"width": 512, "height": 768}],
-                                     second=["LatentUpscaleBy", {"scale_by": 2}, {"samples": ["first", 0]}],
-                                     before=["VAEDecode", {}, {"samples": ["second", 0]}]), (1024, 1536)),
-    "an upscale model": (clear_before({"upscale_by": 2}, first=a_picture(), before=[
-        "ImageUpscaleWithModel", {}, {"image": ["first", 0]}]), None),
-    "a resize that may keep the proportions": (clear_before({"upscale_by": 1}, first=a_picture(), before=[
-        "ResizeAndPadImage", {"target_width": 640, "target_height": 640}, {"image": ["first", 0]}]), None),
-    "a node of another pack with a width": (clear_before({"upscale_by": 1}, first=a_picture(), before=[
-        "TestResize", {"width": 640, "height": 640}, {"image": ["first", 0]}]), None),
-    "a width from a primitive": (clear_before({"upscale_by": 1}, number=["PrimitiveInt", {"value": 640}], before=a_picture(
-        {"width": ["number", 0]})), (640, 800)),
+    "scaled by a factor": (
+        clear_before(
+            {"upscale_by": 4}, first=a_picture(), before=["ImageScaleBy", {"scale_by": 0.5}, {"image": ["first", 0]}]
+        ),
+        (2000, 1600),
+    ),
+    "scaled to a width": (
+        clear_before(
+            {"upscale_by": 1},
+            first=a_picture(),
+            before=["ImageScale", {"width": 3000, "height": 0}, {"image": ["first", 0]}],
+        ),
+        (3000, 2400),
+    ),
+    "through the VAE": (
+        clear_before(
+            {"upscale_by": 1},
+            first=["EmptySD3LatentImage", {"width": 512, "height": 768}],
+            second=["LatentUpscaleBy", {"scale_by": 2}, {"samples": ["first", 0]}],
+            before=["VAEDecode", {}, {"samples": ["second", 0]}],
+        ),
+        (1024, 1536),
+    ),
+    "an upscale model": (
+        clear_before(
+            {"upscale_by": 2}, first=a_picture(), before=["ImageUpscaleWithModel", {}, {"image": ["first", 0]}]
+        ),
+        None,
+    ),
+    "a resize that may keep the proportions": (
+        clear_before(
+            {"upscale_by": 1},
+            first=a_picture(),
+            before=["ResizeAndPadImage", {"target_width": 640, "target_height": 640}, {"image": ["first", 0]}],
+        ),
+        None,
+    ),
+    "a node of another pack with a width": (
+        clear_before(
+            {"upscale_by": 1},
+            first=a_picture(),
+            before=["TestResize", {"width": 640, "height": 640}, {"image": ["first", 0]}],
+        ),
+        None,
+    ),
+    "a width from a primitive": (
+        clear_before(
+            {"upscale_by": 1}, number=["PrimitiveInt", {"value": 640}], before=a_picture({"width": ["number", 0]})
+        ),
+        (640, 800),
+    ),
 }
 
 
@@ -185,10 +229,12 @@ def test_a_picture_that_was_uploaded_tells_its_size(tab, server):
 
     Image.new("RGB", (320, 208)).save(server.base / "input" / "small picture.png")
     tab.page.reload()
-    tab.page.wait_for_function("() => window.app?.rootGraph && window.LiteGraph?.registered_node_types?.CLEARUpscale",
-                               timeout=90_000)
-    ids = tab.page.evaluate(BUILD, clear_before({"upscale_by": 3}, before=[
-        "LoadImage", {"image": "small picture.png"}]))
+    tab.page.wait_for_function(
+        "() => window.app?.rootGraph && window.LiteGraph?.registered_node_types?.CLEARUpscale", timeout=90_000
+    )
+    ids = tab.page.evaluate(
+        BUILD, clear_before({"upscale_by": 3}, before=["LoadImage", {"image": "small picture.png"}])
+    )
     expect(tab, ids["upscale"], line(server, **NOTHING | {"radius": 16}, width=960, height=624))
     Image.new("RGB", (400, 400)).save(server.base / "input" / "small picture.png")
     tab.page.evaluate("() => app.refreshComboInNodes()")
@@ -209,18 +255,27 @@ def test_dense_models_and_bypassed_windows_are_named(tab, server):
 
 UNSEEN = {
     "an alias": {"from": ["TestGet", {}]},
-    "a merge": {"one": ["UNETLoader", {}], "other": ["UNETLoader", {}],
-                "from": ["ModelMergeSimple", {}, {"model1": ["one", 0], "model2": ["other", 0]}]},
-    "a switch": {"one": ["UNETLoader", {}], "other": ["CLEARAttention", {}, {"model": ["one", 0]}],
-                 "from": ["ComfySwitchNode", {}, {"on_false": ["one", 0], "on_true": ["other", 0]}]},
+    "a merge": {
+        "one": ["UNETLoader", {}],
+        "other": ["UNETLoader", {}],
+        "from": ["ModelMergeSimple", {}, {"model1": ["one", 0], "model2": ["other", 0]}],
+    },
+    "a switch": {
+        "one": ["UNETLoader", {}],
+        "other": ["CLEARAttention", {}, {"model": ["one", 0]}],
+        "from": ["ComfySwitchNode", {}, {"on_false": ["one", 0], "on_true": ["other", 0]}],
+    },
 }
 
 
 @pytest.mark.parametrize("case", UNSEEN)
 def test_nothing_is_claimed_of_a_model_that_only_the_run_can_follow(tab, case):
     tab.page.evaluate(FOREIGN)
-    ids = tab.page.evaluate(BUILD, UNSEEN[case] | {
-        "before": a_picture(), "upscale": ["CLEARUpscale", {}, {"model": ["from", 0], "image": ["before", 0]}]})
+    ids = tab.page.evaluate(
+        BUILD,
+        UNSEEN[case]
+        | {"before": a_picture(), "upscale": ["CLEARUpscale", {}, {"model": ["from", 0], "image": ["before", 0]}]},
+    )
     expect(tab, ids["upscale"], "where the model comes from is only known when it runs")
     assert tab.about_us() == []
 
@@ -231,8 +286,9 @@ def test_values_that_a_subgraph_shows_outside_are_found(tab, server):
     tab.load(blueprint)
     lines = """() => [...app.rootGraph.subgraphs.values()].flatMap(graph => graph.nodes.flatMap(node =>
         node.widgets?.filter(widget => widget.name === "cost").map(widget => widget.element.textContent) ?? []))"""
-    tab.page.wait_for_function(f"() => {{ const all = ({lines})(); return all.length === 2 && all.every(Boolean); }}",
-                               timeout=PATIENCE)
+    tab.page.wait_for_function(
+        f"() => {{ const all = ({lines})(); return all.length === 2 && all.every(Boolean); }}", timeout=PATIENCE
+    )
     tab.page.wait_for_timeout(1000)
     assert not any("only known when it runs" in text for text in tab.page.evaluate(lines)), tab.page.evaluate(lines)
     assert tab.about_us() == []
@@ -251,16 +307,18 @@ def test_a_file_that_came_by_hand_is_seen_after_a_refresh(tab, server):
     shutil.copy(PROJECT / "demo" / "tiny_flux" / "windows" / "clear_local_8.safetensors", file)
     try:
         tab.page.evaluate("() => app.refreshComboInNodes()")
-        tab.page.wait_for_function(f"id => ({LINE})(id).includes('of dense attention')", arg=ids["clear"],
-                                   timeout=PATIENCE)
+        tab.page.wait_for_function(
+            f"id => ({LINE})(id).includes('of dense attention')", arg=ids["clear"], timeout=PATIENCE
+        )
     finally:
         file.unlink()
 
 
 def test_weights_that_are_missing_are_named(tab):
     ids = tab.page.evaluate(BUILD, {"clear": ["CLEARAttention", {"weights_name": "mine.safetensors"}]})
-    tab.page.wait_for_function(f"id => ({LINE})(id).includes('mine.safetensors is not installed')", arg=ids["clear"],
-                               timeout=PATIENCE)
+    tab.page.wait_for_function(
+        f"id => ({LINE})(id).includes('mine.safetensors is not installed')", arg=ids["clear"], timeout=PATIENCE
+    )
     assert tab.about_us() == []
 
 
@@ -273,27 +331,38 @@ def test_nothing_of_it_is_saved_or_sent(tab, server, renderer):
     for kind, beside in (("CLEARAttention", 0), ("CLEARUpscale", 1)):  # the seed's control
         (node,) = [node for node in saved["nodes"] if node["type"] == kind]
         inputs = server.get(f"/object_info/{kind}")[kind]["input"]
-        widgets = [name for part in inputs.values() for name, spec in part.items()
-                   if isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "COMBO")]
+        widgets = [
+            name
+            for part in inputs.values()
+            for name, spec in part.items()
+            if isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "COMBO")
+        ]
         assert len(node["widgets_values"]) == len(widgets) + beside
     sent = tab.page.evaluate("async () => (await app.graphToPrompt()).output")
     assert not any("cost" in node["inputs"] for node in sent.values())
     tab.load(saved)
     again = tab.page.evaluate("() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))")
     assert [node["widgets_values"] for node in again["nodes"] if "widgets_values" in node] == [
-        node["widgets_values"] for node in saved["nodes"] if "widgets_values" in node]
+        node["widgets_values"] for node in saved["nodes"] if "widgets_values" in node
+    ]
 
 
 def test_a_graph_inside_a_subgraph(tab, server):
     """CLEAR Attention in the subgraph, the sampler and its latent outside."""
     ids = tab.page.evaluate(BUILD, SAMPLED | {"loader": ["UNETLoader", {}]})
-    tab.page.evaluate("""([clear, loader]) => {
+    tab.page.evaluate(
+        """([clear, loader]) => {
         const graph = app.rootGraph;
         graph.getNodeById(loader).connect(0, graph.getNodeById(clear), 0);
         graph.convertToSubgraph(new Set([graph.getNodeById(clear)]));
-    }""", [ids["clear"], ids["loader"]])
+    }""",
+        [ids["clear"], ids["loader"]],
+    )
     expected = line(server, **NOTHING | {"radius": 8}, width=2048, height=1024)
-    tab.page.wait_for_function("""text => [...app.rootGraph.subgraphs.values()].some(graph => graph.nodes.some(node =>
+    tab.page.wait_for_function(
+        """text => [...app.rootGraph.subgraphs.values()].some(graph => graph.nodes.some(node =>
         node.widgets?.some(widget => widget.name === "cost" && widget.element.textContent === text)))""",
-                               arg=expected, timeout=PATIENCE)
+        arg=expected,
+        timeout=PATIENCE,
+    )
     assert tab.about_us() == []

@@ -39,7 +39,7 @@ def test_the_button_is_on_the_node_and_neither_saved_nor_sent(tab, server):
     assert widgets == [*names, BUTTON, "cost"]
     saved = tab.page.evaluate("() => app.graph.serialize()")["nodes"][-1]["widgets_values"]
     values = tab.page.evaluate("id => app.graph.getNodeById(id).widgets.map(widget => widget.value)", node)
-    assert saved == values[:len(names)]
+    assert saved == values[: len(names)]
     sent = tab.page.evaluate("async () => (await app.graphToPrompt()).output")
     assert BUTTON not in sent[str(node)]["inputs"]
     assert tab.about_us() == []
@@ -50,8 +50,10 @@ def test_a_saved_graph_comes_back_with_its_values(tab):
     saved = tab.page.evaluate("() => app.graph.serialize()")
     tab.load(saved)
     again = tab.page.evaluate("() => app.graph.serialize()")
-    (values,), (before,) = ([node["widgets_values"] for node in graph["nodes"] if node["type"] == "CLEARAttention"]
-                            for graph in (again, saved))
+    (values,), (before,) = (
+        [node["widgets_values"] for node in graph["nodes"] if node["type"] == "CLEARAttention"]
+        for graph in (again, saved)
+    )
     assert values == before
 
 
@@ -111,8 +113,14 @@ def test_a_download_that_others_asked_for_chooses_nothing(tab, server):
     tab.page.evaluate(LAST_MESSAGE, {"installed": "clear_local_32.safetensors"})
     tab.page.locator("tr").filter(has_text="clear_local_32").get_by_text("installed").wait_for()
     tab.page.wait_for_timeout(1000)
-    assert tab.page.evaluate("""id => app.graph.getNodeById(id).widgets.find(
-        widget => widget.name === "weights_name").value""", node) == "none"
+    assert (
+        tab.page.evaluate(
+            """id => app.graph.getNodeById(id).widgets.find(
+        widget => widget.name === "weights_name").value""",
+            node,
+        )
+        == "none"
+    )
 
 
 @pytest.mark.parametrize("is_open", [True, False], ids=["dialog open", "dialog closed"])
@@ -120,8 +128,14 @@ def test_what_was_fetched_goes_into_the_node(tab, server, is_open):
     """The last message of a download, as the server sends it."""
     file = server.base / "models" / "clear" / "clear_local_32.safetensors"
     node, other = add_node(tab), add_node(tab, weights_name="mine.safetensors")
-    tab.page.route("**/clear_flux/weights", lambda route: route.fulfill(status=202, json={"fetching": "clear_local_32"})
-                   if route.request.method == "POST" else route.continue_())
+    tab.page.route(
+        "**/clear_flux/weights",
+        lambda route: (
+            route.fulfill(status=202, json={"fetching": "clear_local_32"})
+            if route.request.method == "POST"
+            else route.continue_()
+        ),
+    )
     dialog = open_dialog(tab, node)
     dialog.locator("tr").filter(has_text="clear_local_32").get_by_role("button", name="Get").click()
     if not is_open:
@@ -129,12 +143,24 @@ def test_what_was_fetched_goes_into_the_node(tab, server, is_open):
     file.touch()
     try:
         tab.page.evaluate(LAST_MESSAGE, {"installed": "clear_local_32.safetensors"})
-        tab.page.wait_for_function("""id => app.graph.getNodeById(id).widgets.find(
-            widget => widget.name === "weights_name").value === "clear_local_32.safetensors" """, arg=node)
-        assert tab.page.evaluate("""id => app.graph.getNodeById(id).widgets.find(
-            widget => widget.name === "weights_name").value""", other) == "mine.safetensors"
-        options = tab.page.evaluate("""id => app.graph.getNodeById(id).widgets.find(
-            widget => widget.name === "weights_name").options.values""", node)
+        tab.page.wait_for_function(
+            """id => app.graph.getNodeById(id).widgets.find(
+            widget => widget.name === "weights_name").value === "clear_local_32.safetensors" """,
+            arg=node,
+        )
+        assert (
+            tab.page.evaluate(
+                """id => app.graph.getNodeById(id).widgets.find(
+            widget => widget.name === "weights_name").value""",
+                other,
+            )
+            == "mine.safetensors"
+        )
+        options = tab.page.evaluate(
+            """id => app.graph.getNodeById(id).widgets.find(
+            widget => widget.name === "weights_name").options.values""",
+            node,
+        )
         assert "clear_local_32.safetensors" in options
     finally:
         file.unlink()

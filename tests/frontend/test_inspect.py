@@ -59,8 +59,11 @@ def tiny_model(checkout, server) -> None:
     """The small FLUX among the server's models."""
     file = server.base / "models" / "diffusion_models" / "tiny_flux.safetensors"
     if not file.exists():
-        subprocess.run([host_interpreter(checkout), "-c", WRITE_MODEL, str(checkout),
-                        str(PROJECT / "tests" / "host"), str(file)], check=True, cwd=checkout)
+        subprocess.run(
+            [host_interpreter(checkout), "-c", WRITE_MODEL, str(checkout), str(PROJECT / "tests" / "host"), str(file)],
+            check=True,
+            cwd=checkout,
+        )
 
 
 def run_and_wait(tab: Any, node: Any) -> str:
@@ -74,8 +77,9 @@ def test_page_and_text_are_shown_on_the_node(tab, tiny_model, tmp_path, renderer
     text = run_and_wait(tab, node)
     assert text.startswith("Each part of the picture looks at a circle 256 px wide.")
     assert "size: 2048 x 1536 px" in text
-    tab.page.wait_for_function(f"id => ({STATE})(id).images.length === 1 || document.querySelector('img[src*=temp]')",
-                               arg=node, timeout=30_000)
+    tab.page.wait_for_function(
+        f"id => ({STATE})(id).images.length === 1 || document.querySelector('img[src*=temp]')", arg=node, timeout=30_000
+    )
     tab.page.wait_for_timeout(1500)
     tab.page.screenshot(path=tmp_path / f"inspect_{renderer}.png")
     box = tab.page.get_by_placeholder("Run this node to see what the window does here.")
@@ -93,8 +97,9 @@ def test_nothing_of_it_is_saved_or_sent(tab, tiny_model):
     sent = tab.page.evaluate("async () => (await app.graphToPrompt()).output")[str(node)]["inputs"]
     assert set(sent) == {"model", "image", "upscale_by"}
     tab.load(saved)
-    (again,) = [each for each in tab.page.evaluate("() => app.graph.serialize()")["nodes"]
-                if each["type"] == "CLEARInspect"]
+    (again,) = [
+        each for each in tab.page.evaluate("() => app.graph.serialize()")["nodes"] if each["type"] == "CLEARInspect"
+    ]
     assert again["widgets_values"] == [2]
 
 

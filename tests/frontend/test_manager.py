@@ -66,15 +66,21 @@ def base(checkout, registry, tmp_path) -> Path:
 
 @contextmanager
 def running(checkout: Path, base: Path, registry: Registry) -> Iterator[Server]:
-    with Server(checkout, host_interpreter(checkout), base, arguments=["--enable-manager"],
-                environment={"CLEAR_TEST_REGISTRY": registry.url}) as server:
+    with Server(
+        checkout,
+        host_interpreter(checkout),
+        base,
+        arguments=["--enable-manager"],
+        environment={"CLEAR_TEST_REGISTRY": registry.url},
+    ) as server:
         yield server
 
 
 def wait_for_nodes(page: Any, name: str) -> None:
     """Until the front end has read the server's list of nodes."""
-    page.wait_for_function(f"() => window.app?.rootGraph && '{name}' in (window.LiteGraph?.registered_node_types ?? [])",
-                           timeout=90_000)
+    page.wait_for_function(
+        f"() => window.app?.rootGraph && '{name}' in (window.LiteGraph?.registered_node_types ?? [])", timeout=90_000
+    )
 
 
 def named_nodes(page: Any) -> dict[str, str]:
@@ -135,13 +141,16 @@ def wait_for_restart(server: Server, seconds: float = 120) -> None:
 
 def take_away(page: Any, pack: str) -> None:
     """Orders the Manager to remove a pack, as its panel does; starting its queue was a GET before it became a POST."""
-    page.evaluate("""async pack => {
+    page.evaluate(
+        """async pack => {
         const order = {kind: "uninstall", ui_id: "away", client_id: "test", params: {node_name: pack, is_unknown: false}};
         const headers = {"Content-Type": "application/json"};
         await fetch("/v2/manager/queue/task", {method: "POST", headers, body: JSON.stringify(order)});
         const started = await fetch("/v2/manager/queue/start", {method: "POST", headers, body: "{}"});
         if (!started.ok) await fetch("/v2/manager/queue/start");
-    }""", pack)
+    }""",
+        pack,
+    )
 
 
 @pytest.mark.slow
@@ -153,8 +162,11 @@ def test_offered_installed_used_and_taken_away(checkout, base, registry, browser
             assert not OURS & server.get("/object_info").keys()
             install_and_restart(page, tmp_path)
             wait_for_restart(server)
-            assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-                    and path.suffix != ".pyc"} == {*published_files(), ".tracking"}
+            assert {
+                path.relative_to(folder).as_posix()
+                for path in folder.rglob("*")
+                if path.is_file() and path.suffix != ".pyc"
+            } == {*published_files(), ".tracking"}
         with open_page(browser, server, registry) as page:
             wait_for_nodes(page, "CLEARAttention")
             page.evaluate("graph => window.app.loadGraphData(graph)", graph())

@@ -15,10 +15,28 @@ import pytest
 from registry import REAL, Registry
 
 GRAPH = {
-    "last_node_id": 1, "last_link_id": 0, "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4,
-    "nodes": [{"id": 1, "type": "CLEARAttention", "pos": [300, 200], "size": [300, 300], "flags": {}, "order": 0,
-               "mode": 0, "inputs": [], "outputs": [], "widgets_values": ["none", 1],
-               "properties": {"cnr_id": "clear-flux", "ver": "0.1.0", "Node name for S&R": "CLEARAttention"}}],
+    "last_node_id": 1,
+    "last_link_id": 0,
+    "links": [],
+    "groups": [],
+    "config": {},
+    "extra": {},
+    "version": 0.4,
+    "nodes": [
+        {
+            "id": 1,
+            "type": "CLEARAttention",
+            "pos": [300, 200],
+            "size": [300, 300],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "widgets_values": ["none", 1],
+            "properties": {"cnr_id": "clear-flux", "ver": "0.1.0", "Node name for S&R": "CLEARAttention"},
+        }
+    ],
 }
 
 
@@ -40,8 +58,9 @@ class StandIns:
 
     def manager(self, route: Any) -> None:
         if route.request.method == "POST" and "queue" in route.request.url:
-            self.ordered.append({"path": urlsplit(route.request.url).path,
-                                 "body": json.loads(route.request.post_data or "{}")})
+            self.ordered.append(
+                {"path": urlsplit(route.request.url).path, "body": json.loads(route.request.post_data or "{}")}
+            )
         route.fulfill(status=200, json={})
 
     def without_our_nodes(self, route: Any) -> None:
@@ -73,8 +92,9 @@ def bare(browser, server):
     page = context.new_page()
     stand_ins = StandIns(page)
     page.goto(server.url)
-    page.wait_for_function("() => window.app?.rootGraph && window.LiteGraph?.registered_node_types?.KSampler",
-                           timeout=90_000)
+    page.wait_for_function(
+        "() => window.app?.rootGraph && window.LiteGraph?.registered_node_types?.KSampler", timeout=90_000
+    )
     yield page, stand_ins
     context.close()
 

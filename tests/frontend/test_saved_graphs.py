@@ -16,12 +16,37 @@ import pytest
 SAVED = Path(__file__).with_name("saved")
 RECORDS = sorted(SAVED.glob("*.json"))
 
-ATTENTION = {"weights_name": "demo/clear_local_8.safetensors", "strength": 0.4, "radius": 24, "ntk_factor": 4.5,
-             "proportional_attention": "on", "start_percent": 0.1, "end_percent": 0.9, "dense_blocks": "0, d2-3, s35",
-             "min_tokens": 5000, "controlnet": "off", "backend": "gather", "down_factor": 2}
-UPSCALE = {"upscale_by": 3.0, "seed": 123456789, "control_after_generate": "fixed", "steps": 7, "cfg": 1.5,
-           "sampler_name": "heun", "scheduler": "normal", "denoise": 0.35, "stages": 2, "stage_denoise": "0.6, 0.4",
-           "tile_width": 1024, "tile_height": 768, "tile_overlap": 64, "color_fix": "wavelet", "shift": 1.25}
+ATTENTION = {
+    "weights_name": "demo/clear_local_8.safetensors",
+    "strength": 0.4,
+    "radius": 24,
+    "ntk_factor": 4.5,
+    "proportional_attention": "on",
+    "start_percent": 0.1,
+    "end_percent": 0.9,
+    "dense_blocks": "0, d2-3, s35",
+    "min_tokens": 5000,
+    "controlnet": "off",
+    "backend": "gather",
+    "down_factor": 2,
+}
+UPSCALE = {
+    "upscale_by": 3.0,
+    "seed": 123456789,
+    "control_after_generate": "fixed",
+    "steps": 7,
+    "cfg": 1.5,
+    "sampler_name": "heun",
+    "scheduler": "normal",
+    "denoise": 0.35,
+    "stages": 2,
+    "stage_denoise": "0.6, 0.4",
+    "tile_width": 1024,
+    "tile_height": 768,
+    "tile_overlap": 64,
+    "color_fix": "wavelet",
+    "shift": 1.25,
+}
 
 BUILD = """([attention, upscale]) => {
     app.rootGraph.clear();
@@ -99,7 +124,7 @@ def test_a_graph_of_an_older_pack_opens(tab, server, kept):
         if node["type"] == "CLEARAttention":
             node["widgets_values"] = node["widgets_values"][:kept]
             node.pop("widgets_values_named", None)
-            node["inputs"] = node["inputs"][:1 + kept] if len(node["inputs"]) > 1 else node["inputs"]
+            node["inputs"] = node["inputs"][: 1 + kept] if len(node["inputs"]) > 1 else node["inputs"]
     tab.load(graph)
     info = server.get("/object_info/CLEARAttention")["CLEARAttention"]["input"]["optional"]
     defaults = {name: spec[1]["default"] for name, spec in info.items()}

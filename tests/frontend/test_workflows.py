@@ -87,8 +87,9 @@ def seen(stocked, lasting_tab, workflow, tmp_path_factory) -> Seen:
     page.evaluate(SET, ["Comfy.VueNodes.Enabled", True])
     try:
         tab.load(workflow)
-        page.wait_for_function("count => document.querySelectorAll('.lg-node[data-node-id]').length >= count",
-                               arg=len(workflow["nodes"]))
+        page.wait_for_function(
+            "count => document.querySelectorAll('.lg-node[data-node-id]').length >= count", arg=len(workflow["nodes"])
+        )
         drawn = page.evaluate(DRAWN_BOXES)
         page.screenshot(path=shots / "newer_renderer.png")
     finally:
@@ -110,20 +111,27 @@ def sent_values(node: Graph) -> list[Any]:
 def links_of(graph: Graph) -> set[tuple[Any, ...]]:
     """(from, output, to, name of the input); front ends number links and sockets as they like."""
     nodes = {node["id"]: node for node in graph["nodes"]}
-    return {(source, slot, target, nodes[target]["inputs"][at]["name"])
-            for _, source, slot, target, at, _ in graph["links"]}
+    return {
+        (source, slot, target, nodes[target]["inputs"][at]["name"]) for _, source, slot, target, at, _ in graph["links"]
+    }
 
 
 def overlaps(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Pairs of nodes that cover each other, by id; each box is left, top, right, bottom."""
-    return [(one["id"], other["id"]) for one, other in itertools.combinations(boxes, 2)
-            if one["box"][0] < other["box"][2] and other["box"][0] < one["box"][2]
-            and one["box"][1] < other["box"][3] and other["box"][1] < one["box"][3]]
+    return [
+        (one["id"], other["id"])
+        for one, other in itertools.combinations(boxes, 2)
+        if one["box"][0] < other["box"][2]
+        and other["box"][0] < one["box"][2]
+        and one["box"][1] < other["box"][3]
+        and other["box"][1] < one["box"][3]
+    ]
 
 
 def test_it_opens_without_a_missing_node_or_a_complaint(seen):
     assert {node["id"]: node["type"] for node in seen.state} == {
-        str(node["id"]): node["type"] for node in seen.workflow["nodes"]}
+        str(node["id"]): node["type"] for node in seen.workflow["nodes"]
+    }
     assert [node["type"] for node in seen.state if node["errors"] or not node["known"]] == []
     assert seen.alerts == [] and seen.complaints == []
 
@@ -142,20 +150,30 @@ def test_saving_changes_nothing_that_was_set(seen):
     for node in seen.workflow["nodes"]:
         after = saved[node["id"]]
         assert (after["type"], after.get("title", ""), list(after["pos"])) == (
-            node["type"], node.get("title", after.get("title", "")), node["pos"])
-        assert after.get("widgets_values", [])[:len(node["widgets_values"])] == node["widgets_values"], node["type"]
+            node["type"],
+            node.get("title", after.get("title", "")),
+            node["pos"],
+        )
+        assert after.get("widgets_values", [])[: len(node["widgets_values"])] == node["widgets_values"], node["type"]
         assert after["properties"].items() >= node["properties"].items(), node["type"]
     assert links_of(seen.saved) == links_of(seen.workflow)
     assert [(group["title"], group["bounding"]) for group in seen.saved["groups"]] == [
-        (group["title"], group["bounding"]) for group in seen.workflow["groups"]]
+        (group["title"], group["bounding"]) for group in seen.workflow["groups"]
+    ]
 
 
 def test_opening_what_was_saved_and_saving_again_gives_the_same(seen):
     """But for what is the front end's own: sizes, which it settles a moment later, and the widgets of PreviewAny."""
+
     def ours(graph: Graph) -> list[Graph]:
-        return [{key: value for key, value in node.items()
-                 if key != "size" and (key, node["type"]) != ("widgets_values", "PreviewAny")}
-                for node in graph["nodes"]]
+        return [
+            {
+                key: value
+                for key, value in node.items()
+                if key != "size" and (key, node["type"]) != ("widgets_values", "PreviewAny")
+            }
+            for node in graph["nodes"]
+        ]
 
     assert ours(seen.saved_again) == ours(seen.saved)
     for part in ("links", "groups"):
@@ -172,8 +190,12 @@ def test_nodes_do_not_cover_each_other(seen, renderer):
 
 def saved_pictures(entry: dict[str, Any], base: Path) -> list[Path]:
     assert entry["status"]["status_str"] == "success", error_message(entry)
-    return [base / "output" / image["subfolder"] / image["filename"] for shown in entry["outputs"].values()
-            for image in shown.get("images", []) if image["type"] == "output"]
+    return [
+        base / "output" / image["subfolder"] / image["filename"]
+        for shown in entry["outputs"].values()
+        for image in shown.get("images", [])
+        if image["type"] == "output"
+    ]
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -213,8 +235,10 @@ def test_the_blueprint_is_found_placed_and_runs(tab, stocked, tmp_path):
     placed = tab.page.evaluate(PLACED, node)
     assert placed["title"] == BLUEPRINT
     assert placed["inputs"][:2] == ["image", "mask"] and placed["outputs"] == ["image", "info"]
-    assert placed["widgets"].items() >= {"denoise": 0.35, "upscale_by": 2, "guidance": 3.5,
-                                         "weights_name": "clear_local_16.safetensors"}.items()
+    assert (
+        placed["widgets"].items()
+        >= {"denoise": 0.35, "upscale_by": 2, "guidance": 3.5, "weights_name": "clear_local_16.safetensors"}.items()
+    )
     tab.page.evaluate(AROUND, node)
     sent = tab.page.evaluate(SENT)
     (upscale,) = [inner["inputs"] for inner in sent.values() if inner["class_type"] == "CLEARUpscale"]

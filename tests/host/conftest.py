@@ -79,8 +79,10 @@ def running_server(server_base: Path) -> Iterator[server.Server]:
 @pytest.fixture(scope="session")
 def clear_node(host: boot.Host, pack: ModuleType) -> Callable[..., Any]:
     """``clear_node(model, **widgets)`` runs CLEARAttention and returns the patched model."""
+
     def apply(model: Any, **widgets: Any) -> Any:
         return sampling.run_node(host.stock("CLEARAttention"), model=model, **widgets)[0]
+
     return apply
 
 
@@ -112,9 +114,11 @@ def predict() -> Callable[..., Any]:
 def control_files(host: boot.Host, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files of small FLUX ControlNets by their layout."""
     folder = tmp_path_factory.mktemp("controlnet")
-    return {"xlabs": controlnets.write_xlabs_file(folder / "xlabs.safetensors", seed=5),
-            "union": controlnets.write_union_file(folder / "union.safetensors", seed=6),
-            "inpaint": controlnets.write_inpaint_file(folder / "inpaint.safetensors", seed=7)}
+    return {
+        "xlabs": controlnets.write_xlabs_file(folder / "xlabs.safetensors", seed=5),
+        "union": controlnets.write_union_file(folder / "union.safetensors", seed=6),
+        "inpaint": controlnets.write_inpaint_file(folder / "inpaint.safetensors", seed=7),
+    }
 
 
 @pytest.fixture
@@ -127,6 +131,7 @@ def load(control_files: dict[str, Path]) -> Callable[[str], Any]:
         if layout == "union":
             control.set_extra_arg("control_type", [1])
         return control
+
     return load_file
 
 
@@ -135,11 +140,20 @@ def applied(host: boot.Host) -> Callable[..., Any]:
     """``applied(control, *conds)`` is what the stock node ControlNetApplyAdvanced makes of each conditioning."""
     from nodes import ControlNetApplyAdvanced
 
-    def apply(control: Any, *conds: list, strength: float = 0.8, start: float = 0.0, end: float = 1.0,
-              seed: int = 3) -> Any:
+    def apply(
+        control: Any, *conds: list, strength: float = 0.8, start: float = 0.0, end: float = 1.0, seed: int = 3
+    ) -> Any:
         image = torch.rand(1, 96, 120, 3, generator=torch.Generator().manual_seed(seed))
         positive, negative = ControlNetApplyAdvanced().apply_controlnet(
-            conds[0], conds[-1], control, image, strength, start, end,
-            vae=control_cases.PlainVAE() if control.latent_format else None)
+            conds[0],
+            conds[-1],
+            control,
+            image,
+            strength,
+            start,
+            end,
+            vae=control_cases.PlainVAE() if control.latent_format else None,
+        )
         return (positive, negative) if len(conds) > 1 else positive
+
     return apply

@@ -38,15 +38,28 @@ def identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 def test_widgets_are_optional_and_in_their_frozen_order(host, pack):
     inputs = host.stock("CLEARAttention").INPUT_TYPES()
     assert list(inputs["required"]) == ["model"]
-    assert list(inputs["optional"]) == ["weights_name", "strength", "radius", "ntk_factor", "proportional_attention",
-                                        "start_percent", "end_percent", "dense_blocks", "min_tokens", "controlnet",
-                                        "backend", "down_factor"]
+    assert list(inputs["optional"]) == [
+        "weights_name",
+        "strength",
+        "radius",
+        "ntk_factor",
+        "proportional_attention",
+        "start_percent",
+        "end_percent",
+        "dense_blocks",
+        "min_tokens",
+        "controlnet",
+        "backend",
+        "down_factor",
+    ]
     assert all(options.get("tooltip") for _, options in inputs["optional"].values())
 
 
-@pytest.mark.parametrize("height, width, text, radius", [
-    (20, 26, 7, 3), (19, 27, 7, 4), (8, 40, 1, 2), (14, 14, 300, 1), (2, 30, 5, 6)],
-    ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "height, width, text, radius",
+    [(20, 26, 7, 3), (19, 27, 7, 4), (8, 40, 1, 2), (14, 14, 300, 1), (2, 30, 5, 6)],
+    ids=lambda value: str(value),
+)
 def test_the_window_is_the_methods(tiny_flux, clear_node, predict, height, width, text, radius):
     model, x, positive = tiny_flux(), noise(height, width), prompt(text)
     mask = window_mask(text, (math.ceil(height / 2), math.ceil(width / 2)), 0, radius)
@@ -67,6 +80,7 @@ def test_reference_latents_are_seen_by_all_and_see_all(tiny_flux, clear_node, pr
 
 def test_text_tokens_that_another_node_adds_are_text(tiny_flux, clear_node, predict):
     """As the host's own USO node does, through a post_input patch that stands before or after ours."""
+
     def add_style_tokens(args: dict[str, Any]) -> dict[str, Any]:
         style = args["txt"][:, :3] * 0.5
         ids = torch.zeros_like(args["txt_ids"][:, :3])
@@ -86,13 +100,15 @@ def test_batch_items_do_not_meet(tiny_flux, clear_node, predict):
     model, x = clear_node(tiny_flux(), radius=3), noise(12, 14, batch=2)
     both = predict(model, x, SIGMA, prompt())
     for item in range(2):
-        assert relative_error(predict(model, x[item:item + 1], SIGMA, prompt()), both[item:item + 1]) < 1e-5
+        assert relative_error(predict(model, x[item : item + 1], SIGMA, prompt()), both[item : item + 1]) < 1e-5
 
 
 def test_a_radius_past_the_grid_is_the_stock_model(tiny_flux, clear_node, predict):
     model, x, positive = tiny_flux(), noise(20, 26), prompt()
-    assert relative_error(predict(clear_node(model, radius=100), x, SIGMA, positive),
-                          predict(model, x, SIGMA, positive)) < 1e-5
+    assert (
+        relative_error(predict(clear_node(model, radius=100), x, SIGMA, positive), predict(model, x, SIGMA, positive))
+        < 1e-5
+    )
 
 
 def test_scale_and_ntk_that_the_widgets_ask_for(tiny_flux, clear_node, predict, host):
@@ -112,8 +128,9 @@ def test_scale_and_ntk_that_the_widgets_ask_for(tiny_flux, clear_node, predict, 
 def test_auto_changes_above_8192_tokens(tiny_flux, clear_node, predict, height, width, hires):
     model, x, positive = tiny_flux(depth=1, depth_single_blocks=1), noise(height, width), prompt()
     auto = predict(clear_node(model, radius=3), x, SIGMA, positive)
-    explicit = clear_node(model, radius=3, ntk_factor=10.0 if hires else 1.0,
-                          proportional_attention="on" if hires else "off")
+    explicit = clear_node(
+        model, radius=3, ntk_factor=10.0 if hires else 1.0, proportional_attention="on" if hires else "off"
+    )
     assert torch.equal(auto, predict(explicit, x, SIGMA, positive))
 
 
@@ -140,14 +157,17 @@ def test_a_later_node_in_series_replaces_the_earlier(host, golden_flux, clear_no
     x = torch.randn(1, 4, 20, 24, generator=torch.Generator().manual_seed(1))
     positive = conditioning(torch.randn(1, 9, 32), torch.randn(1, 16))
     alone = clear_node(golden_flux, weights_name="none", radius=4)
-    for series in (clear_node(clear_node(golden_flux, weights_name=students[0], radius=3, ntk_factor=10.0), radius=4),
-                   clear_node(clear_node(golden_flux, weights_name="none", radius=8, down_factor=4), radius=4)):
+    for series in (
+        clear_node(clear_node(golden_flux, weights_name=students[0], radius=3, ntk_factor=10.0), radius=4),
+        clear_node(clear_node(golden_flux, weights_name="none", radius=8, down_factor=4), radius=4),
+    ):
         assert series.patches == {}
         assert torch.equal(predict(series, x, SIGMA, positive), predict(alone, x, SIGMA, positive))
     twice = clear_node(clear_node(golden_flux, weights_name=students[0]), weights_name=students[0])
     once = clear_node(golden_flux, weights_name=students[0])
     assert {key: len(entries) for key, entries in twice.patches.items()} == {
-        key: len(entries) for key, entries in once.patches.items()}
+        key: len(entries) for key, entries in once.patches.items()
+    }
 
 
 def test_a_foreign_position_embedder_is_kept(tiny_flux, clear_node, predict):
@@ -178,6 +198,7 @@ def test_a_foreign_position_embedder_is_kept(tiny_flux, clear_node, predict):
 
 def with_another_text(patched: Any) -> None:
     """Lets the two double blocks see more tokens than the model's input had, over which no window can be laid."""
+
     def lengthen(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         more = {"img": args["img"], "txt": torch.cat((args["txt"], args["txt"]), 1), "pe": None}
         out = extra["original_block"]({**args, **more})
@@ -245,12 +266,16 @@ def test_an_interrupt_lands_inside_the_attention(tiny_flux, clear_node, predict,
     assert predict(patched, noise(12, 14), SIGMA, prompt()).isfinite().all()
 
 
-@pytest.mark.parametrize("widgets, named", [
-    (dict(weights_name="nowhere.safetensors"), "nowhere.safetensors"),
-    (dict(proportional_attention="maybe"), "maybe"),
-    (dict(ntk_factor=-1.0), "-1"),
-    (dict(radius=-3), "-3"),
-], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "widgets, named",
+    [
+        (dict(weights_name="nowhere.safetensors"), "nowhere.safetensors"),
+        (dict(proportional_attention="maybe"), "maybe"),
+        (dict(ntk_factor=-1.0), "-1"),
+        (dict(radius=-3), "-3"),
+    ],
+    ids=lambda value: str(value),
+)
 def test_bad_values_are_named(tiny_flux, clear_node, widgets, named):
     with pytest.raises(ValueError, match=named):
         clear_node(tiny_flux(), **widgets)

@@ -24,12 +24,14 @@ def test_a_canny_or_depth_lora_widens_the_models_input(host, tiny_flux, clear_no
     import comfy.sd
 
     generator = torch.Generator().manual_seed(11)
-    lora = {"img_in.lora_A.weight": torch.randn(4, 128, generator=generator) * 0.3,
-            "img_in.lora_B.weight": torch.randn(256, 4, generator=generator) * 0.3,
-            "img_in.lora_B.bias": torch.randn(256, generator=generator) * 0.1,
-            "single_blocks.0.norm.key_norm.scale": 1 + 0.1 * torch.randn(128, generator=generator),
-            "single_blocks.0.linear1.lora_A.weight": torch.randn(4, 256, generator=generator) * 0.1,
-            "single_blocks.0.linear1.lora_B.weight": torch.randn(1792, 4, generator=generator) * 0.1}
+    lora = {
+        "img_in.lora_A.weight": torch.randn(4, 128, generator=generator) * 0.3,
+        "img_in.lora_B.weight": torch.randn(256, 4, generator=generator) * 0.3,
+        "img_in.lora_B.bias": torch.randn(256, generator=generator) * 0.1,
+        "single_blocks.0.norm.key_norm.scale": 1 + 0.1 * torch.randn(128, generator=generator),
+        "single_blocks.0.linear1.lora_A.weight": torch.randn(4, 256, generator=generator) * 0.1,
+        "single_blocks.0.linear1.lora_B.weight": torch.randn(1792, 4, generator=generator) * 0.1,
+    }
 
     def with_lora(model: Any) -> Any:
         return comfy.sd.load_lora_for_models(model, None, dict(lora), 0.9, 0)[0]

@@ -82,8 +82,9 @@ def test_off_and_a_small_frame_are_stock_bit_for_bit(tiny_flux, clear_node, load
     """The residuals are the stock ControlNet's to the last bit, and so is what the windowed model makes of them."""
     seen: list[dict] = []
 
-    def watch(executor: Any, x: Any, t: Any, c_concat: Any, c_crossattn: Any, control: Any, *args: Any,
-              **kw: Any) -> Any:
+    def watch(
+        executor: Any, x: Any, t: Any, c_concat: Any, c_crossattn: Any, control: Any, *args: Any, **kw: Any
+    ) -> Any:
         seen.append({name: list(each) for name, each in control.items()})
         return executor(x, t, c_concat, c_crossattn, control, *args, **kw)
 
@@ -95,15 +96,17 @@ def test_off_and_a_small_frame_are_stock_bit_for_bit(tiny_flux, clear_node, load
     stock, ours = seen
     assert len(stock["input"]) == 19
     for name in stock:
-        assert all(torch.equal(left, right) for left, right in zip(stock[name], ours[name], strict=True)
-                   if left is not None)
+        assert all(
+            torch.equal(left, right) for left, right in zip(stock[name], ours[name], strict=True) if left is not None
+        )
     run(clear_node(model, radius=RADIUS, controlnet="on"), latent, positive, negative, steps=1)
     assert not torch.equal(seen[-1]["input"][0], stock["input"][0])
 
 
 @pytest.mark.parametrize("left_out", [dict(min_tokens=217), dict(end_percent=0.2), dict(start_percent=0.7)], ids=str)
-def test_where_the_model_goes_without_the_window_so_does_the_controlnet(tiny_flux, clear_node, predict, load, applied,
-                                                                         left_out):
+def test_where_the_model_goes_without_the_window_so_does_the_controlnet(
+    tiny_flux, clear_node, predict, load, applied, left_out
+):
     model, x, positive = tiny_flux(), noise(24, 36), applied(load("union"), prompt())
     patched = clear_node(model, radius=RADIUS, controlnet="on", **left_out)
     assert relative_error(predict(patched, x, SIGMA, positive), predict(model, x, SIGMA, positive)) < 1e-5
@@ -128,8 +131,9 @@ def test_a_chain_of_two_with_strength_and_a_time_range(tiny_flux, clear_node, lo
     with oracle_control(masks_for(grid, RADIUS)):
         expected = run(oracle(model, grid, RADIUS), latent, positive, negative, cfg=3.0, steps=3)
         one = run(oracle(model, grid, RADIUS), latent, *conds, cfg=3.0, steps=3)
-        always = run(oracle(model, grid, RADIUS), latent, *applied(load("union"), *conds, strength=0.9, seed=9),
-                     cfg=3.0, steps=3)
+        always = run(
+            oracle(model, grid, RADIUS), latent, *applied(load("union"), *conds, strength=0.9, seed=9), cfg=3.0, steps=3
+        )
     patched = clear_node(model, radius=RADIUS, controlnet="on")
     assert relative_error(run(patched, latent, positive, negative, cfg=3.0, steps=3), expected) < 1e-5
     assert relative_error(one, expected) > 1e-4 and relative_error(always, expected) > 1e-4
@@ -175,8 +179,9 @@ def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, cle
     # A model that hands on the residuals alone, so that tiles of one call can be told apart.
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def watch(executor: Any, x: torch.Tensor, t: Any, c_concat: Any, c_crossattn: Any, control: Any, *args: Any,
-              **kw: Any) -> torch.Tensor:
+    def watch(
+        executor: Any, x: torch.Tensor, t: Any, c_concat: Any, c_crossattn: Any, control: Any, *args: Any, **kw: Any
+    ) -> torch.Tensor:
         calls.append((x, control["input"][0]))
         return x * 0.5
 
@@ -201,7 +206,7 @@ def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, cle
         calls.clear()
         cropped = applied(control, prompt())
         of_tile = cropped[0][1]["control"]
-        of_tile.cond_hint_original = hint[..., rows.start * 8: rows.stop * 8, columns.start * 8: columns.stop * 8]
+        of_tile.cond_hint_original = hint[..., rows.start * 8 : rows.stop * 8, columns.start * 8 : columns.stop * 8]
         of_tile.extra_concat_orig = [mask[..., rows, columns] for mask in masks]
         with oracle_control(masks_for((8, 12), 4), scale, offset=(tile.y, tile.x)):
             predict(model, x[..., rows, columns], SIGMA, cropped)

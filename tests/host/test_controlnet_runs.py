@@ -13,8 +13,10 @@ from support_comfy.sampling import relative_error
 
 
 def attributes(control: Any) -> dict[str, Any]:
-    return {name: dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
-            for name, value in vars(control).items()}
+    return {
+        name: dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
+        for name, value in vars(control).items()
+    }
 
 
 def modules(control: Any) -> dict[str, Any]:
@@ -80,8 +82,9 @@ def test_clones_for_other_cards_get_the_window_and_the_tile(pack, tiny_flux, cle
     import comfy.samplers
 
     class Caught(comfy.samplers.Sampler):
-        def sample(self, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: torch.Tensor,
-                   *_: Any, **__: Any) -> torch.Tensor:
+        def sample(
+            self, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: torch.Tensor, *_: Any, **__: Any
+        ) -> torch.Tensor:
             self.control = guider.conds["positive"][0]["control"]
             return noise
 

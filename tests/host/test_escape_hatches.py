@@ -33,8 +33,9 @@ def our_lines(log: Recorder) -> list[str]:
     return [line for line in log.messages() if "CLEAR" in line]
 
 
-@pytest.mark.parametrize("start, end", [(0.0, 1.0), (0.3, 0.8), (0.0, 0.5), (0.5, 1.0), (0.4, 0.4), (1.0, 1.0)],
-                         ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "start, end", [(0.0, 1.0), (0.3, 0.8), (0.0, 0.5), (0.5, 1.0), (0.4, 0.4), (1.0, 1.0)], ids=lambda value: str(value)
+)
 def test_the_range_is_the_hosts_own(tiny_flux, clear_node, predict, start, end):
     """Windowed exactly where the host would use a conditioning with this range; the stock model elsewhere."""
     from comfy.samplers import get_area_and_mult
@@ -49,7 +50,11 @@ def test_the_range_is_the_hosts_own(tiny_flux, clear_node, predict, start, end):
     sigmas = [0.05, 1.0, 0.62, 0.31, 0.9]
     for border in borders.values():
         at = torch.tensor(border, dtype=torch.float32)
-        sigmas += [float(at), float(torch.nextafter(at, torch.tensor(2.0))), float(torch.nextafter(at, torch.tensor(0.0)))]
+        sigmas += [
+            float(at),
+            float(torch.nextafter(at, torch.tensor(2.0))),
+            float(torch.nextafter(at, torch.tensor(0.0))),
+        ]
     for sigma in filter(lambda sigma: 0 < sigma <= 1, sigmas):
         used = get_area_and_mult({"model_conds": {}, "uuid": None, **borders}, x, torch.tensor([sigma])) is not None
         seen.add(used)
@@ -67,11 +72,15 @@ def test_a_whole_range_has_the_window_above_sigma_1_too(tiny_flux, clear_node, p
     assert torch.equal(predict(late, x, 1.5, prompt()), predict(model, x, 1.5, prompt()))
 
 
-@pytest.mark.parametrize("written, blocks", [
-    ("0, 3", {("double", 0), ("single", 1)}),
-    ("d1 , s0", {("double", 1), ("single", 0)}),
-    ("1-2", {("double", 1), ("single", 0)}),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "written, blocks",
+    [
+        ("0, 3", {("double", 0), ("single", 1)}),
+        ("d1 , s0", {("double", 1), ("single", 0)}),
+        ("1-2", {("double", 1), ("single", 0)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_dense_blocks_are_dense_and_no_others(tiny_flux, clear_node, predict, written, blocks):
     model, x = tiny_flux(), noise()
     found = predict(clear_node(model, **EVERYWHERE, dense_blocks=written), x, SIGMA, prompt())
@@ -104,8 +113,11 @@ def test_min_tokens_counts_the_frame_of_a_tile(pack, tiny_flux, clear_node, pred
     assert torch.equal(predict(patched, x, SIGMA, prompt()), predict(expected, x, SIGMA, prompt()))
 
 
-@pytest.mark.parametrize("hatch", [dict(start_percent=0.9), dict(end_percent=0.1), dict(dense_blocks="0-3"),
-                                   dict(min_tokens=43)], ids=lambda hatch: next(iter(hatch)))
+@pytest.mark.parametrize(
+    "hatch",
+    [dict(start_percent=0.9), dict(end_percent=0.1), dict(dense_blocks="0-3"), dict(min_tokens=43)],
+    ids=lambda hatch: next(iter(hatch)),
+)
 def test_dense_parts_have_the_scale_and_positions_asked_for(tiny_flux, clear_node, predict, hatch):
     from comfy.ldm.flux.layers import EmbedND
 
@@ -117,11 +129,15 @@ def test_dense_parts_have_the_scale_and_positions_asked_for(tiny_flux, clear_nod
     assert relative_error(predict(patched, x, SIGMA, prompt()), predict(expected, x, SIGMA, prompt())) < 1e-5
 
 
-@pytest.mark.parametrize("hatch, calls", [(dict(start_percent=0.9), 4), (dict(dense_blocks="0, 3"), 2),
-                                          (dict(min_tokens=43), 4)], ids=["range", "blocks", "tokens"])
+@pytest.mark.parametrize(
+    "hatch, calls",
+    [(dict(start_percent=0.9), 4), (dict(dense_blocks="0, 3"), 2), (dict(min_tokens=43), 4)],
+    ids=["range", "blocks", "tokens"],
+)
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_dense_parts_run_the_attention_that_was_there_and_say_nothing(tiny_flux, clear_node, predict, hatch, calls,
-                                                                      order):
+def test_dense_parts_run_the_attention_that_was_there_and_say_nothing(
+    tiny_flux, clear_node, predict, hatch, calls, order
+):
     """As Sage and Flash nodes install theirs; a mask changes nothing about it."""
     masks: list[Any] = []
 
@@ -144,15 +160,19 @@ def test_dense_parts_run_the_attention_that_was_there_and_say_nothing(tiny_flux,
         assert all(mask is not None for mask in masks[4:]) and len(masks) == 8 and our_lines(log) == []
 
 
-@pytest.mark.parametrize("widgets, named", [
-    (dict(start_percent=0.8, end_percent=0.2), "0.8"),
-    (dict(end_percent=1.5), "1.5"),
-    (dict(start_percent=float("nan")), "nan"),
-    (dict(dense_blocks="0, 4"), "'4', but this model has 2 double and 2 single blocks"),
-    (dict(dense_blocks="all"), "'all'"),
-    (dict(min_tokens=-1), "-1"),
-    (dict(controlnet="maybe"), "maybe"),
-], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "widgets, named",
+    [
+        (dict(start_percent=0.8, end_percent=0.2), "0.8"),
+        (dict(end_percent=1.5), "1.5"),
+        (dict(start_percent=float("nan")), "nan"),
+        (dict(dense_blocks="0, 4"), "'4', but this model has 2 double and 2 single blocks"),
+        (dict(dense_blocks="all"), "'all'"),
+        (dict(min_tokens=-1), "-1"),
+        (dict(controlnet="maybe"), "maybe"),
+    ],
+    ids=lambda value: str(value),
+)
 def test_bad_values_are_named(tiny_flux, clear_node, widgets, named):
     model = tiny_flux()
     with pytest.raises(ValueError, match=named):

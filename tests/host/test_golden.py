@@ -51,19 +51,27 @@ def test_whole_run_with_stock_nodes(name, host, golden_flux, clear_node):
     steps, strength = case.facts["steps"], case.facts["strength"]
     model = clear_node(golden_flux, **case.widgets)
     (model,) = run_node(host.stock("ModelSamplingAuraFlow"), model=model, shift=case.facts["shift"])
-    (sigmas,) = run_node(host.stock("BasicScheduler"), model=model, scheduler="simple",
-                         steps=int(steps * strength), denoise=strength)
+    (sigmas,) = run_node(
+        host.stock("BasicScheduler"), model=model, scheduler="simple", steps=int(steps * strength), denoise=strength
+    )
     torch.testing.assert_close(sigmas, case.tensors["sigmas"], rtol=1e-5, atol=1e-6)
 
     (noise,) = run_node(host.stock("RandomNoise"), noise_seed=case.facts["noise_seed"])
-    (guider,) = run_node(host.stock("BasicGuider"), model=model,
-                         conditioning=conditioning(*case.text, case.facts["guidance"]))
+    (guider,) = run_node(
+        host.stock("BasicGuider"), model=model, conditioning=conditioning(*case.text, case.facts["guidance"])
+    )
     (sampler,) = run_node(host.stock("KSamplerSelect"), sampler_name="euler")
     space = golden_flux.model.latent_format
     latent = {"samples": space.process_out(case.tensors["image_latent"])}
     assert torch.equal(noise.generate_noise(latent), case.tensors["noise"])
 
     with torch.inference_mode():
-        out, _ = run_node(host.stock("SamplerCustomAdvanced"), noise=noise, guider=guider, sampler=sampler,
-                          sigmas=sigmas, latent_image=latent)
+        out, _ = run_node(
+            host.stock("SamplerCustomAdvanced"),
+            noise=noise,
+            guider=guider,
+            sampler=sampler,
+            sigmas=sigmas,
+            latent_image=latent,
+        )
     assert relative_error(space.process_in(out["samples"]), case.tensors["output_latent"]) < TOLERANCE

@@ -43,18 +43,24 @@ def test_the_pack_names_itself_as_pyproject_does(pack):
     assert answer["name"] == "clear-flux" and re.fullmatch(r"\d+\.\d+\.\d+", answer["version"])
 
 
-@pytest.mark.parametrize("file, asked, radius, down_factor", [
-    ("clear_local_16_down_4", {"radius": 0, "down_factor": 0}, 16, 4),
-    ("clear_local_8", {"radius": 0, "down_factor": 0}, 8, 1),
-    ("clear_local_8", {"radius": 24, "down_factor": 2}, 24, 2),
-], ids=str)
+@pytest.mark.parametrize(
+    "file, asked, radius, down_factor",
+    [
+        ("clear_local_16_down_4", {"radius": 0, "down_factor": 0}, 16, 4),
+        ("clear_local_8", {"radius": 0, "down_factor": 0}, 8, 1),
+        ("clear_local_8", {"radius": 24, "down_factor": 2}, 24, 2),
+    ],
+    ids=str,
+)
 def test_zero_is_what_the_weights_were_trained_for(host, pack, advice, file, asked, radius, down_factor):
     core = import_module(f"{pack.__name__}.clear_core")
     folder = host.base / "models" / "clear" / "of_the_demo"  # beside the files of the same name that other tests use
     folder.mkdir()
     shutil.copy(WINDOWS / f"{file}.safetensors", folder)
     try:
-        answer = ask("/clear_flux/cost", weights_name=f"of_the_demo/{file}.safetensors", width=4096, height=2048, **asked)
+        answer = ask(
+            "/clear_flux/cost", weights_name=f"of_the_demo/{file}.safetensors", width=4096, height=2048, **asked
+        )
         assert answer == {"line": advice.cost_line(core.ClearSpec(radius, down_factor), (4096, 2048))}
     finally:
         shutil.rmtree(folder)
@@ -62,22 +68,44 @@ def test_zero_is_what_the_weights_were_trained_for(host, pack, advice, file, ask
 
 def test_what_the_node_knows_reaches_the_line(advice, pack):
     core = import_module(f"{pack.__name__}.clear_core")
-    answer = ask("/clear_flux/cost", weights_name="none", radius=8, down_factor=1, width=1024, height=1024,
-                 dense_blocks="0-18", min_tokens=100, start_percent=0.25, end_percent=0.5)
-    assert answer["line"] == advice.cost_line(core.ClearSpec(8), (1024, 1024), has_weights=False, dense_part=19 / 57,
-                                              acts=(0.25, 0.5))
+    answer = ask(
+        "/clear_flux/cost",
+        weights_name="none",
+        radius=8,
+        down_factor=1,
+        width=1024,
+        height=1024,
+        dense_blocks="0-18",
+        min_tokens=100,
+        start_percent=0.25,
+        end_percent=0.5,
+    )
+    assert answer["line"] == advice.cost_line(
+        core.ClearSpec(8), (1024, 1024), has_weights=False, dense_part=19 / 57, acts=(0.25, 0.5)
+    )
     assert ask("/clear_flux/cost", windows="off")["line"] == advice.cost_line(None, None)
     assert "min_tokens" in ask("/clear_flux/cost", width=1024, height=1024, min_tokens=4097)["line"]
 
 
-@pytest.mark.parametrize("asked, named", [
-    ({"radius": "-1"}, "radius"), ({"width": "1e9", "height": "10"}, "width"), ({"width": "70000"}, "width"),
-    ({"weights_name": "../../secret"}, "secret"), ({"weights_name": "mine.safetensors"}, "mine.safetensors"),
-    ({"weights_name": "broken.safetensors"}, "broken.safetensors"), ({"dense_blocks": "d99"}, "dense_blocks"),
-    ({"down_factor": "x"}, "down_factor"), ({"strength": "2"}, "strength"), ({"start_percent": "x"}, "start_percent"),
-    ({"start_percent": "0.6", "end_percent": "0.4"}, "end_percent"),
-    ({"weights_name": "clear_local_32.safetensors"}, "Get weights"), ({"weights_name": "mine.safetensors"}, "models/clear"),
-], ids=str)
+@pytest.mark.parametrize(
+    "asked, named",
+    [
+        ({"radius": "-1"}, "radius"),
+        ({"width": "1e9", "height": "10"}, "width"),
+        ({"width": "70000"}, "width"),
+        ({"weights_name": "../../secret"}, "secret"),
+        ({"weights_name": "mine.safetensors"}, "mine.safetensors"),
+        ({"weights_name": "broken.safetensors"}, "broken.safetensors"),
+        ({"dense_blocks": "d99"}, "dense_blocks"),
+        ({"down_factor": "x"}, "down_factor"),
+        ({"strength": "2"}, "strength"),
+        ({"start_percent": "x"}, "start_percent"),
+        ({"start_percent": "0.6", "end_percent": "0.4"}, "end_percent"),
+        ({"weights_name": "clear_local_32.safetensors"}, "Get weights"),
+        ({"weights_name": "mine.safetensors"}, "models/clear"),
+    ],
+    ids=str,
+)
 def test_a_wrong_question_gets_one_sentence(host, asked, named):
     broken = host.base / "models" / "clear" / "broken.safetensors"
     broken.write_bytes(b"no weights")

@@ -20,8 +20,11 @@ NOT_IN_THE_MENUS = {"CLEARUpscaleStage"}
 @pytest.fixture(scope="module")
 def infos(host, pack):
     """/object_info of our nodes."""
-    return {name: node.GET_NODE_INFO_V1() for name, node in host.nodes.NODE_CLASS_MAPPINGS.items()
-            if node.__module__.startswith(pack.__name__)}
+    return {
+        name: node.GET_NODE_INFO_V1()
+        for name, node in host.nodes.NODE_CLASS_MAPPINGS.items()
+        if node.__module__.startswith(pack.__name__)
+    }
 
 
 def test_every_node_has_its_locale_entry_and_its_page(infos):
@@ -61,11 +64,31 @@ def test_the_search_finds_it_by_other_words_where_the_host_can(node, infos):
     assert len(aliases) >= 3 and len({alias.lower() for alias in aliases}) == len(aliases)
 
 
-@pytest.mark.parametrize(("node", "shown"), [
-    ("CLEARAttention", {"model", "weights_name", "strength"}),
-    ("CLEARUpscale", {"image", "model", "positive", "vae", "negative", "upscale_model", "mask", "upscale_by", "seed",
-                      "steps", "cfg", "sampler_name", "scheduler", "denoise"}),
-])
+@pytest.mark.parametrize(
+    ("node", "shown"),
+    [
+        ("CLEARAttention", {"model", "weights_name", "strength"}),
+        (
+            "CLEARUpscale",
+            {
+                "image",
+                "model",
+                "positive",
+                "vae",
+                "negative",
+                "upscale_model",
+                "mask",
+                "upscale_by",
+                "seed",
+                "steps",
+                "cfg",
+                "sampler_name",
+                "scheduler",
+                "denoise",
+            },
+        ),
+    ],
+)
 def test_what_a_beginner_needs_is_shown_and_the_rest_folded(node, shown, infos):
     assert {name for name, options in described_inputs(infos[node]).items() if not options.get("advanced")} == shown
 

@@ -18,8 +18,10 @@ WEIGHTS = "tiny/clear_local_4_down_2.safetensors"
 @pytest.fixture
 def inspect(host, run_node):
     """``inspect(model, **inputs)`` is (page, text) of the node."""
+
     def run(model: Any, **inputs: Any) -> tuple[torch.Tensor, str]:
         return run_node(host.stock("CLEARInspect"), model=model, **inputs)
+
     return run
 
 
@@ -51,8 +53,16 @@ KEY = "diffusion_model.double_blocks.0.img_attn.qkv.weight"
 
 
 def test_what_is_quoted_of_a_patched_model(inspect, tiny_flux, clear_node, host):
-    model = clear_node(tiny_flux(), weights_name=WEIGHTS, strength=0.5, start_percent=0.1, end_percent=0.9,
-                       dense_blocks="d1, s0", min_tokens=16, controlnet="off")
+    model = clear_node(
+        tiny_flux(),
+        weights_name=WEIGHTS,
+        strength=0.5,
+        start_percent=0.1,
+        end_percent=0.9,
+        dense_blocks="d1, s0",
+        min_tokens=16,
+        controlnet="off",
+    )
     page, text = inspect(model, image=torch.rand(1, 96, 160, 3), upscale_by=4.0)
     lines = quoted(text)
     digest = hashlib.sha256((host.base / "models" / "clear" / WEIGHTS).read_bytes()).hexdigest()
@@ -63,7 +73,7 @@ def test_what_is_quoted_of_a_patched_model(inspect, tiny_flux, clear_node, host)
     assert lines["size"].startswith("640 x 384 px, 960 image tokens")
     assert lines["stages"] == "160 x 96 to 320 x 192 to 640 x 384 px"
     assert lines["ntk factor"].startswith("1 ")
-    assert lines["attention scale"].startswith(f"{128 ** -0.5:.6f} ")
+    assert lines["attention scale"].startswith(f"{128**-0.5:.6f} ")
     assert lines["backend"].startswith("gather (")
     assert lines["ComfyUI"] == host.version and lines["torch"] == torch.__version__
     assert lines["model"].startswith("FLUX.1, width 256, 2 double and 2 single blocks, computes in float32")
@@ -78,7 +88,8 @@ def test_settings_come_into_force_at_high_resolution(inspect, tiny_flux, clear_n
     lines = quoted(inspect(model)[1])
     assert lines["size"].startswith("4096 x 4096 px, 65536 image tokens")
     scale = model.get_wrappers("apply_model", "clear_flux")[0].settings.scale(
-        128, import_layout(model)(512, (256, 256)))
+        128, import_layout(model)(512, (256, 256))
+    )
     assert lines["ntk factor"].startswith("10 ")
     assert lines["attention scale"].startswith(f"{scale:.6f} ") and "on, automatic" in lines["attention scale"]
 
@@ -90,13 +101,20 @@ def import_layout(model: Any) -> type:
     return import_module(f"{core}.layout").SequenceLayout
 
 
-@pytest.mark.parametrize(("inputs", "size", "origin"), [
-    pytest.param({"image": torch.rand(2, 250, 333, 3)}, "336 x 256 px", "picture", id="picture"),
-    pytest.param({"latent": {"samples": torch.zeros(1, 16, 20, 30)}}, "240 x 160 px", "latent", id="latent"),
-    pytest.param({"image": torch.rand(1, 64, 64, 3), "latent": {"samples": torch.zeros(1, 16, 20, 30)}},
-                 "64 x 64 px", "picture", id="both"),
-    pytest.param({}, "4096 x 4096 px", "nothing connected", id="neither"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "size", "origin"),
+    [
+        pytest.param({"image": torch.rand(2, 250, 333, 3)}, "336 x 256 px", "picture", id="picture"),
+        pytest.param({"latent": {"samples": torch.zeros(1, 16, 20, 30)}}, "240 x 160 px", "latent", id="latent"),
+        pytest.param(
+            {"image": torch.rand(1, 64, 64, 3), "latent": {"samples": torch.zeros(1, 16, 20, 30)}},
+            "64 x 64 px",
+            "picture",
+            id="both",
+        ),
+        pytest.param({}, "4096 x 4096 px", "nothing connected", id="neither"),
+    ],
+)
 def test_where_the_size_comes_from(inspect, tiny_flux, clear_node, inputs, size, origin):
     lines = quoted(inspect(clear_node(tiny_flux(), radius=3), **inputs)[1])
     assert lines["size"].startswith(f"{size}, ")
@@ -154,8 +172,15 @@ def test_patches_of_other_nodes(inspect, tiny_flux, clear_node, run_node, host, 
 
     model = others(clear(tiny_flux())) if after else clear(others(tiny_flux()))
     told = quoted(inspect(model)[1])["other patches"]
-    for words in ("2 LoRAs", "on 1 weights", "attend_as_before", "attn1_output_patch", "guidance is replaced",
-                  "easycache", "shift 2.5"):
+    for words in (
+        "2 LoRAs",
+        "on 1 weights",
+        "attend_as_before",
+        "attn1_output_patch",
+        "guidance is replaced",
+        "easycache",
+        "shift 2.5",
+    ):
         assert words in told, told
     assert "clear" not in told.lower()
 
@@ -185,8 +210,9 @@ def test_times_are_those_of_the_last_run(inspect, tiny_flux, clear_node, pack, m
     latent = torch.zeros(1, 16, 32, 32)
     positive = conditioning(torch.randn(1, 512, 64), torch.randn(1, 32))
     with torch.inference_mode():
-        comfy.sample.sample(model, torch.randn_like(latent), 4, 1.0, "euler", "simple", positive, [], latent,
-                            disable_pbar=True, seed=1)
+        comfy.sample.sample(
+            model, torch.randn_like(latent), 4, 1.0, "euler", "simple", positive, [], latent, disable_pbar=True, seed=1
+        )
     (last,) = pace._last
     assert last.calls == 3 and "256 x 256 px" in last.what and "radius 4" in last.what
     assert quoted(inspect(model, image=image)[1])["time of a step"].startswith("2 s (from 256 x 256 px")
@@ -204,10 +230,22 @@ def test_the_clock_counts_each_call_s_work(tiny_flux, clear_node, pack, monkeypa
     dense = {"radius": 4, "dense_blocks": "d0-1, s0-1"}
     for widgets, cfg in (({"radius": 4}, 1.0), ({"radius": 4}, 2.0), (dense, 1.0)):
         with torch.inference_mode():
-            comfy.sample.sample(clear_node(tiny_flux(), **widgets), torch.randn_like(latent), 2, cfg, "euler", "simple",
-                                positive, positive, latent, disable_pbar=True, seed=1)
+            comfy.sample.sample(
+                clear_node(tiny_flux(), **widgets),
+                torch.randn_like(latent),
+                2,
+                cfg,
+                "euler",
+                "simple",
+                positive,
+                positive,
+                latent,
+                disable_pbar=True,
+                seed=1,
+            )
     facts = import_module(f"{pack.__name__}.nodes.host.inspect").inspect_model(
-        clear_node(tiny_flux(), radius=4), (256, 256), 1.0, "picture")
+        clear_node(tiny_flux(), radius=4), (256, 256), 1.0, "picture"
+    )
     row = facts.row((256, 256))
     assert counted == pytest.approx([2 * row.window, 4 * row.window, 2 * row.dense])
 
@@ -220,12 +258,15 @@ GRAPH: Graph = {
 }
 
 
-@pytest.mark.parametrize(("inputs", "size"), [
-    pytest.param({"model": ["2", 0], "image": ["3", 0], "upscale_by": 2.0}, "640 x 480", id="picture"),
-    pytest.param({"model": ["2", 0], "latent": ["4", 0]}, "336 x 208", id="latent"),
-    pytest.param({"model": ["2", 0]}, "4096 x 4096", id="neither"),
-    pytest.param({"model": ["1", 0], "image": ["3", 0]}, "320 x 240", id="without CLEAR"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "size"),
+    [
+        pytest.param({"model": ["2", 0], "image": ["3", 0], "upscale_by": 2.0}, "640 x 480", id="picture"),
+        pytest.param({"model": ["2", 0], "latent": ["4", 0]}, "336 x 208", id="latent"),
+        pytest.param({"model": ["2", 0]}, "4096 x 4096", id="neither"),
+        pytest.param({"model": ["1", 0], "image": ["3", 0]}, "320 x 240", id="without CLEAR"),
+    ],
+)
 def test_it_runs_alone_on_a_server(running_server, inputs, size):
     """As an output node it needs nothing behind it, and its result reaches the front end as picture and text."""
     entry = running_server.run({**GRAPH, "9": {"class_type": "CLEARInspect", "inputs": inputs}})

@@ -25,9 +25,21 @@ WORKFLOW = {
     "2": {"class_type": "CLEARAttention", "inputs": {"model": ["1", 0], "radius": 4}},
     "3": {"class_type": "ClearTestConditioning", "inputs": {"seed": 1, "tokens": 24, "guidance": 3.5}},
     "4": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 256, "height": 256, "batch_size": 1}},
-    "5": {"class_type": "KSampler", "inputs": {
-        "model": ["2", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 7, "steps": 1,
-        "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["2", 0],
+            "positive": ["3", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 7,
+            "steps": 1,
+            "cfg": 1.0,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        },
+    },
     "6": {"class_type": "SaveLatent", "inputs": {"samples": ["5", 0], "filename_prefix": "latents/clear"}},
 }
 
@@ -38,8 +50,23 @@ WORKSHOP = shutil.ignore_patterns(".git", ".venv", ".pytest_cache", "__pycache__
 def test_the_requirements_change_no_installed_package():
     """pip's own plan for this host's environment: whatever is there stays at its version."""
     plan = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", "--disable-pip-version-check",
-         "-r", str(PROJECT / "requirements.txt")], capture_output=True, text=True, check=True)
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--quiet",
+            "--report",
+            "-",
+            "--disable-pip-version-check",
+            "-r",
+            str(PROJECT / "requirements.txt"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     wanted = {item["metadata"]["name"].lower().replace("_", "-") for item in json.loads(plan.stdout)["install"]}
     installed = {found.metadata["Name"].lower().replace("_", "-") for found in distributions()}
     assert wanted & installed == set()
@@ -48,9 +75,13 @@ def test_the_requirements_change_no_installed_package():
 
 def files_in(base: Path, but: Path) -> set[str]:
     """Everything in a server's folder except one folder, Python's own caches and the host's diaries."""
-    return {str(path.relative_to(base)) for path in base.rglob("*")
-            if but not in (path, *path.parents) and "__pycache__" not in path.parts
-            and not path.name.endswith((".log", ".db", ".db-journal", ".db-wal", ".db-shm", ".lock"))}
+    return {
+        str(path.relative_to(base))
+        for path in base.rglob("*")
+        if but not in (path, *path.parents)
+        and "__pycache__" not in path.parts
+        and not path.name.endswith((".log", ".db", ".db-journal", ".db-wal", ".db-shm", ".lock"))
+    }
 
 
 def status_of(server: Server, path: str) -> int:
@@ -88,8 +119,9 @@ def test_a_copy_under_another_name_is_used_and_leaves_nothing(host, tmp_path):
     with Server(CHECKOUT, Path(sys.executable), base, log_level="WARNING") as server:
         assert [name for name in server.get("/object_info") if name.startswith("CLEAR")] == []
         assert [path for path in server.get("/extensions") if "windows" in path or "clear" in path.lower()] == []
-        assert {status_of(server, path) for path in (script, "/clear_flux/pack", "/clear_flux/weights",
-                                                     "/clear_flux/cost")} == {404}
+        assert {
+            status_of(server, path) for path in (script, "/clear_flux/pack", "/clear_flux/weights", "/clear_flux/cost")
+        } == {404}
         assert server.boot_log.lower().count("clear") == 0, server.boot_log
         assert "clear" not in json.dumps(server.get("/settings")).lower()
     assert [path for path in files_in(base, folder) if "clear" in path.lower() or FOLDER in path] == []
@@ -106,9 +138,20 @@ def test_an_old_api_graph_with_fewer_inputs_runs(kept, host, pack, tiny_flux):
 
     model = tiny_flux()
     given = dict(list(OLD_NODE.items())[:kept]) | {"model": model}
-    spelled = {"weights_name": "none", "strength": 1.0, "radius": given.get("radius", 0), "ntk_factor": 0.0,
-               "proportional_attention": "auto", "start_percent": 0.0, "end_percent": 1.0, "dense_blocks": "",
-               "min_tokens": 0, "controlnet": "auto", "backend": "auto", "down_factor": 0}
+    spelled = {
+        "weights_name": "none",
+        "strength": 1.0,
+        "radius": given.get("radius", 0),
+        "ntk_factor": 0.0,
+        "proportional_attention": "auto",
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "dense_blocks": "",
+        "min_tokens": 0,
+        "controlnet": "auto",
+        "backend": "auto",
+        "down_factor": 0,
+    }
     (short,) = run_node(host.stock("CLEARAttention"), **given)
     (full,) = run_node(host.stock("CLEARAttention"), model=model, **spelled)
     assert settings_of(short) == settings_of(full)

@@ -36,8 +36,14 @@ def prompt(text: int, **extra: Any) -> list:
     return out
 
 
-def attending(patcher: Any, text: int, grid: tuple[int, int], references: int = 0, radius: int | None = None,
-              scale: float | None = None) -> Any:
+def attending(
+    patcher: Any,
+    text: int,
+    grid: tuple[int, int],
+    references: int = 0,
+    radius: int | None = None,
+    scale: float | None = None,
+) -> Any:
     """A clone of a stock model whose blocks run ``attention_pytorch`` on their mask with the window written into it.
 
     Args:
@@ -49,8 +55,9 @@ def attending(patcher: Any, text: int, grid: tuple[int, int], references: int = 
     length = text + grid[0] * grid[1] + references
     seen = window_mask(text, grid, references, math.inf if radius is None else radius)
 
-    def attend(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None,
-               **kwargs: Any) -> Tensor:
+    def attend(
+        func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         window = torch.zeros(length, length).masked_fill(~seen, HIDDEN)
         if mask is not None:
             mask = mask if mask.ndim != 3 else mask[:, None]
@@ -65,6 +72,7 @@ def attending(patcher: Any, text: int, grid: tuple[int, int], references: int = 
 
 def with_block_mask(patcher: Any, mask: Tensor) -> Any:
     """A clone whose blocks get ``mask``, as packs for regional prompts hand it over."""
+
     def replaced(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         return extra["original_block"]({**args, "attn_mask": mask})
 
@@ -86,8 +94,14 @@ def redux(positive: list, host: Any, strength: float, tokens: int = 4, seed: int
         for weight in encoder.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
         seen = SimpleNamespace(last_hidden_state=torch.randn(1, tokens, 8, generator=generator))
-        return run_node(host.stock("StyleModelApply"), conditioning=positive, style_model=comfy.sd.StyleModel(encoder),
-                        clip_vision_output=seen, strength=strength, strength_type="attn_bias")[0]
+        return run_node(
+            host.stock("StyleModelApply"),
+            conditioning=positive,
+            style_model=comfy.sd.StyleModel(encoder),
+            clip_vision_output=seen,
+            strength=strength,
+            strength_type="attn_bias",
+        )[0]
 
 
 # ---- 50 random masks: each of these makes (a conditioning, a mask for the blocks or None, reference tokens) ----
@@ -160,8 +174,16 @@ def reduxs_on_another(draw: random.Random, text: int, grid: tuple[int, int], hos
     return redux(redux(make(draw, text, grid, host)[0], host, 0.5), host, draw.choice([1.0, 0.3])), None, 0
 
 
-MASKS = [bias_in_the_conditioning, bool_in_the_conditioning, by_image_row, enlarged_by_the_host, regions,
-         given_to_the_blocks, reduxs_own, reduxs_on_another]
+MASKS = [
+    bias_in_the_conditioning,
+    bool_in_the_conditioning,
+    by_image_row,
+    enlarged_by_the_host,
+    regions,
+    given_to_the_blocks,
+    reduxs_own,
+    reduxs_on_another,
+]
 
 
 def random_mask(seed: int, host: Any) -> tuple[list, Tensor | None, int, tuple[int, int], random.Random]:
@@ -183,8 +205,10 @@ def test_none_of_50_masks_is_dropped(host, tiny_flux, clear_node, predict, seed)
         assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
     assert [line for line in log.messages() if "CLEAR" in line] == []
     # Without the mask, or without the window, it is another picture, or the comparison says nothing.
-    bare = [[context, {name: value for name, value in extra.items() if name != "attention_mask"}]
-            for context, extra in positive]
+    bare = [
+        [context, {name: value for name, value in extra.items() if name != "attention_mask"}]
+        for context, extra in positive
+    ]
     assert relative_error(predict(clear_node(model, radius=radius), x, SIGMA, bare), expected) > 1e-4
     if math.dist((0, 0), (grid[0] - 1, grid[1] - 1)) >= radius:
         assert relative_error(predict(masked, x, SIGMA, positive), expected) > 1e-4
@@ -238,13 +262,18 @@ def test_a_word_hidden_from_everyone_is_a_prompt_without_it(tiny_flux, clear_nod
     assert relative_error(predict(patched, noise(grid), SIGMA, prompt(text)), expected) > 1e-3
 
 
-@pytest.mark.parametrize("hatch", [dict(dense_blocks="0-3"), dict(min_tokens=100), dict(start_percent=0.99)],
-                         ids=lambda hatch: next(iter(hatch)))
+@pytest.mark.parametrize(
+    "hatch",
+    [dict(dense_blocks="0-3"), dict(min_tokens=100), dict(start_percent=0.99)],
+    ids=lambda hatch: next(iter(hatch)),
+)
 def test_where_the_window_is_switched_off_the_mask_is_the_stock_models(host, tiny_flux, clear_node, predict, hatch):
     model, grid = tiny_flux(), (6, 7)
     positive, *_ = bias_in_the_conditioning(random.Random(1), 7, grid, host)
-    assert torch.equal(predict(clear_node(model, radius=3, **hatch), noise(grid), SIGMA, positive),
-                       predict(model, noise(grid), SIGMA, positive))
+    assert torch.equal(
+        predict(clear_node(model, radius=3, **hatch), noise(grid), SIGMA, positive),
+        predict(model, noise(grid), SIGMA, positive),
+    )
 
 
 def test_a_mask_that_fits_no_block_is_the_hosts_to_refuse(tiny_flux, clear_node, predict):
@@ -263,8 +292,9 @@ def masks_module(pack: ModuleType) -> ModuleType:
     return importlib.import_module(f"{pack.__name__}.nodes.host.masks")
 
 
-def test_a_mask_between_image_tokens_past_the_limit_is_refused_in_words(host, tiny_flux, clear_node, predict,
-                                                                         masks_module, monkeypatch):
+def test_a_mask_between_image_tokens_past_the_limit_is_refused_in_words(
+    host, tiny_flux, clear_node, predict, masks_module, monkeypatch
+):
     model, grid = clear_node(tiny_flux(), radius=3), (6, 7)
     full, *_ = bias_in_the_conditioning(random.Random(1), 7, grid, host)
     rows, *_ = by_image_row(random.Random(1), 7, grid, host)

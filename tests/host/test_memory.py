@@ -36,9 +36,16 @@ def test_the_node_holds_the_file_once(host, pack, clear_node, width, blocks, rec
     weights = import_module(f"{pack.__name__}.clear_core.weights")
     naming = import_module(f"{pack.__name__}.clear_core.weights.naming")
     path = host.base / "models" / "clear" / f"own_{width}.safetensors"
-    weights.save_clear_file(path, {
-        name: torch.full((width, width) if name.endswith("weight") else (width,), 0.01, dtype=torch.bfloat16)
-        for name in naming.trained_names(blocks, blocks)}, {}, blocks, 1)
+    weights.save_clear_file(
+        path,
+        {
+            name: torch.full((width, width) if name.endswith("weight") else (width,), 0.01, dtype=torch.bfloat16)
+            for name in naming.trained_names(blocks, blocks)
+        },
+        {},
+        blocks,
+        1,
+    )
     size = path.stat().st_size
     model = flux.build_meta_flux(hidden_size=width, num_heads=width // 128, depth=blocks, depth_single_blocks=blocks)
     try:

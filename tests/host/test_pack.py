@@ -21,8 +21,7 @@ def test_loading_changes_no_setting_of_the_process(loaded_pack):
 
 
 def test_loading_adds_our_nodes_only(host, pack):
-    ours = {name for name, node in host.nodes.NODE_CLASS_MAPPINGS.items()
-            if node.__module__.startswith(pack.__name__)}
+    ours = {name for name, node in host.nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith(pack.__name__)}
     assert "CLEARAttention" in ours
     assert all(name.startswith("CLEAR") for name in ours)
 

@@ -40,8 +40,13 @@ def weights_name(host, pack, tiny_file) -> str:
             old = base[f"{key}.{end}"][rows]
             trained[f"{stem}.{end}"] = old + torch.randn(old.shape, generator=generator) * old.std() / 3
     save = import_module(f"{pack.__name__}.clear_core.weights").save_clear_file
-    save(host.base / "models" / "clear" / "clear_local_4.safetensors",
-         {name: tensor.to(torch.bfloat16) for name, tensor in trained.items()}, {}, 4, 1)
+    save(
+        host.base / "models" / "clear" / "clear_local_4.safetensors",
+        {name: tensor.to(torch.bfloat16) for name, tensor in trained.items()},
+        {},
+        4,
+        1,
+    )
     return "clear_local_4.safetensors"
 
 
@@ -77,17 +82,25 @@ def merged_file(host: Any, weights_name: str, cast: Any, source: dict[str, torch
     for stem, (key, rows) in trained_places():
         for end in ("weight", "bias"):
             merged[f"{key}.{end}"][rows] = trained[f"{stem}.{end}"].to(merged[f"{key}.{end}"].dtype)
-    save_file({key: cast(key, tensor).contiguous() for key, tensor in merged.items()},
-              host.base / "models" / "diffusion_models" / name)
+    save_file(
+        {key: cast(key, tensor).contiguous() for key, tensor in merged.items()},
+        host.base / "models" / "diffusion_models" / name,
+    )
     return name
 
 
-def test_an_fp8_base_is_the_merge_in_bf16_cast_to_fp8(host, tiny_file, weights_name, clear_node, predict,
-                                                      record_property):
+def test_an_fp8_base_is_the_merge_in_bf16_cast_to_fp8(
+    host, tiny_file, weights_name, clear_node, predict, record_property
+):
     base = load(host, tiny_file.name, "fp8_e4m3fn")
     assert base.model.diffusion_model.double_blocks[0].img_attn.qkv.weight.dtype == torch.float8_e4m3fn
-    merged = merged_file(host, weights_name, lambda key, tensor: tensor.to(torch.bfloat16), load_file(tiny_file),
-                         "tiny_merged.safetensors")
+    merged = merged_file(
+        host,
+        weights_name,
+        lambda key, tensor: tensor.to(torch.bfloat16),
+        load_file(tiny_file),
+        "tiny_merged.safetensors",
+    )
     cast = clear_node(load(host, merged, "fp8_e4m3fn"), radius=4)
     exact = predict(clear_node(load(host, merged), radius=4), noise(), SIGMA, prompt())
     patched = clear_node(base, weights_name=weights_name)
@@ -128,8 +141,10 @@ def test_a_scaled_fp8_base(host, tiny_file, weights_name, clear_node, predict, r
         tensors |= {f"{layer}.scale_weight": scale.reshape(()) for layer, scale in scales.items()}
         # Two numbers: the host computes in full precision, which a CPU needs.
         tensors["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()},
-                  host.base / "models" / "diffusion_models" / name)
+        save_file(
+            {key: tensor.contiguous() for key, tensor in tensors.items()},
+            host.base / "models" / "diffusion_models" / name,
+        )
         return name
 
     folder = host.base / "models" / "diffusion_models"

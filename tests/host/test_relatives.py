@@ -35,12 +35,16 @@ def relative(host, request):
 
     if request.param == "LongCat-Image" and not hasattr(comfy.supported_models, "LongCatImage"):
         pytest.skip("this ComfyUI does not know LongCat-Image")
-    return {"Chroma": relatives.build_chroma, "Ovis-Image": relatives.build_ovis,
-            "LongCat-Image": relatives.build_longcat}[request.param]()
+    return {
+        "Chroma": relatives.build_chroma,
+        "Ovis-Image": relatives.build_ovis,
+        "LongCat-Image": relatives.build_longcat,
+    }[request.param]()
 
 
-@pytest.mark.parametrize("height, width, text, radius", [(20, 26, 7, 3), (19, 27, 7, 4), (8, 40, 1, 2)],
-                         ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    "height, width, text, radius", [(20, 26, 7, 3), (19, 27, 7, 4), (8, 40, 1, 2)], ids=lambda value: str(value)
+)
 def test_the_window_is_the_methods(relative, clear_node, predict, height, width, text, radius):
     x, positive = noise(height, width), prompt(text)
     mask = window_mask(text, (math.ceil(height / 2), math.ceil(width / 2)), 0, radius)
@@ -101,8 +105,10 @@ def test_distilled_weights_are_refused(relative, host, clear_node):
     assert relative.patches == {} and relative.wrappers == {}
 
 
-@pytest.mark.parametrize("model", ["Flux2", "SD3", "QwenImage", "ZImage", "Lumina2", "HiDream", "HunyuanVideo", "SDXL",
-                                   "AuraFlow", "ChromaRadiance"])
+@pytest.mark.parametrize(
+    "model",
+    ["Flux2", "SD3", "QwenImage", "ZImage", "Lumina2", "HiDream", "HunyuanVideo", "SDXL", "AuraFlow", "ChromaRadiance"],
+)
 def test_other_models_are_refused_by_name(host, tiny_flux, clear_node, model):
     import comfy.supported_models
 

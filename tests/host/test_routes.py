@@ -65,10 +65,24 @@ def test_the_catalogue_is_listed(host, routes):
         assert bool(file["installed"]) == installed
 
 
-@pytest.mark.parametrize("body", [
-    {"name": "../../clear_local_8"}, {"name": "sub/clear_local_8"}, {"name": "flux1-dev"}, {"name": ""},
-    {"name": "https://example.com/clear_local_8.safetensors"}, {"name": ["clear_local_8"]}, {"name": None},
-    {}, [], "clear_local_8", b"not json", b""], ids=repr)
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "../../clear_local_8"},
+        {"name": "sub/clear_local_8"},
+        {"name": "flux1-dev"},
+        {"name": ""},
+        {"name": "https://example.com/clear_local_8.safetensors"},
+        {"name": ["clear_local_8"]},
+        {"name": None},
+        {},
+        [],
+        "clear_local_8",
+        b"not json",
+        b"",
+    ],
+    ids=repr,
+)
 def test_anything_outside_the_catalogue_is_refused(routes, events, monkeypatch, body):
     monkeypatch.setattr(routes, "fetch", lambda *args: pytest.fail(f"it was fetched: {args}"))
     ((status, answer),) = ask(body)
@@ -111,7 +125,8 @@ def test_a_failed_download_ends_in_its_sentence_and_can_be_tried_again(routes, e
     ask({"name": "clear_local_16"})
     ask({"name": "clear_local_16"})
     assert [data for _, data in events] == 2 * [
-        {"name": "clear_local_16", "error": "clear_local_16.safetensors was not fetched: no network."}]
+        {"name": "clear_local_16", "error": "clear_local_16.safetensors was not fetched: no network."}
+    ]
     ((_, answer),) = ask(None)
     assert not any(file["fetching"] for file in answer["files"])
 

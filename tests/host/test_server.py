@@ -16,23 +16,56 @@ from support_comfy.sampling import Graph, relative_error, run_graph
 from support_comfy.server import TEST_NODE, RefusedPrompt, Server, error_message, output_files
 
 # What the widgets are called and in which order they stay: saved workflows restore them by position.
-FINAL_ORDER = ["weights_name", "strength", "radius", "ntk_factor", "proportional_attention", "start_percent",
-               "end_percent", "dense_blocks", "min_tokens", "controlnet", "backend", "down_factor"]
+FINAL_ORDER = [
+    "weights_name",
+    "strength",
+    "radius",
+    "ntk_factor",
+    "proportional_attention",
+    "start_percent",
+    "end_percent",
+    "dense_blocks",
+    "min_tokens",
+    "controlnet",
+    "backend",
+    "down_factor",
+]
 FIRST_WIDGETS = {"weights_name", "radius", "ntk_factor", "proportional_attention", "backend", "down_factor"}
 
 CLEAR, SAMPLER, SAVE = "2", "6", "7"
 
 WORKFLOW: Graph = {
     "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "tiny_flux.safetensors", "weight_dtype": "default"}},
-    CLEAR: {"class_type": "CLEARAttention", "inputs": {
-        "model": ["1", 0], "weights_name": "tiny/clear_local_4_down_2.safetensors", "radius": 0, "ntk_factor": 10.0,
-        "proportional_attention": "on", "backend": "auto", "down_factor": 0}},
+    CLEAR: {
+        "class_type": "CLEARAttention",
+        "inputs": {
+            "model": ["1", 0],
+            "weights_name": "tiny/clear_local_4_down_2.safetensors",
+            "radius": 0,
+            "ntk_factor": 10.0,
+            "proportional_attention": "on",
+            "backend": "auto",
+            "down_factor": 0,
+        },
+    },
     "3": {"class_type": "ClearTestConditioning", "inputs": {"seed": 1, "tokens": 24, "guidance": 3.5}},
     "4": {"class_type": "ClearTestConditioning", "inputs": {"seed": 2, "tokens": 24, "guidance": 3.5}},
     "5": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 336, "height": 208, "batch_size": 1}},
-    SAMPLER: {"class_type": "KSampler", "inputs": {
-        "model": [CLEAR, 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "seed": 7,
-        "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}},
+    SAMPLER: {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": [CLEAR, 0],
+            "positive": ["3", 0],
+            "negative": ["4", 0],
+            "latent_image": ["5", 0],
+            "seed": 7,
+            "steps": 2,
+            "cfg": 2.0,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        },
+    },
     SAVE: {"class_type": "SaveLatent", "inputs": {"samples": [SAMPLER, 0], "filename_prefix": "latents/clear"}},
 }
 
@@ -89,16 +122,20 @@ def test_the_list_of_weights_holds_what_is_installed(running_server):
     options = kind if isinstance(kind, list) else extra["options"]
     assert options[0] == "none"
     assert {Path(name).name for name in options[1:]} == {
-        path.name for path in (running_server.base / "models" / "clear").rglob("*.safetensors")}
+        path.name for path in (running_server.base / "models" / "clear").rglob("*.safetensors")
+    }
 
 
-@pytest.mark.parametrize(("widgets", "words"), [
-    pytest.param({"weights_name": "clear_local_99.safetensors"}, ["clear_local_99.safetensors"], id="missing file"),
-    pytest.param({"backend": "warp"}, ["backend", "warp"], id="unknown backend"),
-    pytest.param({"proportional_attention": "maybe"}, ["proportional_attention", "maybe"], id="unknown choice"),
-    pytest.param({"radius": -3}, ["radius", "-3"], id="negative radius"),
-    pytest.param({"radius": "wide"}, ["radius", "wide"], id="radius is a word"),
-])
+@pytest.mark.parametrize(
+    ("widgets", "words"),
+    [
+        pytest.param({"weights_name": "clear_local_99.safetensors"}, ["clear_local_99.safetensors"], id="missing file"),
+        pytest.param({"backend": "warp"}, ["backend", "warp"], id="unknown backend"),
+        pytest.param({"proportional_attention": "maybe"}, ["proportional_attention", "maybe"], id="unknown choice"),
+        pytest.param({"radius": -3}, ["radius", "-3"], id="negative radius"),
+        pytest.param({"radius": "wide"}, ["radius", "wide"], id="radius is a word"),
+    ],
+)
 def test_unknown_values_are_refused_in_words(running_server, widgets, words):
     with pytest.raises(RefusedPrompt) as refused:
         running_server.run(with_widgets(**widgets))
@@ -107,10 +144,13 @@ def test_unknown_values_are_refused_in_words(running_server, widgets, words):
     assert all(word in told for word in words), told
 
 
-@pytest.mark.parametrize(("widgets", "words"), [
-    pytest.param({"weights_name": "clear_local_8.safetensors"}, ["64", "256"], id="weights of another width"),
-    pytest.param({"down_factor": 4}, ["4", "2", "down"], id="down factor against the file"),
-])
+@pytest.mark.parametrize(
+    ("widgets", "words"),
+    [
+        pytest.param({"weights_name": "clear_local_8.safetensors"}, ["64", "256"], id="weights of another width"),
+        pytest.param({"down_factor": 4}, ["4", "2", "down"], id="down factor against the file"),
+    ],
+)
 def test_what_does_not_fit_ends_in_one_sentence_and_the_server_goes_on(running_server, widgets, words):
     failed = running_server.run(with_widgets(**widgets))
     told = error_message(failed)

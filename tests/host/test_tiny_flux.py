@@ -27,8 +27,11 @@ def tiny(host, pack):
     for path in (TINY / "windows").glob("*.safetensors"):
         shutil.copy(path, models / "clear" / "trained" / path.name)
     host.load_file(PROJECT / "demo" / "comfyui" / "tiny_flux_text_and_pixels.py")
-    asyncio.run(host.nodes.load_custom_node(
-        str(Path(host.nodes.__file__).parent / "comfy_extras" / "nodes_images.py"), module_parent="comfy_extras"))
+    asyncio.run(
+        host.nodes.load_custom_node(
+            str(Path(host.nodes.__file__).parent / "comfy_extras" / "nodes_images.py"), module_parent="comfy_extras"
+        )
+    )
     return host.stock
 
 
@@ -37,8 +40,12 @@ def test_the_stock_loader_gives_the_model_of_diffusers(tiny):
     (model,) = run_node(tiny("UNETLoader"), unet_name="trained_tiny_flux.safetensors", weight_dtype="default")
     with safe_open(RECORDED, "pt") as file:
         case = {name: file.get_tensor(name) for name in file.keys()}
-    flow = predict(model, case["latent"], case["sigma"].item(),
-                   conditioning(case["context"], case["pooled"], case["guidance"].item()))
+    flow = predict(
+        model,
+        case["latent"],
+        case["sigma"].item(),
+        conditioning(case["context"], case["pooled"], case["guidance"].item()),
+    )
     assert relative_error(flow, case["velocity"]) < 2e-2, "bfloat16 weights and arithmetic, but no other difference"
 
 

@@ -62,12 +62,19 @@ def compile_node(host, compiler, request) -> Callable[[Any], Any]:
 def test_radius_and_size_take_effect_and_steps_do_not_compile(tiny_flux, clear_node, predict, compile_node, order):
     model = tiny_flux(depth=1, depth_single_blocks=1)
     sizes = ((12, 14), (16, 14), (12, 14))
-    expected = {(radius, size, sigma): predict(clear_node(model, radius=radius, **WIDGETS), noise(*size), sigma, prompt())
-                for radius in (2, 4) for size in set(sizes) for sigma in STEPS}
+    expected = {
+        (radius, size, sigma): predict(clear_node(model, radius=radius, **WIDGETS), noise(*size), sigma, prompt())
+        for radius in (2, 4)
+        for size in set(sizes)
+        for sigma in STEPS
+    }
     known: set[tuple[int, int]] = set()
     for radius in (2, 4, 2):
-        patched = (compile_node(clear_node(model, radius=radius, **WIDGETS)) if order == "node first" else
-                   clear_node(compile_node(model), radius=radius, **WIDGETS))
+        patched = (
+            compile_node(clear_node(model, radius=radius, **WIDGETS))
+            if order == "node first"
+            else clear_node(compile_node(model), radius=radius, **WIDGETS)
+        )
         for size in sizes:
             for sigma in STEPS:
                 before = compiled_frames()

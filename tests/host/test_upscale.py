@@ -12,8 +12,25 @@ from support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write
 from support_comfy.sampling import conditioning, relative_error, run_node
 
 SOCKETS = ["image", "model", "positive", "vae"]
-OPTIONAL = ["negative", "upscale_model", "mask", "upscale_by", "seed", "steps", "cfg", "sampler_name", "scheduler",
-            "denoise", "stages", "stage_denoise", "tile_width", "tile_height", "tile_overlap", "color_fix", "shift"]
+OPTIONAL = [
+    "negative",
+    "upscale_model",
+    "mask",
+    "upscale_by",
+    "seed",
+    "steps",
+    "cfg",
+    "sampler_name",
+    "scheduler",
+    "denoise",
+    "stages",
+    "stage_denoise",
+    "tile_width",
+    "tile_height",
+    "tile_overlap",
+    "color_fix",
+    "shift",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +43,13 @@ def vae(host, pack) -> Any:
 @pytest.fixture
 def upscale(host, vae):
     """``upscale(image, model, **inputs)`` is what CLEARUpscale puts out."""
+
     def run(image: torch.Tensor, model: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, str]:
         inputs = {"positive": prompt(), "vae": vae, "steps": 3, **inputs}
         with torch.inference_mode():
             out, latent, info = run_node(host.stock("CLEARUpscale"), image=image, model=model, **inputs)
         return out, latent["samples"], info
+
     return run
 
 
@@ -39,14 +58,27 @@ def prompt(seed: int = 2) -> list:
     return conditioning(torch.randn(1, 7, 64, generator=generator), torch.randn(1, 32, generator=generator))
 
 
-def stock_graph(host: Any, vae: Any, image: torch.Tensor, model: Any, size: tuple[int, int], *, custom: bool,
-                seed: int = 0, steps: int = 3, denoise: float = 0.5, shift: float = 3.0, cfg: float = 1.0,
-                sampler: str = "euler") -> tuple[torch.Tensor, torch.Tensor]:
+def stock_graph(
+    host: Any,
+    vae: Any,
+    image: torch.Tensor,
+    model: Any,
+    size: tuple[int, int],
+    *,
+    custom: bool,
+    seed: int = 0,
+    steps: int = 3,
+    denoise: float = 0.5,
+    shift: float = 3.0,
+    cfg: float = 1.0,
+    sampler: str = "euler",
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Picture and latent of the recipe without our node."""
     stock = host.stock
     with torch.inference_mode():
-        (image,) = run_node(stock("ImageScale"), image=image, upscale_method="lanczos", width=size[1], height=size[0],
-                            crop="disabled")
+        (image,) = run_node(
+            stock("ImageScale"), image=image, upscale_method="lanczos", width=size[1], height=size[0], crop="disabled"
+        )
         (latent,) = run_node(stock("VAEEncode"), pixels=image, vae=vae)
         (model,) = run_node(stock("ModelSamplingAuraFlow"), model=model, shift=shift)
         if custom:
@@ -54,12 +86,28 @@ def stock_graph(host: Any, vae: Any, image: torch.Tensor, model: Any, size: tupl
             (noise,) = run_node(stock("RandomNoise"), noise_seed=seed)
             (guider,) = run_node(stock("BasicGuider"), model=model, conditioning=prompt())
             (chosen,) = run_node(stock("KSamplerSelect"), sampler_name=sampler)
-            latent, _ = run_node(stock("SamplerCustomAdvanced"), noise=noise, guider=guider, sampler=chosen,
-                                 sigmas=sigmas, latent_image=latent)
+            latent, _ = run_node(
+                stock("SamplerCustomAdvanced"),
+                noise=noise,
+                guider=guider,
+                sampler=chosen,
+                sigmas=sigmas,
+                latent_image=latent,
+            )
         else:
-            (latent,) = run_node(stock("KSampler"), model=model, seed=seed, steps=steps, cfg=cfg, sampler_name=sampler,
-                                 scheduler="simple", positive=prompt(), negative=prompt(5), latent_image=latent,
-                                 denoise=denoise)
+            (latent,) = run_node(
+                stock("KSampler"),
+                model=model,
+                seed=seed,
+                steps=steps,
+                cfg=cfg,
+                sampler_name=sampler,
+                scheduler="simple",
+                positive=prompt(),
+                negative=prompt(5),
+                latent_image=latent,
+                denoise=denoise,
+            )
         (image,) = run_node(stock("VAEDecode"), samples=latent, vae=vae)
     return image, latent["samples"]
 
@@ -86,8 +134,15 @@ def test_one_stage_is_the_stock_graph_bit_for_bit(host, vae, upscale, tiny_flux,
     assert torch.equal(latent, expected_latent) and torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("values", [{"denoise": 0.7, "steps": 2, "sampler": "dpm_2"}, {"cfg": 2.5, "sampler": "dpmpp_2m"},
-                                    {"shift": 1.5, "denoise": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"denoise": 0.7, "steps": 2, "sampler": "dpm_2"},
+        {"cfg": 2.5, "sampler": "dpmpp_2m"},
+        {"shift": 1.5, "denoise": 1.0},
+    ],
+    ids=str,
+)
 def test_one_stage_is_the_stock_graph_with_other_widgets_too(host, vae, upscale, tiny_flux, values):
     model, image = tiny_flux(), picture(64, 80)
     widgets = {("sampler_name" if name == "sampler" else name): value for name, value in values.items()}
@@ -135,19 +190,22 @@ def test_an_upscale_model_enlarges_before_each_stage(host, pack, upscale, tiny_f
     with torch.inference_mode():
         (larger,) = run_node(ImageUpscaleWithModel, upscale_model=upscale_model, image=image)
     assert larger.shape == (1, 160, 224, 3)
-    (resized,) = run_node(host.stock("ImageScale"), image=larger, upscale_method="lanczos", width=112, height=80,
-                          crop="disabled")
+    (resized,) = run_node(
+        host.stock("ImageScale"), image=larger, upscale_method="lanczos", width=112, height=80, crop="disabled"
+    )
     out, latent, info = upscale(image, tiny_flux(), upscale_model=upscale_model)
     expected, expected_latent, _ = upscale(resized, tiny_flux(), upscale_by=1.0)
     assert torch.equal(latent, expected_latent) and torch.equal(out, expected)
     assert "upscale model" in info
 
 
-@pytest.mark.parametrize(("height", "width", "upscale_by"), [(62, 190, 2.0), (125, 125, 1.0), (48, 192, 2.0), (37, 50, 1.5)],
-                         ids=str)
+@pytest.mark.parametrize(
+    ("height", "width", "upscale_by"), [(62, 190, 2.0), (125, 125, 1.0), (48, 192, 2.0), (37, 50, 1.5)], ids=str
+)
 def test_any_size(upscale, tiny_flux, clear_node, height, width, upscale_by):
-    out, latent, info = upscale(picture(height, width), clear_node(tiny_flux(), radius=3), upscale_by=upscale_by,
-                                steps=1)
+    out, latent, info = upscale(
+        picture(height, width), clear_node(tiny_flux(), radius=3), upscale_by=upscale_by, steps=1
+    )
     size = (round(height * upscale_by), round(width * upscale_by))
     padded = [-(-side // 16) * 16 for side in size]
     assert out.shape[1:3] == size and list(latent.shape[2:]) == [side // 8 for side in padded]
@@ -169,8 +227,9 @@ def test_a_mask_keeps_what_is_outside_it(host, upscale, tiny_flux):
     mask = torch.zeros(1, 128, 128)
     mask[:, 32:96, 16:64] = 1
     out, _, _ = upscale(image, tiny_flux(), mask=mask)
-    (enlarged,) = run_node(host.stock("ImageScale"), image=image, upscale_method="lanczos", width=128, height=128,
-                           crop="disabled")
+    (enlarged,) = run_node(
+        host.stock("ImageScale"), image=image, upscale_method="lanczos", width=128, height=128, crop="disabled"
+    )
     outside = mask[0] == 0
     assert torch.equal(out[:, outside], enlarged[:, outside])
     assert relative_error(out[:, ~outside], enlarged[:, ~outside]) > 1e-2
@@ -181,14 +240,25 @@ def test_a_mask_is_the_stock_latent_mask(host, vae, upscale, tiny_flux):
     mask = torch.zeros(1, 128, 128)
     mask[:, 32:96, 16:64] = 1
     with torch.inference_mode():
-        (larger,) = run_node(host.stock("ImageScale"), image=image, upscale_method="lanczos", width=128, height=128,
-                             crop="disabled")
+        (larger,) = run_node(
+            host.stock("ImageScale"), image=image, upscale_method="lanczos", width=128, height=128, crop="disabled"
+        )
         (latent,) = run_node(host.stock("VAEEncode"), pixels=larger, vae=vae)
         (latent,) = run_node(host.stock("SetLatentNoiseMask"), samples=latent, mask=mask)
         (patched,) = run_node(host.stock("ModelSamplingAuraFlow"), model=model, shift=3.0)
-        (expected,) = run_node(host.stock("KSampler"), model=patched, seed=0, steps=3, cfg=1.0, sampler_name="euler",
-                               scheduler="simple", positive=prompt(), negative=prompt(5), latent_image=latent,
-                               denoise=0.5)
+        (expected,) = run_node(
+            host.stock("KSampler"),
+            model=patched,
+            seed=0,
+            steps=3,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=prompt(),
+            negative=prompt(5),
+            latent_image=latent,
+            denoise=0.5,
+        )
     assert torch.equal(upscale(image, model, mask=mask)[1], expected["samples"])
 
 
@@ -222,16 +292,23 @@ def test_info_names_what_decides_the_picture(upscale, tiny_flux, clear_node):
 
 def test_color_fix_keeps_the_coarse_colours(host, upscale, tiny_flux):
     image = picture(96, 96)
-    (enlarged,) = run_node(host.stock("ImageScale"), image=image, upscale_method="lanczos", width=192, height=192,
-                           crop="disabled")
+    (enlarged,) = run_node(
+        host.stock("ImageScale"), image=image, upscale_method="lanczos", width=192, height=192, crop="disabled"
+    )
     plain, fixed = (upscale(image, tiny_flux(), color_fix=fix)[0] for fix in ("none", "wavelet"))
     drift = [float((out - enlarged).mean(dim=(1, 2)).abs().max()) for out in (plain, fixed)]
     assert drift[1] < drift[0] / 3
 
 
-@pytest.mark.parametrize(("inputs", "words"), [
-    ({"cfg": 2.0}, ["cfg is 2", "negative"]), ({"tile_width": 64, "tile_height": 64}, ["tile_overlap", "128"]),
-    ({"upscale_by": 4.0, "stage_denoise": "0.7; 1"}, ["stage_denoise", "commas"])], ids=str)
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"cfg": 2.0}, ["cfg is 2", "negative"]),
+        ({"tile_width": 64, "tile_height": 64}, ["tile_overlap", "128"]),
+        ({"upscale_by": 4.0, "stage_denoise": "0.7; 1"}, ["stage_denoise", "commas"]),
+    ],
+    ids=str,
+)
 def test_bad_values_end_in_one_sentence(upscale, tiny_flux, inputs, words):
     with pytest.raises(ValueError) as refused:
         upscale(picture(64, 64), tiny_flux(), **inputs)

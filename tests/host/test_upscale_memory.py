@@ -33,10 +33,12 @@ def memory(pack):
 @pytest.fixture
 def with_chunks(memory):
     """``with_chunks(model, chunk)`` is a clone whose blocks work on ``chunk`` tokens at a time."""
+
     def install(model: Any, chunk: int) -> Any:
         clone = model.clone()
         memory.MemoryPatch(chunk).install(clone)
         return clone
+
     return install
 
 
@@ -70,8 +72,9 @@ def test_short_sequences_and_foreign_block_patches_are_left_alone(tiny_flux, wit
     predict(with_chunks(model, 40), x, SIGMA, prompt())
     assert len(ran) == 4
     theirs = model.clone()
-    theirs.set_model_patch_replace(lambda args, extra: ran.append("theirs") or extra["original_block"](args), "dit",
-                                   "single_block", 1)
+    theirs.set_model_patch_replace(
+        lambda args, extra: ran.append("theirs") or extra["original_block"](args), "dit", "single_block", 1
+    )
     ran.clear()
     patched = with_chunks(theirs, 40)
     assert relative_error(predict(patched, x, SIGMA, prompt()), predict(model, x, SIGMA, prompt())) < 2e-6
@@ -96,8 +99,9 @@ def test_blocks_that_others_compute_are_left_to_them(tiny_flux, with_chunks, mon
     elif how == "hook":
         handle = block.register_forward_hook(lambda block, args, out: 2 * out)
     else:
-        handle = block.register_forward_pre_hook(lambda block, args, kwargs: ((2 * args[0], *args[1:]), kwargs),
-                                                 with_kwargs=True)
+        handle = block.register_forward_pre_hook(
+            lambda block, args, kwargs: ((2 * args[0], *args[1:]), kwargs), with_kwargs=True
+        )
     try:
         expected = predict(theirs, x, SIGMA, prompt())
         assert relative_error(predict(with_chunks(theirs, 16), x, SIGMA, prompt()), expected) < 2e-6
@@ -127,8 +131,9 @@ def counted_peak(model: Any, x: torch.Tensor, positive: list) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("chunk", [128, 4096], ids=["chunked", "whole"])
-def test_the_calculated_peak_is_what_is_counted(pack, tiny_flux, clear_node, with_chunks, memory, monkeypatch, chunk,
-                                                dtype):
+def test_the_calculated_peak_is_what_is_counted(
+    pack, tiny_flux, clear_node, with_chunks, memory, monkeypatch, chunk, dtype
+):
     """At a scaled-down width, with an attention that makes its output and no more: the count is exact."""
     window = importlib.import_module(f"{pack.__name__}.nodes.host.window")
     monkeypatch.setattr(window, "clear_attention", lambda q, k, v, **rest: v.clone())
@@ -175,8 +180,9 @@ def test_a_factor_set_by_hand_stands(tiny_flux, clear_node, memory):
     model = clear_node(tiny_flux(), radius=3)
     model.model.memory_usage_factor *= 2
     told = []
-    memory.MemoryPatch().prepare(lambda patcher, *_: told.append(patcher.model.memory_usage_factor), model,
-                                 (1, 16, 64, 64), {})
+    memory.MemoryPatch().prepare(
+        lambda patcher, *_: told.append(patcher.model.memory_usage_factor), model, (1, 16, 64, 64), {}
+    )
     assert told == [2 * model.model.model_config.memory_usage_factor]
 
 
@@ -185,9 +191,19 @@ def test_a_plain_ksampler_has_the_memory_part(host, tiny_flux, clear_node, memor
     original = memory.MemoryPatch.factor
     monkeypatch.setattr(memory.MemoryPatch, "factor", lambda self, *args: seen.append(args) or original(self, *args))
     with torch.inference_mode():
-        run_node(host.stock("KSampler"), model=clear_node(tiny_flux(), radius=3), seed=0, steps=1, cfg=1.0,
-                 sampler_name="euler", scheduler="simple", positive=prompt(), negative=prompt(),
-                 latent_image={"samples": noise(16, 16)}, denoise=1.0)
+        run_node(
+            host.stock("KSampler"),
+            model=clear_node(tiny_flux(), radius=3),
+            seed=0,
+            steps=1,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=prompt(),
+            negative=prompt(),
+            latent_image={"samples": noise(16, 16)},
+            denoise=1.0,
+        )
     assert len(seen) == 1
 
 

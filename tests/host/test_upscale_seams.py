@@ -49,8 +49,9 @@ def demo_module(name: str) -> Any:
     package = "clear_tests_demo"
     if package not in sys.modules:
         folder = TRAINED.parents[1]
-        spec = importlib.util.spec_from_file_location(package, folder / "__init__.py",
-                                                      submodule_search_locations=[str(folder)])
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         sys.modules[package] = importlib.util.module_from_spec(spec)
     return importlib.import_module(f"{package}.{name}")
 
@@ -78,9 +79,19 @@ def enlarged(host, pack, model):
 
     def run(**widgets: Any) -> torch.Tensor:
         with torch.inference_mode():
-            out, _, _ = run_node(host.stock("CLEARUpscale"), image=picture(HEIGHT, WIDTH), model=patched, vae=vae,
-                                 positive=prompt, steps=4, denoise=0.5, seed=3, **widgets)
+            out, _, _ = run_node(
+                host.stock("CLEARUpscale"),
+                image=picture(HEIGHT, WIDTH),
+                model=patched,
+                vae=vae,
+                positive=prompt,
+                steps=4,
+                denoise=0.5,
+                seed=3,
+                **widgets,
+            )
         return out[0]
+
     return run
 
 

@@ -29,9 +29,19 @@ WORKFLOW: Graph = {
     "3": {"class_type": "ClearTestConditioning", "inputs": {"seed": 1, "tokens": 16, "guidance": 3.5}},
     "4": {"class_type": "ClearTestPixels", "inputs": {}},
     "5": {"class_type": "LoadImage", "inputs": {"image": "96x64.png"}},
-    UPSCALE: {"class_type": "CLEARUpscale", "inputs": {
-        "image": ["5", 0], "model": ["2", 0], "positive": ["3", 0], "vae": ["4", 0], "upscale_by": 2.0, "seed": 7,
-        "steps": 1, "denoise": 0.5}},
+    UPSCALE: {
+        "class_type": "CLEARUpscale",
+        "inputs": {
+            "image": ["5", 0],
+            "model": ["2", 0],
+            "positive": ["3", 0],
+            "vae": ["4", 0],
+            "upscale_by": 2.0,
+            "seed": 7,
+            "steps": 1,
+            "denoise": 0.5,
+        },
+    },
     SAVE_LATENT: {"class_type": "SaveLatent", "inputs": {"samples": [UPSCALE, 1], "filename_prefix": "latents/up"}},
     SAVE_IMAGE: {"class_type": "SaveImage", "inputs": {"images": [UPSCALE, 0], "filename_prefix": "up"}},
 }
@@ -50,7 +60,10 @@ def with_trained_flux(graph: Graph) -> Graph:
     """The workflow on the small trained FLUX with its distilled windows, its captions and its codec."""
     graph["1"]["inputs"]["unet_name"] = "trained/tiny_flux.safetensors"
     graph["2"]["inputs"].update(weights_name="trained/clear_local_8.safetensors", radius=0)
-    graph["3"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["4", 0], "text": "a big red plain ball left, sea day"}}
+    graph["3"] = {
+        "class_type": "CLIPTextEncode",
+        "inputs": {"clip": ["4", 0], "text": "a big red plain ball left, sea day"},
+    }
     graph["4"] = {"class_type": "TinyFluxTextAndPixels", "inputs": {}}
     graph[UPSCALE]["inputs"]["vae"] = ["4", 1]
     return graph
@@ -60,8 +73,10 @@ def with_trained_flux(graph: Graph) -> Graph:
 def upscale_server(server_base: Path) -> Iterator[Server]:
     """A server with pictures to enlarge, a VAE that costs nothing, and the small trained FLUX."""
     trained, helper = PROJECT / "demo" / "tiny_flux", PROJECT / "demo" / "comfyui" / "tiny_flux_text_and_pixels.py"
-    for source, folder in ((trained / "tiny_flux.safetensors", "diffusion_models"),
-                           (trained / "windows" / "clear_local_8.safetensors", "clear")):
+    for source, folder in (
+        (trained / "tiny_flux.safetensors", "diffusion_models"),
+        (trained / "windows" / "clear_local_8.safetensors", "clear"),
+    ):
         (server_base / "models" / folder / "trained").mkdir(exist_ok=True)
         shutil.copyfile(source, server_base / "models" / folder / "trained" / source.name)
     (server_base / "custom_nodes" / helper.name).symlink_to(helper)  # it finds the demo from its real place
@@ -95,8 +110,10 @@ def test_full_sizes(upscale_server, height, width):
 
 
 def test_tiles_and_stages(upscale_server):
-    latent, (image,) = results(upscale_server, workflow(upscale_by=4.0, tile_width=192, tile_height=128, tile_overlap=32,
-                                                        color_fix="wavelet", steps=2))
+    latent, (image,) = results(
+        upscale_server,
+        workflow(upscale_by=4.0, tile_width=192, tile_height=128, tile_overlap=32, color_fix="wavelet", steps=2),
+    )
     assert image.size == (384, 256) and latent.shape == (1, 16, 32, 48)
 
 

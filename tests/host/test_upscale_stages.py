@@ -25,9 +25,20 @@ WORKFLOW: Graph = {
     "3": {"class_type": "ClearTestConditioning", "inputs": {"seed": 1, "tokens": 7, "guidance": 3.5}},
     "4": {"class_type": "VAELoader", "inputs": {"vae_name": VAE_NAME}},
     "5": {"class_type": "LoadImage", "inputs": {"image": "small.png"}},
-    UPSCALE: {"class_type": "CLEARUpscale", "inputs": {
-        "image": ["5", 0], "model": [CLEAR, 0], "positive": ["3", 0], "vae": ["4", 0], "upscale_by": 4.0, "seed": 7,
-        "steps": 2, "denoise": 0.5, "stage_denoise": "0.7, 0.5"}},
+    UPSCALE: {
+        "class_type": "CLEARUpscale",
+        "inputs": {
+            "image": ["5", 0],
+            "model": [CLEAR, 0],
+            "positive": ["3", 0],
+            "vae": ["4", 0],
+            "upscale_by": 4.0,
+            "seed": 7,
+            "steps": 2,
+            "denoise": 0.5,
+            "stage_denoise": "0.7, 0.5",
+        },
+    },
     SAVE: {"class_type": "SaveLatent", "inputs": {"samples": [UPSCALE, 1], "filename_prefix": "latents/upscale"}},
 }
 
@@ -65,6 +76,7 @@ def stage_module(pack):
 @pytest.fixture
 def at_second_stage(stage_module, monkeypatch) -> Callable[[str, Callable[[], None]], None]:
     """``at_second_stage(phase, act)`` calls ``act`` when that phase of the second stage begins."""
+
     def arrange(phase: str, act: Callable[[], None]) -> None:
         original, calls = getattr(stage_module, phase), []
 
@@ -75,6 +87,7 @@ def at_second_stage(stage_module, monkeypatch) -> Callable[[str, Callable[[], No
             return original(*args, **kwargs)
 
         monkeypatch.setattr(stage_module, phase, watched)
+
     return arrange
 
 
@@ -94,7 +107,9 @@ def test_stages_run_as_nodes_and_give_what_the_node_gives_alone(host, executor):
         (positive,) = run_node(host.stock("ClearTestConditioning"), **graph["3"]["inputs"])
         (vae,) = run_node(host.stock("VAELoader"), vae_name=VAE_NAME)
         image, _ = run_node(host.stock("LoadImage"), image="small.png")
-        _, latent, _ = run_node(host.stock("CLEARUpscale"), image=image, model=model, positive=positive, vae=vae, **inputs)
+        _, latent, _ = run_node(
+            host.stock("CLEARUpscale"), image=image, model=model, positive=positive, vae=vae, **inputs
+        )
     assert torch.equal(saved_latent(host), latent["samples"])
 
 
@@ -128,13 +143,14 @@ def test_out_of_memory_says_what_to_set_and_keeps_finished_stages(host, executor
 
 
 @pytest.mark.parametrize("phase", ["enlarge", "encode", "denoise", "decode"])
-def test_an_interrupt_ends_the_phase_and_keeps_finished_stages(host, one_cache, at_second_stage, stage_module, monkeypatch,
-                                                               phase):
+def test_an_interrupt_ends_the_phase_and_keeps_finished_stages(
+    host, one_cache, at_second_stage, stage_module, monkeypatch, phase
+):
     import comfy.model_management
 
     order = ["enlarge", "encode", "denoise", "decode"]
     begun = []
-    for name in order[order.index(phase) + 1:]:
+    for name in order[order.index(phase) + 1 :]:
         at_second_stage(name, lambda name=name: begun.append(name))
     at_second_stage(phase, comfy.model_management.interrupt_current_processing)
     assert not one_cache.run(WORKFLOW, [SAVE])
@@ -172,8 +188,13 @@ def test_the_plan_is_written_on_the_node_at_the_start(one_cache):
     assert one_cache.run(WORKFLOW, [SAVE])
     node, text = one_cache.texts[0]
     assert node == UPSCALE
-    for words in ("stage 1: 48 x 32 to 96 x 64 px, 24 tokens", "stage 2: 96 x 64 to 192 x 128 px, 96 tokens",
-                  "2 steps at denoise 0.7", "GiB", "time: "):
+    for words in (
+        "stage 1: 48 x 32 to 96 x 64 px, 24 tokens",
+        "stage 2: 96 x 64 to 192 x 128 px, 96 tokens",
+        "2 steps at denoise 0.7",
+        "GiB",
+        "time: ",
+    ):
         assert words in text
     later = [line for node, line in one_cache.texts[1:] if node == UPSCALE]
     assert any("Stage 2 of 2: 192 x 128 px, step 1 of 2" in line and "left" in line for line in later)

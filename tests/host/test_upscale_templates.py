@@ -43,8 +43,10 @@ def find(graph: Graph, kind: str) -> str:
 def outputs_of(node: str, graph: Graph, stock: Any, done: dict[str, tuple[Any, ...]]) -> tuple[Any, ...]:
     """What a node puts out, where ``done`` holds what stands in for others."""
     if node not in done:
-        inputs = {name: outputs_of(value[0], graph, stock, done)[value[1]] if isinstance(value, list) else value
-                  for name, value in graph[node]["inputs"].items()}
+        inputs = {
+            name: outputs_of(value[0], graph, stock, done)[value[1]] if isinstance(value, list) else value
+            for name, value in graph[node]["inputs"].items()
+        }
         with torch.inference_mode():
             done[node] = run_node(stock(graph[node]["class_type"]), **inputs)
     return done[node]
@@ -76,7 +78,9 @@ def test_the_recipe_is_the_published_one(load):
     assert shift["inputs"]["model"] == [find(graph, "CLEARAttention"), 0]
     assert graph[second["scale"]]["inputs"]["image"] == [first["decoder"], 0]
     # No node of ours but the windows.
-    assert [node["class_type"] for node in graph.values() if node["class_type"].startswith("CLEAR")] == ["CLEARAttention"]
+    assert [node["class_type"] for node in graph.values() if node["class_type"].startswith("CLEAR")] == [
+        "CLEARAttention"
+    ]
 
 
 def test_the_recipe_gives_what_our_node_gives(host, load, tiny_flux, clear_node):
@@ -87,8 +91,11 @@ def test_the_recipe_gives_what_our_node_gives(host, load, tiny_flux, clear_node)
     positive = conditioning(torch.randn(1, 7, 64, generator=generator), torch.randn(1, 32, generator=generator))
     model, image = clear_node(tiny_flux(), radius=3), picture(48, 64)
     graph = load(STOCK)
-    done = {find(graph, "CLEARAttention"): (model,), find(graph, "VAELoader"): (vae,),
-            find(graph, "FluxGuidance"): (positive,)}
+    done = {
+        find(graph, "CLEARAttention"): (model,),
+        find(graph, "VAELoader"): (vae,),
+        find(graph, "FluxGuidance"): (positive,),
+    }
     first, second = stages_of(graph)
     done[graph[first["scale"]]["inputs"]["image"][0]] = (image,)
     for stage in (first, second):
@@ -96,9 +103,16 @@ def test_the_recipe_gives_what_our_node_gives(host, load, tiny_flux, clear_node)
         scheduler, noise = (graph[stage[name]]["inputs"] for name in ("sigmas", "noise"))
         with torch.inference_mode():
             _, latent, _ = run_node(
-                host.stock("CLEARUpscale"), image=image, model=model, positive=positive, vae=vae,
-                upscale_by=graph[stage["scale"]]["inputs"]["scale_by"], seed=noise["noise_seed"],
-                steps=scheduler["steps"], denoise=scheduler["denoise"])
+                host.stock("CLEARUpscale"),
+                image=image,
+                model=model,
+                positive=positive,
+                vae=vae,
+                upscale_by=graph[stage["scale"]]["inputs"]["scale_by"],
+                seed=noise["noise_seed"],
+                steps=scheduler["steps"],
+                denoise=scheduler["denoise"],
+            )
         assert torch.equal(out, latent["samples"])
         (image,) = outputs_of(stage["decoder"], graph, host.stock, done)
 

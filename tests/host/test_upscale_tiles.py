@@ -33,9 +33,11 @@ def host_part(pack):
 @pytest.fixture(scope="module")
 def tiled(pack, host_part):
     """``tiled(model, grid, tile, overlap)`` is the model that runs in tiles; sizes in tokens."""
+
     def install(model: Any, grid: tuple[int, int], tile: tuple[int, int], overlap: int = 2, on_tile: Any = None) -> Any:
         layout = host_part("tiles").TileLayout(grid, tile, overlap)
         return host_part("tiles").TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
+
     return install
 
 
@@ -50,8 +52,17 @@ class Recorded:
         self.patcher = patcher.clone()
         self.patcher.add_wrapper_with_key("apply_model", "test", self.apply)
 
-    def apply(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None,
-              control: Any = None, transformer_options: dict = {}, **extra: Any) -> torch.Tensor:
+    def apply(
+        self,
+        executor: Any,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict = {},
+        **extra: Any,
+    ) -> torch.Tensor:
         self.calls.append({"x": x, "control": control, "options": transformer_options, "text": c_crossattn, **extra})
         out = x * 0.5 + c_crossattn.mean()
         return out if control is None else out + control["input"][0]
@@ -72,7 +83,9 @@ def test_tiles_of_a_pointwise_model_are_the_whole_frame(recorded, tiled, predict
 
 def test_one_tile_of_the_frames_size_changes_nothing(tiny_flux, tiled, predict):
     model, x = tiny_flux(), noise(20, 24)
-    assert torch.equal(predict(tiled(model, (10, 12), (10, 12)), x, SIGMA, prompt()), predict(model, x, SIGMA, prompt()))
+    assert torch.equal(
+        predict(tiled(model, (10, 12), (10, 12)), x, SIGMA, prompt()), predict(model, x, SIGMA, prompt())
+    )
 
 
 def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, tiled, predict):
@@ -100,7 +113,7 @@ def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, tiled, pre
     assert len(seen) == 4
     for ids, (y, x) in zip(seen, starts):
         assert torch.equal(ids[:7], text)
-        assert torch.equal(ids[7:55].reshape(6, 8, 3), image[y:y + 6, x:x + 8])
+        assert torch.equal(ids[7:55].reshape(6, 8, 3), image[y : y + 6, x : x + 8])
         assert torch.equal(ids[55:], whole[127:])
 
 
@@ -204,10 +217,12 @@ def test_controlnet_hints_are_cropped(host, recorded, tiled, predict):
 
         def get_control(self, x: torch.Tensor, t: torch.Tensor, cond: Any, batch: int, options: Any) -> Any:
             import comfy.utils
+
             if self.cond_hint is None or self.cond_hint.shape[2:] != (8 * x.shape[2], 8 * x.shape[3]):
                 Shown.encoded += 1
-                self.cond_hint = comfy.utils.common_upscale(self.cond_hint_original, 8 * x.shape[3], 8 * x.shape[2],
-                                                            self.upscale_algorithm, "center")
+                self.cond_hint = comfy.utils.common_upscale(
+                    self.cond_hint_original, 8 * x.shape[3], 8 * x.shape[2], self.upscale_algorithm, "center"
+                )
             small = torch.nn.functional.avg_pool2d(self.cond_hint, 8).mean(1, keepdim=True)
             before = self.previous_controlnet and self.previous_controlnet.get_control(x, t, cond, batch, options)
             return {"input": [small + (before["input"][0] if before else 0)], "output": []}
@@ -232,8 +247,12 @@ def test_controlnet_hints_are_cropped(host, recorded, tiled, predict):
 
 def test_every_tile_is_told_and_can_end_the_run(tiny_flux, tiled, predict):
     told = []
-    predict(tiled(tiny_flux(), (10, 22), (6, 9), on_tile=lambda *progress: told.append(progress)), noise(20, 44), SIGMA,
-            prompt())
+    predict(
+        tiled(tiny_flux(), (10, 22), (6, 9), on_tile=lambda *progress: told.append(progress)),
+        noise(20, 44),
+        SIGMA,
+        prompt(),
+    )
     assert told == [(i, len(told)) for i in range(1, len(told) + 1)] and len(told) > 4
 
     def stop(done: int, tiles: int) -> None:

@@ -90,10 +90,12 @@ def lora_file(host: Any, patcher: Any, seed: int = 0) -> str:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, rows, columns in (
-            ("transformer.transformer_blocks.0.attn.to_q", 64, 64), ("transformer.transformer_blocks.0.attn.to_out.0", 64, 64),
-            ("transformer.single_transformer_blocks.1.attn.to_v", 64, 64),
-            ("transformer.single_transformer_blocks.0.proj_mlp", 256, 64),
-            ("transformer.transformer_blocks.0.attn.add_k_proj", 64, 64)):
+        ("transformer.transformer_blocks.0.attn.to_q", 64, 64),
+        ("transformer.transformer_blocks.0.attn.to_out.0", 64, 64),
+        ("transformer.single_transformer_blocks.1.attn.to_v", 64, 64),
+        ("transformer.single_transformer_blocks.0.proj_mlp", 256, 64),
+        ("transformer.transformer_blocks.0.attn.add_k_proj", 64, 64),
+    ):
         tensors[f"{name}.lora_A.weight"] = torch.randn(4, columns, generator=generator)
         tensors[f"{name}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
     tensors["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"] = torch.randn(4, 64, generator=generator)
@@ -103,8 +105,9 @@ def lora_file(host: Any, patcher: Any, seed: int = 0) -> str:
 
 
 def with_lora(host: Any, patcher: Any, seed: int = 0) -> Any:
-    return run_node(host.stock("LoraLoaderModelOnly"), model=patcher, lora_name=lora_file(host, patcher, seed),
-                    strength_model=0.8)[0]
+    return run_node(
+        host.stock("LoraLoaderModelOnly"), model=patcher, lora_name=lora_file(host, patcher, seed), strength_model=0.8
+    )[0]
 
 
 @pytest.mark.parametrize("kind", ["local", "pooled"])
@@ -152,8 +155,13 @@ def merged(host: Any, patcher: Any, ratio: float) -> Any:
     """What ModelMergeSimple makes of a model and another one of the same kind."""
     other = patcher.clone()
     generator = torch.Generator().manual_seed(3)
-    other.add_patches({name: ("diff", (torch.randn(weight.shape, generator=generator) * 0.05,))
-                       for name, weight in patcher.model.state_dict().items()}, 1.0)
+    other.add_patches(
+        {
+            name: ("diff", (torch.randn(weight.shape, generator=generator) * 0.05,))
+            for name, weight in patcher.model.state_dict().items()
+        },
+        1.0,
+    )
     return run_node(host.stock("ModelMergeSimple"), model1=patcher, model2=other, ratio=ratio)[0]
 
 
@@ -202,8 +210,9 @@ def test_what_runs_is_told_with_file_and_strength(golden_flux, pack, clear_node,
     from importlib import import_module
 
     words = import_module(f"{pack.__name__}.nodes.host.plan").attention_words
-    patched = clear_node(clear_node(golden_flux, weights_name=students["local"]), weights_name=students["pooled"],
-                         strength=0.6)
+    patched = clear_node(
+        clear_node(golden_flux, weights_name=students["local"]), weights_name=students["pooled"], strength=0.6
+    )
     assert f"weights {students['pooled']} at strength 0.6" in words(patched)
     assert students["local"] not in words(patched)
     assert "weights none" in words(clear_node(patched, weights_name="none", radius=4))
@@ -221,18 +230,21 @@ def test_two_files_in_one_graph_do_not_meet(golden_flux, clear_node, students, p
 
 
 def test_a_series_keeps_the_last_files_weights_and_every_lora(host, golden_flux, clear_node, students):
-    series = clear_node(with_lora(host, clear_node(golden_flux, weights_name=students["local"])),
-                        weights_name=students["pooled"])
+    series = clear_node(
+        with_lora(host, clear_node(golden_flux, weights_name=students["local"])), weights_name=students["pooled"]
+    )
     expected = with_lora(host, clear_node(golden_flux, weights_name=students["pooled"]))
     assert identical(state(series), state(expected))
 
 
-def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(host, golden_flux, pack, clear_node,
-                                                                        clear_folder, students, merge_nodes):
+def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(
+    host, golden_flux, pack, clear_node, clear_folder, students, merge_nodes
+):
     from importlib import import_module
 
     import_module(f"{pack.__name__}.clear_core.weights.delta").save_delta(
-        [golden.GOLDEN / "base.safetensors"], clear_folder / students["pooled"], clear_folder / "delta_3.safetensors")
+        [golden.GOLDEN / "base.safetensors"], clear_folder / students["pooled"], clear_folder / "delta_3.safetensors"
+    )
     widgets = dict(weights_name="delta_3.safetensors")
     on_base, expected = state(clear_node(golden_flux, **widgets)), replaced(golden_flux, POOLED, lambda base, new: new)
     assert all(torch.allclose(on_base[name], expected[name], rtol=1e-6, atol=1e-6) for name in expected)
@@ -260,9 +272,11 @@ def test_the_delta_as_a_lora_is_the_students_weights_in_the_stock_loader(host, g
     named = host.base / "clear_local_7.safetensors"
     named.write_bytes(LOCAL.read_bytes())
     import_module(f"{pack.__name__}.clear_core.weights.lora").save_lora(
-        [golden.GOLDEN / "base.safetensors"], named, lora, 64)
-    loaded = state(run_node(host.stock("LoraLoaderModelOnly"), model=golden_flux, lora_name=lora.name,
-                            strength_model=1.0)[0])
+        [golden.GOLDEN / "base.safetensors"], named, lora, 64
+    )
+    loaded = state(
+        run_node(host.stock("LoraLoaderModelOnly"), model=golden_flux, lora_name=lora.name, strength_model=1.0)[0]
+    )
     expected = replaced(golden_flux, LOCAL, lambda base, new: new if new.ndim == 2 else base)
     assert all(torch.allclose(loaded[name], expected[name], rtol=1e-5, atol=1e-6) for name in expected)
 
@@ -276,8 +290,9 @@ def test_partial_loading_is_full_loading_bit_for_bit(host, golden_flux, clear_no
     unload()
 
     load = management.LoadedModel.model_load
-    monkeypatch.setattr(management.LoadedModel, "model_load",
-                        lambda self, lowvram_model_memory=0, **kwargs: load(self, 0.1, **kwargs))
+    monkeypatch.setattr(
+        management.LoadedModel, "model_load", lambda self, lowvram_model_memory=0, **kwargs: load(self, 0.1, **kwargs)
+    )
     at_cast: list[int] = []
 
     def count_patches(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -302,8 +317,9 @@ def test_nan_weights_are_refused_and_the_model_still_samples(golden_flux, clear_
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_damaged_file_ends_in_one_sentence_and_the_model_still_samples(golden_flux, clear_node, clear_folder,
-                                                                         predict, case):
+def test_a_damaged_file_ends_in_one_sentence_and_the_model_still_samples(
+    golden_flux, clear_node, clear_folder, predict, case
+):
     make, fragment = FILES[case]
     (clear_folder / "clear_local_5.safetensors").write_bytes(make())
     with pytest.raises(ValueError) as error:

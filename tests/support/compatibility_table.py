@@ -42,8 +42,9 @@ through ComfyUI's own nodes.
 def read_records(folder: Path = RECORDS) -> list[dict[str, Any]]:
     """The records, newest ComfyUI first."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("comfyui-*.json")]
-    return sorted(records, key=lambda record: [int(part) for part in record["versions"]["ComfyUI"].split(".")],
-                  reverse=True)
+    return sorted(
+        records, key=lambda record: [int(part) for part in record["versions"]["ComfyUI"].split(".")], reverse=True
+    )
 
 
 def cell(row: dict[str, Any] | None) -> str:
@@ -68,14 +69,22 @@ def render(records: list[dict[str, Any]]) -> str:
     order += [name for name in rows if name not in order]
     lines = [INTRODUCTION]
     for section in dict.fromkeys(rows[name]["section"] for name in order):
-        lines += [f"## {section}", "", f"| beside CLEAR Attention | what holds | {titles(records)} |",
-                  "| --- | --- |" + " --- |" * len(records)]
-        lines += [f"| {name} | {rows[name]['rule']} | {' | '.join(cell(of.get(name)) for of in answers)} |"
-                  for name in order if rows[name]["section"] == section]
+        lines += [
+            f"## {section}",
+            "",
+            f"| beside CLEAR Attention | what holds | {titles(records)} |",
+            "| --- | --- |" + " --- |" * len(records),
+        ]
+        lines += [
+            f"| {name} | {rows[name]['rule']} | {' | '.join(cell(of.get(name)) for of in answers)} |"
+            for name in order
+            if rows[name]["section"] == section
+        ]
         lines.append("")
     lines += [REST, "## Versions", ""]
-    lines += [f"- {', '.join(f'{name} {version}' for name, version in in_order(record['versions']))}"
-              for record in records]
+    lines += [
+        f"- {', '.join(f'{name} {version}' for name, version in in_order(record['versions']))}" for record in records
+    ]
     return "\n".join(lines) + "\n"
 
 

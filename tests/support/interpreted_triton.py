@@ -42,11 +42,23 @@ class Case:
     integers: bool
 
     def __str__(self) -> str:
-        parts = [f"{self.seed}", f"{self.grid[0]}x{self.grid[1]}", f"T{self.text}", f"R{self.reference}",
-                 f"r{self.radius}", f"d{self.down_factor}-{self.weight}", f"b{self.batch}x{self.heads}x{self.head_dim}",
-                 f"scale{self.scale}", f"blocks{self.blocks[0]}x{self.blocks[1]}"]
-        return "-".join(parts + ["strided"] * self.strided + ["chunked"] * (self.chunk_bytes is not None)
-                        + ["integers"] * self.integers)
+        parts = [
+            f"{self.seed}",
+            f"{self.grid[0]}x{self.grid[1]}",
+            f"T{self.text}",
+            f"R{self.reference}",
+            f"r{self.radius}",
+            f"d{self.down_factor}-{self.weight}",
+            f"b{self.batch}x{self.heads}x{self.head_dim}",
+            f"scale{self.scale}",
+            f"blocks{self.blocks[0]}x{self.blocks[1]}",
+        ]
+        return "-".join(
+            parts
+            + ["strided"] * self.strided
+            + ["chunked"] * (self.chunk_bytes is not None)
+            + ["integers"] * self.integers
+        )
 
     @classmethod
     def draw(cls, seed: int) -> Case:
@@ -54,13 +66,23 @@ class Case:
         longest = draw.choice([1, 8, 18, 18, 27])
         grid = draw.randint(1, longest), draw.randint(1, longest)
         batch = draw.choice([1, 1, 2])
-        return cls(seed=seed, grid=grid, text=draw.choice([0, 0, 1, 7, 64, 77]),
-                   reference=draw.choice([0, 0, 0, 1, 30]), radius=draw.choice([1, 2, 3, 5, 8, 8, 13, 16, 32, 80]),
-                   down_factor=draw.choice([1, 1, 2, 3, 4]), batch=batch,
-                   heads=1 if batch == 2 or grid[0] * grid[1] > 200 else draw.choice([1, 2, 3]),
-                   head_dim=draw.choice([16, 17, 32, 50, 64, 72, 128]), weight=draw.choice(["mean", "learned"]),
-                   strided=draw.random() < 0.5, scale=draw.choice([None, None, None, None, 0.11, -0.2, 0.0]),
-                   chunk_bytes=draw.choice([None, 1, 100_000]), blocks=draw.choice(BLOCKS), integers=draw.random() < 0.2)
+        return cls(
+            seed=seed,
+            grid=grid,
+            text=draw.choice([0, 0, 1, 7, 64, 77]),
+            reference=draw.choice([0, 0, 0, 1, 30]),
+            radius=draw.choice([1, 2, 3, 5, 8, 8, 13, 16, 32, 80]),
+            down_factor=draw.choice([1, 1, 2, 3, 4]),
+            batch=batch,
+            heads=1 if batch == 2 or grid[0] * grid[1] > 200 else draw.choice([1, 2, 3]),
+            head_dim=draw.choice([16, 17, 32, 50, 64, 72, 128]),
+            weight=draw.choice(["mean", "learned"]),
+            strided=draw.random() < 0.5,
+            scale=draw.choice([None, None, None, None, 0.11, -0.2, 0.0]),
+            chunk_bytes=draw.choice([None, 1, 100_000]),
+            blocks=draw.choice(BLOCKS),
+            integers=draw.random() < 0.2,
+        )
 
     def tensors(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """q, k, v: contiguous, or views as ComfyUI's blocks hand them over (V inside a wider tensor)."""
@@ -75,8 +97,14 @@ class Case:
         weight = None
         if self.weight == "learned":
             weight = mean_weight(d) * (0.5 + torch.rand(d, d, generator=torch.Generator().manual_seed(self.seed)))
-        return dict(grid=self.grid, spec=ClearSpec(self.radius, d), spatial_weight=weight, scale=self.scale,
-                    reference_tokens=self.reference, return_lse=True)
+        return dict(
+            grid=self.grid,
+            spec=ClearSpec(self.radius, d),
+            spatial_weight=weight,
+            scale=self.scale,
+            reference_tokens=self.reference,
+            return_lse=True,
+        )
 
 
 def prepare() -> None:
@@ -115,7 +143,7 @@ def refusal(dtype: torch.dtype) -> str | None:
 def refusal_of_another_window() -> str | None:
     """What the self-test says of a kernel that sees a token too far."""
     sizes = triton_launch.kernel_sizes
-    triton_launch.kernel_sizes = lambda plan, heads: {**sizes(plan, heads), "inside": (plan.spec.radius + 1)**2}
+    triton_launch.kernel_sizes = lambda plan, heads: {**sizes(plan, heads), "inside": (plan.spec.radius + 1) ** 2}
     try:
         return backends._triton_self_test.__wrapped__(torch.device("cpu"), torch.float32, 16)
     finally:
@@ -131,13 +159,27 @@ def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float,
     layout, spec, heads, head_dim = SequenceLayout(5, (9, 7), 0), ClearSpec(4), 2, 16
     last = (heads - 1) * head_stride + (layout.length - 1) * token_stride + head_dim - 1
     close = torch.randn(3, 1, heads, layout.length, head_dim, generator=torch.Generator().manual_seed(0)).half()
-    far = [torch.from_file(str(folder / name), shared=True, size=last + 1, dtype=torch.float16).as_strided(
-        close[0].shape, (last + 1, head_stride, token_stride, 1)) for name in ("q", "k", "v", "out")]
+    far = [
+        torch.from_file(str(folder / name), shared=True, size=last + 1, dtype=torch.float16).as_strided(
+            close[0].shape, (last + 1, head_stride, token_stride, 1)
+        )
+        for name in ("q", "k", "v", "out")
+    ]
     for view, one in zip(far, close):
         view.copy_(one)
     q, k, v, out = far
     text, image = slice(0, layout.text), layout.image_slice
-    launch(TileShape(128, 64, 4, 1), q, k, v, k[:, :, text], v[:, :, text], out, torch.empty(out.shape[:3]),
-           tile_plan(layout, spec, torch.device("cpu")), 0.25)
+    launch(
+        TileShape(128, 64, 4, 1),
+        q,
+        k,
+        v,
+        k[:, :, text],
+        v[:, :, text],
+        out,
+        torch.empty(out.shape[:3]),
+        tile_plan(layout, spec, torch.device("cpu")),
+        0.25,
+    )
     expected = clear_attention(*close.float(), grid=layout.grid, spec=spec, scale=0.25, backend="dense")
     return float((out[:, :, image].float() - expected[:, :, image]).abs().max()), last

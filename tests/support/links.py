@@ -17,7 +17,8 @@ IN_LINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 
 # [text with [brackets] or a picture](target_(with parentheses) "title")
 MARKDOWN_LINK = re.compile(
-    r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^\s<>)]*(?:\([^\s)]*\)[^\s<>)]*)?)>?(?:\s+\"[^\"]*\")?\s*\)")
+    r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^\s<>)]*(?:\([^\s)]*\)[^\s<>)]*)?)>?(?:\s+\"[^\"]*\")?\s*\)"
+)
 MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^\s<>)]+)")
 REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)", re.MULTILINE)
 HTML_TARGET = re.compile(r"<[a-zA-Z][^>]*?\s(?:href|src)\s*=\s*[\"']([^\"']*)[\"']")
@@ -102,8 +103,11 @@ def problems(text: str, rules: Rules) -> list[str]:
     """One sentence for every broken link of a Markdown or HTML text."""
     plain = without_code(text)
     media = set(MARKDOWN_IMAGE.findall(plain))
-    media |= {target for target in HTML_TARGET.findall(plain)
-              if re.search(rf"<(?:img|video|source)[^>]*[\"']{re.escape(target)}[\"']", plain)}
+    media |= {
+        target
+        for target in HTML_TARGET.findall(plain)
+        if re.search(rf"<(?:img|video|source)[^>]*[\"']{re.escape(target)}[\"']", plain)
+    }
     targets = {*MARKDOWN_LINK.findall(plain), *REFERENCE.findall(plain), *HTML_TARGET.findall(plain), *media}
     # Addresses count in code as well: they are copied from there.
     addresses = {target for target in targets if target.lower().startswith(("http:", "https:"))}

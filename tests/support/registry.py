@@ -34,12 +34,33 @@ def pack_id() -> tuple[str, str]:
 
 def entry(pack: str, version: str) -> dict[str, Any]:
     """What the registry says of a pack."""
-    return {"id": pack, "name": "CLEAR for FLUX", "description": "Windows.", "author": "", "category": "",
-            "downloads": 0, "rating": 0, "github_stars": 0, "icon": "", "banner_url": "", "repository": "",
-            "license": "", "tags": [], "status": "NodeStatusActive", "publisher": {"id": "clear", "name": "clear"},
-            "latest_version": {"id": "1", "version": version, "status": "NodeVersionStatusActive", "changelog": "",
-                               "deprecated": False, "supported_os": [], "supported_accelerators": [],
-                               "dependencies": []}}
+    return {
+        "id": pack,
+        "name": "CLEAR for FLUX",
+        "description": "Windows.",
+        "author": "",
+        "category": "",
+        "downloads": 0,
+        "rating": 0,
+        "github_stars": 0,
+        "icon": "",
+        "banner_url": "",
+        "repository": "",
+        "license": "",
+        "tags": [],
+        "status": "NodeStatusActive",
+        "publisher": {"id": "clear", "name": "clear"},
+        "latest_version": {
+            "id": "1",
+            "version": version,
+            "status": "NodeVersionStatusActive",
+            "changelog": "",
+            "deprecated": False,
+            "supported_os": [],
+            "supported_accelerators": [],
+            "dependencies": [],
+        },
+    }
 
 
 def published_files() -> list[str]:
@@ -48,9 +69,12 @@ def published_files() -> list[str]:
     Raises:
         RuntimeError: The project is not a checkout of git, or there is no git.
     """
+
     def listed(*which: str) -> set[str]:
         try:
-            done = subprocess.run(["git", "ls-files", "-z", *which], cwd=PROJECT, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                ["git", "ls-files", "-z", *which], cwd=PROJECT, capture_output=True, text=True, check=True
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             raise RuntimeError(f"git does not list the project's files: {error}") from None
         return set(done.stdout.split("\0")) - {""}
@@ -109,8 +133,11 @@ class Registry:
         """Answers in a browser in the real one's place: a handler for Playwright's ``page.route``."""
         address = urlsplit(route.request.url)
         answer = self.answer(f"{address.path}?{address.query}")
-        route.fulfill(status=404 if answer is None else 200, json=answer,
-                      headers={"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*"})
+        route.fulfill(
+            status=404 if answer is None else 200,
+            json=answer,
+            headers={"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*"},
+        )
 
     @contextmanager
     def served(self) -> Iterator[Registry]:

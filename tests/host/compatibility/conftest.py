@@ -67,6 +67,7 @@ def model(tiny_flux: Callable[..., Any]) -> Any:
 @pytest.fixture
 def stock(host: Host) -> Callable[[str, str], type]:
     """``stock("ScaleROPE", "nodes_rope")`` is a node of ComfyUI's own; the test is skipped where it has none."""
+
     def get(name: str, extras: str = "") -> type:
         if name not in host.nodes.NODE_CLASS_MAPPINGS and extras:
             file = Path(sys.modules["nodes"].__file__).parent / "comfy_extras" / f"{extras}.py"
@@ -75,30 +76,52 @@ def stock(host: Host) -> Callable[[str, str], type]:
         if name not in host.nodes.NODE_CLASS_MAPPINGS:
             pytest.skip(f"this ComfyUI has no {name}")
         return host.stock(name)
+
     return get
 
 
 @pytest.fixture
 def use_pack(host: Host) -> Callable[..., Any]:
     """``use_pack(name)`` is a pack's module; the test is skipped, with the reason, where it is not to be had."""
+
     def load(name: str, **options: Any) -> Any:
         try:
             return packs.load_pack(host, name, **options)
         except LookupError as why:
             pytest.skip(str(why))
+
     return load
 
 
 @pytest.fixture
 def run(host: Host) -> Callable[..., torch.Tensor]:
     """``run(model, positive, latent, ...)`` is the latent that the stock KSampler makes of it."""
-    def sample(model: Any, positive: list, latent: torch.Tensor, negative: list | None = None, steps: int = 3,
-               cfg: float = 1.0, denoise: float = 1.0, scheduler: str = "simple",
-               **extra: Any) -> torch.Tensor:
+
+    def sample(
+        model: Any,
+        positive: list,
+        latent: torch.Tensor,
+        negative: list | None = None,
+        steps: int = 3,
+        cfg: float = 1.0,
+        denoise: float = 1.0,
+        scheduler: str = "simple",
+        **extra: Any,
+    ) -> torch.Tensor:
         with torch.inference_mode():
             (out,) = sampling.run_node(
-                host.stock("KSampler"), model=model, seed=7, steps=steps, cfg=cfg, sampler_name="euler",
-                scheduler=scheduler, positive=positive, negative=positive if negative is None else negative,
-                latent_image={"samples": latent, **extra}, denoise=denoise)
+                host.stock("KSampler"),
+                model=model,
+                seed=7,
+                steps=steps,
+                cfg=cfg,
+                sampler_name="euler",
+                scheduler=scheduler,
+                positive=positive,
+                negative=positive if negative is None else negative,
+                latent_image={"samples": latent, **extra},
+                denoise=denoise,
+            )
         return out["samples"]
+
     return sample

@@ -38,17 +38,21 @@ def proportional(tokens: int) -> float:
 
 def check(cell: Any, model: Any, clear_node: Any, predict: Any, order: str, other: Any) -> None:
     """Windows everywhere but in one block, which ``other``'s attention computes, with the scale asked for."""
+
     def clear(model: Any) -> Any:
         return clear_node(model, radius=RADIUS, dense_blocks="d0", proportional_attention="on")
 
     x, patched = noise(12, 14), in_order(order, model, clear, other)
-    cell.oracle(predict(patched, x, SIGMA, prompt()),
-                predict(with_oracle_windows(other(model), RADIUS, proportional, DENSE), x, SIGMA, prompt()),
-                predict(other(model), x, SIGMA, prompt()))
+    cell.oracle(
+        predict(patched, x, SIGMA, prompt()),
+        predict(with_oracle_windows(other(model), RADIUS, proportional, DENSE), x, SIGMA, prompt()),
+        predict(other(model), x, SIGMA, prompt()),
+    )
 
 
-@pytest.mark.row("Attention overrides (Sage and Flash style)",
-                 "run where the window is switched off, with the scale asked for")
+@pytest.mark.row(
+    "Attention overrides (Sage and Flash style)", "run where the window is switched off, with the scale asked for"
+)
 @ORDERS
 def test_override(cell, model, clear_node, predict, order):
     def other(model: Any) -> Any:
@@ -63,12 +67,20 @@ def test_override(cell, model, clear_node, predict, order):
 @ORDERS
 def test_backend_node(cell, model, clear_node, predict, stock, order):
     node = stock("ModelAttentionBackend", "nodes_model_advanced")
-    check(cell, model, clear_node, predict, order,
-          lambda model: run_node(node, model=model, attention="pytorch attention")[0])
+    check(
+        cell,
+        model,
+        clear_node,
+        predict,
+        order,
+        lambda model: run_node(node, model=model, attention="pytorch attention")[0],
+    )
 
 
-@pytest.mark.row("KJNodes: Patch Sage Attention, Patch Flash Attention",
-                 "run where the window is switched off, with the scale asked for")
+@pytest.mark.row(
+    "KJNodes: Patch Sage Attention, Patch Flash Attention",
+    "run where the window is switched off, with the scale asked for",
+)
 @ORDERS
 @pytest.mark.parametrize("kind", ["sage", "flash"])
 def test_kjnodes(cell, host, model, clear_node, predict, use_pack, monkeypatch, order, kind):
@@ -86,15 +98,18 @@ def test_kjnodes(cell, host, model, clear_node, predict, use_pack, monkeypatch, 
     use_pack("ComfyUI-KJNodes")
     monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sage))
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash))
-    node, widgets = (("PathchSageAttentionKJ", {"sage_attention": "auto"}) if kind == "sage"
-                     else ("PatchFlashAttentionKJ", {}))
+    node, widgets = (
+        ("PathchSageAttentionKJ", {"sage_attention": "auto"}) if kind == "sage" else ("PatchFlashAttentionKJ", {})
+    )
     check(cell, model, clear_node, predict, order, lambda model: run_node(host.stock(node), model=model, **widgets)[0])
     # One block of ours and of the oracle's, both blocks of the model without windows.
     assert len(calls) == 4
 
 
-@pytest.mark.row("Block Sparse Attention (ComfyUI 0.36; its hook imitated)",
-                 "the window is used, the sparse attention where it is switched off; said in one line")
+@pytest.mark.row(
+    "Block Sparse Attention (ComfyUI 0.36; its hook imitated)",
+    "the window is used, the sparse attention where it is switched off; said in one line",
+)
 @ORDERS
 def test_sparse_attention(cell, host, model, clear_node, predict, order):
     """The node puts itself on top of every other override, anew at each step: also of those set after it."""
@@ -106,6 +121,7 @@ def test_sparse_attention(cell, host, model, clear_node, predict, order):
     def install(options: dict[str, Any]) -> None:
         previous = options.get("optimized_attention_override")
         if getattr(previous, "__module__", "") != HOST_SPARSE:
+
             def sparse(func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
                 return softer(func if previous is None else previous, *args, **kwargs)
 
@@ -115,8 +131,11 @@ def test_sparse_attention(cell, host, model, clear_node, predict, order):
     def other(model: Any) -> Any:
         model = model.clone()
         install(model.model_options["transformer_options"])
-        model.add_callback_with_key(CallbacksMP.ON_PREPARE_STATE, "block_sparse_attention",
-                                    lambda _, __, options: install(options["transformer_options"]))
+        model.add_callback_with_key(
+            CallbacksMP.ON_PREPARE_STATE,
+            "block_sparse_attention",
+            lambda _, __, options: install(options["transformer_options"]),
+        )
         return model
 
     with Recorder() as log:

@@ -36,31 +36,46 @@ def positive(request: pytest.FixtureRequest, stock: Callable[..., type], tmp_pat
     if request.param == "Union":
         (control,) = run_node(stock("SetUnionControlNetType", "nodes_controlnet"), control_net=control, type="depth")
     image = torch.rand(1, 96, 112, 3, generator=torch.Generator().manual_seed(3))
-    return run_node(stock("ControlNetApplyAdvanced"), positive=prompt(TEXT), negative=prompt(TEXT), control_net=control,
-                    image=image, strength=0.8, start_percent=0.0, end_percent=1.0,
-                    vae=PlainVAE() if control.latent_format else None)[0]
+    return run_node(
+        stock("ControlNetApplyAdvanced"),
+        positive=prompt(TEXT),
+        negative=prompt(TEXT),
+        control_net=control,
+        image=image,
+        strength=0.8,
+        start_percent=0.0,
+        end_percent=1.0,
+        vae=PlainVAE() if control.latent_format else None,
+    )[0]
 
 
 @pytest.mark.row("ControlNet, controlnet off", "its residuals act on a CLEAR model as on a plain one")
 def test_off(cell, model, clear_node, predict, positive):
     x = noise(12, 14)
-    cell.oracle(predict(clear_node(model, radius=RADIUS, controlnet="off"), x, SIGMA, positive),
-                predict(with_oracle_windows(model, RADIUS), x, SIGMA, positive), predict(model, x, SIGMA, positive))
+    cell.oracle(
+        predict(clear_node(model, radius=RADIUS, controlnet="off"), x, SIGMA, positive),
+        predict(with_oracle_windows(model, RADIUS), x, SIGMA, positive),
+        predict(model, x, SIGMA, positive),
+    )
 
 
 @pytest.mark.row("ControlNet, controlnet on", "its own blocks attend in the model's windows")
 def test_on(cell, model, clear_node, predict, positive):
     x = noise(12, 14)
     # Without: the model's windows, and a ControlNet that has none.
-    cell.oracle(predict(clear_node(model, radius=RADIUS, controlnet="on"), x, SIGMA, positive),
-                with_window(model, x, positive, predict), predict(with_oracle_windows(model, RADIUS), x, SIGMA, positive))
+    cell.oracle(
+        predict(clear_node(model, radius=RADIUS, controlnet="on"), x, SIGMA, positive),
+        with_window(model, x, positive, predict),
+        predict(with_oracle_windows(model, RADIUS), x, SIGMA, positive),
+    )
 
 
 @pytest.mark.row("ControlNet, a radius past the grid", "the stock result")
 def test_wide(cell, model, clear_node, predict, positive):
     x = noise(12, 14)
-    cell.stock(predict(clear_node(model, radius=100, controlnet="on"), x, SIGMA, positive),
-               predict(model, x, SIGMA, positive))
+    cell.stock(
+        predict(clear_node(model, radius=100, controlnet="on"), x, SIGMA, positive), predict(model, x, SIGMA, positive)
+    )
 
 
 @pytest.mark.row("Advanced-ControlNet", "its loader and its apply node do as the stock ones, windows included")
@@ -73,13 +88,27 @@ def test_advanced_controlnet(cell, host, model, clear_node, predict, stock, use_
     def applied(load: str, apply: str) -> list:
         (control,) = run_node(host.stock(load), **{"cnet" if "ACN" in load else "control_net_name": file.name})
         image = torch.rand(1, 96, 112, 3, generator=torch.Generator().manual_seed(3))
-        return run_node(host.stock(apply), positive=prompt(TEXT), negative=prompt(TEXT), control_net=control, image=image,
-                        strength=0.8, start_percent=0.0, end_percent=1.0)[0]
+        return run_node(
+            host.stock(apply),
+            positive=prompt(TEXT),
+            negative=prompt(TEXT),
+            control_net=control,
+            image=image,
+            strength=0.8,
+            start_percent=0.0,
+            end_percent=1.0,
+        )[0]
 
     x, windows = noise(12, 14), with_oracle_windows(model, RADIUS)
     plain = applied("ControlNetLoader", "ControlNetApplyAdvanced")
     advanced = applied("ACN_ControlNetLoaderAdvanced", "ACN_AdvancedControlNetApply_v2")
-    cell.oracle(predict(clear_node(model, radius=RADIUS, controlnet="on"), x, SIGMA, advanced),
-                with_window(model, x, plain, predict), predict(windows, x, SIGMA, plain))
-    cell.oracle(predict(clear_node(model, radius=RADIUS, controlnet="off"), x, SIGMA, advanced),
-                predict(windows, x, SIGMA, plain), predict(model, x, SIGMA, plain))
+    cell.oracle(
+        predict(clear_node(model, radius=RADIUS, controlnet="on"), x, SIGMA, advanced),
+        with_window(model, x, plain, predict),
+        predict(windows, x, SIGMA, plain),
+    )
+    cell.oracle(
+        predict(clear_node(model, radius=RADIUS, controlnet="off"), x, SIGMA, advanced),
+        predict(windows, x, SIGMA, plain),
+        predict(model, x, SIGMA, plain),
+    )

@@ -34,8 +34,11 @@ def lora(host: Any) -> str:
     """A LoRA on attention and MLP of the tiny FLUX, installed; the loader's value."""
     generator = torch.Generator().manual_seed(21)
     width, weights = flux.TINY["hidden_size"], {}
-    for name, rows in (("double_blocks.0.img_attn.qkv", 3 * width), ("double_blocks.0.img_mlp.0", 4 * width),
-                       ("single_blocks.0.linear1", 7 * width)):
+    for name, rows in (
+        ("double_blocks.0.img_attn.qkv", 3 * width),
+        ("double_blocks.0.img_mlp.0", 4 * width),
+        ("single_blocks.0.linear1", 7 * width),
+    ):
         weights[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(4, width, generator=generator) * 0.1
         weights[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
     path = host.base / "models" / "loras" / "tiny_lora.safetensors"
@@ -68,8 +71,11 @@ def test_lora(cell, host, tiny_flux, clear_node, predict, stock, student, lora, 
 
     x = noise(12, 14)
     base = load(merged(tiny_flux(), host.base / "models" / "clear" / student))
-    cell.oracle(predict(in_order(order, tiny_flux(), clear, load), x, SIGMA, prompt()),
-                predict(with_oracle_windows(base, RADIUS), x, SIGMA, prompt()), predict(base, x, SIGMA, prompt()))
+    cell.oracle(
+        predict(in_order(order, tiny_flux(), clear, load), x, SIGMA, prompt()),
+        predict(with_oracle_windows(base, RADIUS), x, SIGMA, prompt()),
+        predict(base, x, SIGMA, prompt()),
+    )
 
 
 @pytest.mark.row("Hook LoRAs and schedules", "they switch on the distilled weights as on any others")
@@ -78,18 +84,26 @@ def test_hook_lora(cell, host, tiny_flux, clear_node, run, stock, student, lora,
     (hooks,) = run_node(stock("CreateHookLoraModelOnly", "nodes_hooks"), lora_name=lora, strength_model=1.0)
     frames = None
     for strength, start in ((0.2, 0.0), (1.0, 0.5)):
-        (frames,) = run_node(stock("CreateHookKeyframe", "nodes_hooks"), strength_mult=strength, start_percent=start,
-                             prev_hook_kf=frames)
+        (frames,) = run_node(
+            stock("CreateHookKeyframe", "nodes_hooks"), strength_mult=strength, start_percent=start, prev_hook_kf=frames
+        )
     (hooks,) = run_node(stock("SetHookKeyframes", "nodes_hooks"), hooks=hooks, hook_kf=frames)
-    (hooked,) = run_node(stock("PairConditioningSetProperties", "nodes_hooks"), positive_NEW=prompt(),
-                         negative_NEW=prompt(seed=4), strength=1.0, set_cond_area="default", hooks=hooks)[:1]
+    (hooked,) = run_node(
+        stock("PairConditioningSetProperties", "nodes_hooks"),
+        positive_NEW=prompt(),
+        negative_NEW=prompt(seed=4),
+        strength=1.0,
+        set_cond_area="default",
+        hooks=hooks,
+    )[:1]
     positive = hooked if conditioned == "whole prompt" else hooked + prompt(seed=6)
     base, latent = merged(tiny_flux(), host.base / "models" / "clear" / student), torch.zeros(1, 16, 12, 14)
     actual = run(clear_node(tiny_flux(), weights_name=student), positive, latent)
     expected = run(with_oracle_windows(base, RADIUS), positive, latent)
     cell.oracle(actual, expected, run(base, positive, latent))
-    unhooked = [[context, {key: value for key, value in extra.items() if key != "hooks"}]
-                for context, extra in positive]
+    unhooked = [
+        [context, {key: value for key, value in extra.items() if key != "hooks"}] for context, extra in positive
+    ]
     assert (run(with_oracle_windows(base, RADIUS), unhooked, latent) - expected).norm() > 1e-2, "the hook does nothing"
 
 
@@ -112,9 +126,16 @@ def test_block_patches(cell, tiny_flux, clear_node, run, stock, order, kind):
         elif kind == "after the input":
             model.set_model_patch(brighten, "post_input")
         else:
-            (model,) = run_node(stock("SkipLayerGuidanceDiT", "nodes_slg"), model=model, double_layers="0",
-                                single_layers="1", scale=3.0, start_percent=0.0, end_percent=1.0,
-                                rescaling_scale=0.0)
+            (model,) = run_node(
+                stock("SkipLayerGuidanceDiT", "nodes_slg"),
+                model=model,
+                double_layers="0",
+                single_layers="1",
+                scale=3.0,
+                start_percent=0.0,
+                end_percent=1.0,
+                rescaling_scale=0.0,
+            )
         return model
 
     model, graph = tiny_flux(), dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), cfg=2.0)
@@ -129,8 +150,7 @@ def test_block_patches(cell, tiny_flux, clear_node, run, stock, order, kind):
 @ORDERS
 def test_model_sampling(cell, model, clear_node, run, stock, order):
     def shift(model: Any) -> Any:
-        return run_node(stock("ModelSamplingFlux"), model=model, max_shift=1.5, base_shift=0.5, width=112,
-                        height=96)[0]
+        return run_node(stock("ModelSamplingFlux"), model=model, max_shift=1.5, base_shift=0.5, width=112, height=96)[0]
 
     graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14))
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), shift)
@@ -146,15 +166,26 @@ def test_scale_rope(cell, model, clear_node, predict, stock, order, ntk):
     from comfy.ldm.flux.layers import EmbedND
 
     def scaled(model: Any) -> Any:
-        return run_node(stock("ScaleROPE", "nodes_rope"), model=model, scale_x=0.5, shift_x=3.0, scale_y=0.7,
-                        shift_y=1.0, scale_t=1.0, shift_t=0.0)[0]
+        return run_node(
+            stock("ScaleROPE", "nodes_rope"),
+            model=model,
+            scale_x=0.5,
+            shift_x=3.0,
+            scale_y=0.7,
+            shift_y=1.0,
+            scale_t=1.0,
+            shift_t=0.0,
+        )[0]
 
     x = noise(12, 14)
     base = scaled(model)
     base.add_object_patch("diffusion_model.pe_embedder", EmbedND(128, 10000 * ntk, [16, 56, 56]))
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS, ntk_factor=ntk), scaled)
-    cell.oracle(predict(patched, x, SIGMA, prompt()),
-                predict(with_oracle_windows(base, RADIUS), x, SIGMA, prompt()), predict(base, x, SIGMA, prompt()))
+    cell.oracle(
+        predict(patched, x, SIGMA, prompt()),
+        predict(with_oracle_windows(base, RADIUS), x, SIGMA, prompt()),
+        predict(base, x, SIGMA, prompt()),
+    )
 
 
 @pytest.mark.row("EasyCache, LazyCache", "they leave out the same steps and give the same picture")
@@ -162,8 +193,14 @@ def test_scale_rope(cell, model, clear_node, predict, stock, order, ntk):
 @pytest.mark.parametrize("name, threshold", [("EasyCache", 3.0), ("LazyCache", 0.4)], ids=["EasyCache", "LazyCache"])
 def test_caches(cell, model, clear_node, run, stock, order, name, threshold):
     def cached(model: Any) -> Any:
-        return run_node(stock(name, "nodes_easycache"), model=model, reuse_threshold=threshold, start_percent=0.1,
-                        end_percent=0.95, verbose=False)[0]
+        return run_node(
+            stock(name, "nodes_easycache"),
+            model=model,
+            reuse_threshold=threshold,
+            start_percent=0.1,
+            end_percent=0.95,
+            verbose=False,
+        )[0]
 
     graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), steps=8)
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), cached)
@@ -185,6 +222,8 @@ def test_compile(cell, model, clear_node, predict, stock, order):
     for radius, size in ((2, (12, 14)), (4, (12, 14)), (2, (16, 14))):
         x = noise(*size)
         patched = in_order(order, model, lambda model: clear_node(model, radius=radius), compiled)
-        cell.oracle(predict(patched, x, SIGMA, prompt()),
-                    predict(with_oracle_windows(model, radius), x, SIGMA, prompt()),
-                    predict(model, x, SIGMA, prompt()))
+        cell.oracle(
+            predict(patched, x, SIGMA, prompt()),
+            predict(with_oracle_windows(model, radius), x, SIGMA, prompt()),
+            predict(model, x, SIGMA, prompt()),
+        )

@@ -23,8 +23,15 @@ RADIUS = 3
 NOT_APPLIED = "as without CLEAR, and one line says that the window is not applied"
 
 
-def bypassed(cell: Any, order: str, build: Callable[[], Any], clear_node: Any, other: Callable[[Any], Any],
-             run: Callable[[Any], torch.Tensor], run_plainly: Callable[[Any], torch.Tensor] | None = None) -> None:
+def bypassed(
+    cell: Any,
+    order: str,
+    build: Callable[[], Any],
+    clear_node: Any,
+    other: Callable[[Any], Any],
+    run: Callable[[Any], torch.Tensor],
+    run_plainly: Callable[[Any], torch.Tensor] | None = None,
+) -> None:
     """The row's rule; skips with the reason where the pack fails in this ComfyUI without CLEAR too.
 
     Args:
@@ -68,11 +75,19 @@ def test_teacache(cell, host, build, clear_node, run, use_pack, order):
     cell.note = "loaded with a stand-in for a video function that this ComfyUI has no more"
 
     def cached(model: Any) -> Any:
-        return run_node(host.stock("TeaCache"), model=model, model_type="flux", rel_l1_thresh=10.0, start_percent=0.0,
-                        end_percent=1.0, cache_device="cpu")[0]
+        return run_node(
+            host.stock("TeaCache"),
+            model=model,
+            model_type="flux",
+            rel_l1_thresh=10.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            cache_device="cpu",
+        )[0]
 
-    bypassed(cell, order, build, clear_node, cached,
-             lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=8))
+    bypassed(
+        cell, order, build, clear_node, cached, lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=8)
+    )
 
 
 @pytest.mark.row("WaveSpeed: First Block Cache", NOT_APPLIED)
@@ -81,11 +96,16 @@ def test_wavespeed(cell, host, build, clear_node, run, use_pack, order):
     use_pack("Comfy-WaveSpeed")
 
     def cached(model: Any) -> Any:
-        return run_node(host.stock("ApplyFBCacheOnModel"), model=model, object_to_patch="diffusion_model",
-                        residual_diff_threshold=0.4)[0]
+        return run_node(
+            host.stock("ApplyFBCacheOnModel"),
+            model=model,
+            object_to_patch="diffusion_model",
+            residual_diff_threshold=0.4,
+        )[0]
 
-    bypassed(cell, order, build, clear_node, cached,
-             lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=8))
+    bypassed(
+        cell, order, build, clear_node, cached, lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=8)
+    )
 
 
 @pytest.mark.row("PuLID (lldacing)", NOT_APPLIED)
@@ -108,9 +128,19 @@ def test_pulid(cell, build, clear_node, run, use_pack, order):
     def face(model: Any) -> Any:
         """What the node ApplyPulidFlux does once it has found a face."""
         model = model.clone()
-        pulid.set_model_dit_patch_replace(model, dict(
-            pulid_model=face_model, weight=1.0, embedding=torch.ones(1), mask=None, ca_idx=0, sigma_start=1.0,
-            sigma_end=0.0), ("double_block", 0))
+        pulid.set_model_dit_patch_replace(
+            model,
+            dict(
+                pulid_model=face_model,
+                weight=1.0,
+                embedding=torch.ones(1),
+                mask=None,
+                ca_idx=0,
+                sigma_start=1.0,
+                sigma_end=0.0,
+            ),
+            ("double_block", 0),
+        )
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, pulid.wrappers_name, outer_sample)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, pulid.wrappers_name, pulid.pulid_apply_model_wrappers)
         return model
@@ -124,8 +154,12 @@ def test_ip_adapter(cell, build, clear_node, run, use_pack, order):
     pack = use_pack("ComfyUI-IPAdapter-Flux")
     generator = torch.Generator().manual_seed(8)
     names = ("double_blocks.0", "double_blocks.1", "single_blocks.0")
-    layers = {name: pack.ipadapter_flux.IPAFluxAttnProcessor2_0(
-        hidden_size=256, cross_attention_dim=64, num_tokens=4, scale=1.0, timestep_range=(1.0, 0.0)) for name in names}
+    layers = {
+        name: pack.ipadapter_flux.IPAFluxAttnProcessor2_0(
+            hidden_size=256, cross_attention_dim=64, num_tokens=4, scale=1.0, timestep_range=(1.0, 0.0)
+        )
+        for name in names
+    }
     for layer in layers.values():
         for weight in layer.parameters():
             weight.data = torch.randn(weight.shape, generator=generator) * 0.1
@@ -150,14 +184,34 @@ def test_nag_pack(cell, host, build, clear_node, run, use_pack):
     def run_guided(model: Any) -> torch.Tensor:
         with torch.inference_mode():
             (out,) = run_node(
-                host.stock("KSamplerWithNAG"), model=model, seed=7, steps=2, cfg=1.0, nag_scale=5.0, nag_tau=2.5,
-                nag_alpha=0.25, nag_sigma_end=0.0, sampler_name="euler", scheduler="simple", positive=prompt(),
-                negative=prompt(), nag_negative=prompt(seed=9), latent_image={"samples": torch.zeros(1, 16, 12, 14)},
-                denoise=1.0)
+                host.stock("KSamplerWithNAG"),
+                model=model,
+                seed=7,
+                steps=2,
+                cfg=1.0,
+                nag_scale=5.0,
+                nag_tau=2.5,
+                nag_alpha=0.25,
+                nag_sigma_end=0.0,
+                sampler_name="euler",
+                scheduler="simple",
+                positive=prompt(),
+                negative=prompt(),
+                nag_negative=prompt(seed=9),
+                latent_image={"samples": torch.zeros(1, 16, 12, 14)},
+                denoise=1.0,
+            )
         return out["samples"]
 
-    bypassed(cell, "CLEAR last", build, clear_node, lambda model: model, run_guided,
-             lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=2))
+    bypassed(
+        cell,
+        "CLEAR last",
+        build,
+        clear_node,
+        lambda model: model,
+        run_guided,
+        lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=2),
+    )
 
 
 @pytest.mark.row("Nunchaku", "refused in one sentence, when the node runs")
@@ -173,9 +227,21 @@ def test_nunchaku(cell, model, clear_node, use_pack):
 @pytest.mark.row("Such packs in long sequences, whose blocks run in chunks", NOT_APPLIED)
 def test_chunked_blocks(cell, build, clear_node, predict, pack):
     """A pack's forward asks replaced blocks for less than the host's does; ours are there in long sequences."""
-    def own_forward(self: Any, img: torch.Tensor, img_ids: torch.Tensor, txt: torch.Tensor, txt_ids: torch.Tensor,
-                    timesteps: torch.Tensor, y: torch.Tensor, guidance: Any = None, control: Any = None,
-                    transformer_options: dict[str, Any] = {}, attn_mask: Any = None, **_: Any) -> torch.Tensor:
+
+    def own_forward(
+        self: Any,
+        img: torch.Tensor,
+        img_ids: torch.Tensor,
+        txt: torch.Tensor,
+        txt_ids: torch.Tensor,
+        timesteps: torch.Tensor,
+        y: torch.Tensor,
+        guidance: Any = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] = {},
+        attn_mask: Any = None,
+        **_: Any,
+    ) -> torch.Tensor:
         from comfy.ldm.flux.layers import timestep_embedding
 
         img, txt = self.img_in(img), self.txt_in(txt)
@@ -195,7 +261,7 @@ def test_chunked_blocks(cell, build, clear_node, predict, pack):
                 img = replaced["single_block", index](dict(img=img, **args), {"original_block": block})["img"]
             else:
                 img = block(img, **args)
-        return self.final_layer(img[:, txt.shape[1]:], vec)
+        return self.final_layer(img[:, txt.shape[1] :], vec)
 
     def bypassing(model: Any) -> Any:
         model = model.clone()

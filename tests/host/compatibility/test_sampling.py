@@ -70,8 +70,15 @@ def test_tiled_diffusion(cell, host, model, clear_node, run, use_pack, order, me
     use_pack("ComfyUI-TiledDiffusion")
 
     def tiled(model: Any) -> Any:
-        return run_node(host.stock("TiledDiffusion"), model=model, method=method, tile_width=96, tile_height=80,
-                        tile_overlap=32, tile_batch_size=2)[0]
+        return run_node(
+            host.stock("TiledDiffusion"),
+            model=model,
+            method=method,
+            tile_width=96,
+            tile_height=80,
+            tile_overlap=32,
+            tile_batch_size=2,
+        )[0]
 
     graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 16, 20), steps=2)
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), tiled)
@@ -89,15 +96,39 @@ def test_ultimate_sd_upscale(cell, host, model, clear_node, use_pack):
         picture = torch.rand(1, 96, 160, 3, generator=torch.Generator().manual_seed(3))
         with torch.inference_mode():
             return run_node(
-                host.stock("UltimateSDUpscaleNoUpscale"), upscaled_image=picture, model=model, positive=prompt(),
-                negative=prompt(), vae=AveragingVAE(), seed=3, steps=2, cfg=1.0, sampler_name="euler",
-                scheduler="simple", denoise=0.7, mode_type="Linear", tile_width=96, tile_height=96, mask_blur=4,
-                tile_padding=16, seam_fix_mode="None", seam_fix_denoise=1.0, seam_fix_mask_blur=4, seam_fix_width=16,
-                seam_fix_padding=16, force_uniform_tiles=True, tiled_decode=False)[0]
+                host.stock("UltimateSDUpscaleNoUpscale"),
+                upscaled_image=picture,
+                model=model,
+                positive=prompt(),
+                negative=prompt(),
+                vae=AveragingVAE(),
+                seed=3,
+                steps=2,
+                cfg=1.0,
+                sampler_name="euler",
+                scheduler="simple",
+                denoise=0.7,
+                mode_type="Linear",
+                tile_width=96,
+                tile_height=96,
+                mask_blur=4,
+                tile_padding=16,
+                seam_fix_mode="None",
+                seam_fix_denoise=1.0,
+                seam_fix_mask_blur=4,
+                seam_fix_width=16,
+                seam_fix_padding=16,
+                force_uniform_tiles=True,
+                tiled_decode=False,
+            )[0]
 
     # Its pictures have 256 levels: one of them is 0.4 % of the brightest.
-    cell.oracle(upscaled(clear_node(model, radius=RADIUS)), upscaled(with_oracle_windows(model, RADIUS)),
-                upscaled(model), tolerance=5e-4)
+    cell.oracle(
+        upscaled(clear_node(model, radius=RADIUS)),
+        upscaled(with_oracle_windows(model, RADIUS)),
+        upscaled(model),
+        tolerance=5e-4,
+    )
 
 
 @pytest.mark.row("DyPE", "its position embedder is kept, ours is off, windows are on; said in one line with ntk_factor")
@@ -111,8 +142,17 @@ def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, 
         return tiny_flux(depth=1, depth_single_blocks=1)
 
     def dype(model: Any) -> Any:
-        return run_node(host.stock("DyPE_FLUX"), model=model, width=112, height=96, model_type="auto",
-                        method="vision_yarn", yarn_alt_scaling=False, enable_dype=True, base_resolution=256)[0]
+        return run_node(
+            host.stock("DyPE_FLUX"),
+            model=model,
+            width=112,
+            height=96,
+            model_type="auto",
+            method="vision_yarn",
+            yarn_alt_scaling=False,
+            enable_dype=True,
+            base_resolution=256,
+        )[0]
 
     def clear(model: Any) -> Any:
         patched = clear_node(model, radius=RADIUS, ntk_factor=10.0)
@@ -131,11 +171,15 @@ def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, 
 def test_multigpu_pack(cell, host, clear_node, predict, use_pack, stock):
     stock("QuadrupleCLIPLoader", "nodes_hidream")  # The pack derives from it, and our short boot leaves it out.
     use_pack("ComfyUI-MultiGPU")
-    (model,) = run_node(host.stock("UNETLoaderMultiGPU"), unet_name="tiny_flux.safetensors", weight_dtype="default",
-                        device="cpu")
+    (model,) = run_node(
+        host.stock("UNETLoaderMultiGPU"), unet_name="tiny_flux.safetensors", weight_dtype="default", device="cpu"
+    )
     x = noise(12, 14)
-    cell.oracle(predict(clear_node(model, radius=RADIUS), x, SIGMA, prompt()),
-                predict(with_oracle_windows(model, RADIUS), x, SIGMA, prompt()), predict(model, x, SIGMA, prompt()))
+    cell.oracle(
+        predict(clear_node(model, radius=RADIUS), x, SIGMA, prompt()),
+        predict(with_oracle_windows(model, RADIUS), x, SIGMA, prompt()),
+        predict(model, x, SIGMA, prompt()),
+    )
 
 
 @pytest.mark.row("ComfyUI-GGUF", "quantised models get windows")
@@ -151,11 +195,17 @@ def test_gguf(cell, host, model, clear_node, predict, use_pack):
             writer.add_tensor(name, gguf.quants.quantize(weight.numpy(), kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, weight.numpy())
-    for finish in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file,
-                   writer.close):
+    for finish in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         finish()
     (quantised,) = run_node(host.stock("UnetLoaderGGUF"), unet_name=path.name)
     x = noise(12, 14)
-    cell.oracle(predict(clear_node(quantised, radius=RADIUS), x, SIGMA, prompt()),
-                predict(with_oracle_windows(quantised, RADIUS), x, SIGMA, prompt()),
-                predict(quantised, x, SIGMA, prompt()))
+    cell.oracle(
+        predict(clear_node(quantised, radius=RADIUS), x, SIGMA, prompt()),
+        predict(with_oracle_windows(quantised, RADIUS), x, SIGMA, prompt()),
+        predict(quantised, x, SIGMA, prompt()),
+    )

@@ -13,18 +13,41 @@ from support_comfy.server import TEST_NODE
 
 def workflow(prefix: str, folder: str) -> Graph:
     """CLEARAttention, a KSampler and CLEARUpscale, with ids as the front end gives them inside a subgraph."""
+
     def link(node: str, output: int = 0) -> list:
         return [f"{prefix}{node}", output]
 
     nodes = {
         "clear": ("CLEARAttention", {"model": ["1", 0], "weights_name": "none", "radius": 3}),
-        "sampler": ("KSampler", {
-            "model": link("clear"), "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 5,
-            "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}),
+        "sampler": (
+            "KSampler",
+            {
+                "model": link("clear"),
+                "positive": ["2", 0],
+                "negative": ["2", 0],
+                "latent_image": ["3", 0],
+                "seed": 5,
+                "steps": 2,
+                "cfg": 1.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "denoise": 1.0,
+            },
+        ),
         "decode": ("VAEDecode", {"samples": link("sampler"), "vae": ["4", 0]}),
-        "upscale": ("CLEARUpscale", {
-            "image": link("decode"), "model": link("clear"), "positive": ["2", 0], "vae": ["4", 0], "upscale_by": 2.0,
-            "seed": 7, "steps": 2, "denoise": 0.5}),
+        "upscale": (
+            "CLEARUpscale",
+            {
+                "image": link("decode"),
+                "model": link("clear"),
+                "positive": ["2", 0],
+                "vae": ["4", 0],
+                "upscale_by": 2.0,
+                "seed": 7,
+                "steps": 2,
+                "denoise": 0.5,
+            },
+        ),
     }
     inside = {f"{prefix}{name}": {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
     return {

@@ -20,8 +20,18 @@ PACK_FOLDER = "clear-flux"
 """The pack's folder under custom_nodes, named as the registry's installer names it."""
 
 # What users have in a ComfyUI folder, and what the host expects to find there.
-_FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models/clear/tiny", "models/diffusion_models",
-            "models/text_encoders", "models/vae", "models/loras")
+_FOLDERS = (
+    "custom_nodes",
+    "input",
+    "output",
+    "temp",
+    "user",
+    "models/clear/tiny",
+    "models/diffusion_models",
+    "models/text_encoders",
+    "models/vae",
+    "models/loras",
+)
 
 # Stock nodes beyond nodes.py that the tests put in their graphs.
 _STOCK_EXTRAS = ("nodes_custom_sampler", "nodes_model_advanced", "nodes_flux", "nodes_sd3")
@@ -92,8 +102,11 @@ def process_settings() -> dict[str, Any]:
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose value changed, with both values."""
-    return {key: (before.get(key), after.get(key)) for key in before.keys() | after.keys()
-            if before.get(key) != after.get(key)}
+    return {
+        key: (before.get(key), after.get(key))
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key)
+    }
 
 
 class Recorder(logging.Handler):
@@ -166,8 +179,13 @@ class Host:
             warnings.simplefilter("always")
             accepted = asyncio.run(self.nodes.load_custom_node(str(folder), module_parent="custom_nodes"))
         module = sys.modules[str(folder).replace(".", "_x_")]
-        return LoadedPack(module, accepted, log.messages(), [str(item.message) for item in caught],
-                          differences(before, process_settings()))
+        return LoadedPack(
+            module,
+            accepted,
+            log.messages(),
+            [str(item.message) for item in caught],
+            differences(before, process_settings()),
+        )
 
 
 def boot(checkout: Path, base: Path) -> Host:

@@ -127,8 +127,13 @@ class Record:
         """Writes the record of this ComfyUI; rows that were not tried this time stay as they were recorded."""
         path = folder / f"comfyui-{versions['ComfyUI']}.json"
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"versions": {}, "rows": []}
-        versions = {**before["versions"], **versions, "torch": torch.__version__, "python": platform.python_version(),
-                    "system": f"{platform.system()} {platform.machine()}, CPU"}
+        versions = {
+            **before["versions"],
+            **versions,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}, CPU",
+        }
         answered = {name: asdict(row) for name, row in self.rows.items()}
         for row in answered.values():
             row["error"] = float(f"{row['error']:.1e}")

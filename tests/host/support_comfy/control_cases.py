@@ -43,11 +43,30 @@ def oracle(model: Any, grid: tuple[int, int], radius: int, scale: float | None =
     return with_oracle_attention(model, window_mask(TEXT, grid, 0, radius), scale)
 
 
-def run(model: Any, latent: torch.Tensor, positive: list, negative: list, cfg: float = 1.0, steps: int = 2,
-        callback: Any = None) -> torch.Tensor:
+def run(
+    model: Any,
+    latent: torch.Tensor,
+    positive: list,
+    negative: list,
+    cfg: float = 1.0,
+    steps: int = 2,
+    callback: Any = None,
+) -> torch.Tensor:
     """A whole sampling run, as KSampler does it."""
     import comfy.sample
 
     with torch.inference_mode():
-        return comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 4), steps, cfg, "euler", "simple",
-                                   positive, negative, latent, denoise=0.7, disable_pbar=True, callback=callback)
+        return comfy.sample.sample(
+            model,
+            comfy.sample.prepare_noise(latent, 4),
+            steps,
+            cfg,
+            "euler",
+            "simple",
+            positive,
+            negative,
+            latent,
+            denoise=0.7,
+            disable_pbar=True,
+            callback=callback,
+        )

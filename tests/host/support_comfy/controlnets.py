@@ -28,8 +28,9 @@ def random_control_model(seed: int, **layout: Any) -> Any:
     del config["image_model"]
     if "txt_ids_dims" in FluxParams.__dataclass_fields__:
         config["txt_ids_dims"] = []
-    model = ControlNetFlux(operations=comfy.ops.disable_weight_init, dtype=torch.float32,
-                           device=torch.device("cpu"), **config, **layout)
+    model = ControlNetFlux(
+        operations=comfy.ops.disable_weight_init, dtype=torch.float32, device=torch.device("cpu"), **config, **layout
+    )
     fill_weights(model, seed)
     return model
 
@@ -37,8 +38,9 @@ def random_control_model(seed: int, **layout: Any) -> Any:
 def write_xlabs_file(path: Path, seed: int = 0) -> Path:
     """A ControlNet that takes pixels, in the published names of XLabs' files."""
     weights = random_control_model(seed).state_dict()
-    save_file({name.replace("_norm.weight", "_norm.scale"): weight.contiguous() for name, weight in weights.items()},
-              path)
+    save_file(
+        {name.replace("_norm.weight", "_norm.scale"): weight.contiguous() for name, weight in weights.items()}, path
+    )
     return path
 
 
@@ -69,8 +71,9 @@ def write_latent_file(path: Path, seed: int, **layout: Any) -> Path:
 
 
 @contextmanager
-def oracle_control(masks: dict[int, Tensor], scale: float | None = None, ntk: float = 1.0,
-                   offset: tuple[int, int] = (0, 0)) -> Iterator[None]:
+def oracle_control(
+    masks: dict[int, Tensor], scale: float | None = None, ntk: float = 1.0, offset: tuple[int, int] = (0, 0)
+) -> Iterator[None]:
     """Inside, every ControlNetFlux attends as the method says, by a mask written out, in float64.
 
     Args:

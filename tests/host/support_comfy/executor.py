@@ -27,8 +27,8 @@ class Executor:
 
         self._server = PromptServer.instance
         self._executor = execution.PromptExecutor(
-            self._server, cache_type=execution.CacheType[cache],
-            cache_args={"lru": 0, "ram": 0.1, "ram_inactive": 0.1})
+            self._server, cache_type=execution.CacheType[cache], cache_args={"lru": 0, "ram": 0.1, "ram_inactive": 0.1}
+        )
         self.sent: list[tuple[Any, Any]] = []
 
     def run(self, graph: Graph, outputs: list[str]) -> bool:
@@ -37,7 +37,12 @@ class Executor:
         original = self._server.send_sync
         self._server.send_sync = lambda event, data, sid=None: self.sent.append((event, data))
         try:
-            self._executor.execute(copy.deepcopy(graph), f"prompt-{next(_numbers)}", {"client_id": "test", "preview_method": "latent2rgb"}, outputs)
+            self._executor.execute(
+                copy.deepcopy(graph),
+                f"prompt-{next(_numbers)}",
+                {"client_id": "test", "preview_method": "latent2rgb"},
+                outputs,
+            )
         finally:
             self._server.send_sync = original
         return self._executor.success
@@ -70,7 +75,7 @@ class Executor:
         for event, data in self.sent:
             if event == BinaryEventTypes.TEXT:
                 length = int.from_bytes(data[:4], "big")
-                lines.append((data[4:4 + length].decode(), data[4 + length:].decode()))
+                lines.append((data[4 : 4 + length].decode(), data[4 + length :].decode()))
         return lines
 
     @property
@@ -78,5 +83,8 @@ class Executor:
         """How many preview pictures were sent."""
         from server import BinaryEventTypes
 
-        kinds = (BinaryEventTypes.UNENCODED_PREVIEW_IMAGE, getattr(BinaryEventTypes, "PREVIEW_IMAGE_WITH_METADATA", None))
+        kinds = (
+            BinaryEventTypes.UNENCODED_PREVIEW_IMAGE,
+            getattr(BinaryEventTypes, "PREVIEW_IMAGE_WITH_METADATA", None),
+        )
         return sum(event in kinds for event, _ in self.sent)

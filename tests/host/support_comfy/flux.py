@@ -12,9 +12,23 @@ from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
-TINY = dict(image_model="flux", in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=64, hidden_size=256,
-            mlp_ratio=4.0, num_heads=2, depth=2, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000,
-            patch_size=2, qkv_bias=True, guidance_embed=True)
+TINY = dict(
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=32,
+    context_in_dim=64,
+    hidden_size=256,
+    mlp_ratio=4.0,
+    num_heads=2,
+    depth=2,
+    depth_single_blocks=2,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    guidance_embed=True,
+)
 """Two double and two single blocks of FLUX.1 with its head size of 128, which files are detected by."""
 
 
@@ -32,8 +46,9 @@ def build_flux(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: A
     return patcher
 
 
-def build_meta_flux(dtype: torch.dtype = torch.float32, device: torch.device = torch.device("meta"),
-                    **overrides: Any) -> Any:
+def build_meta_flux(
+    dtype: torch.dtype = torch.float32, device: torch.device = torch.device("meta"), **overrides: Any
+) -> Any:
     """A ModelPatcher around a FLUX without any weights, of any size; as :func:`build_flux`."""
     import comfy.supported_models
     from comfy.ldm.flux.model import FluxParams
@@ -69,16 +84,25 @@ def golden_flux() -> Any:
         config = json.loads(file.metadata()["config"])
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     channels = config["in_channels"] // 4
-    patcher = build_flux(in_channels=channels, out_channels=channels, hidden_size=heads * head_dim, num_heads=heads,
-                         vec_in_dim=config["pooled_projection_dim"], context_in_dim=config["joint_attention_dim"],
-                         depth=config["num_layers"], depth_single_blocks=config["num_single_layers"],
-                         axes_dim=config["axes_dims_rope"], guidance_embed=config["guidance_embeds"])
+    patcher = build_flux(
+        in_channels=channels,
+        out_channels=channels,
+        hidden_size=heads * head_dim,
+        num_heads=heads,
+        vec_in_dim=config["pooled_projection_dim"],
+        context_in_dim=config["joint_attention_dim"],
+        depth=config["num_layers"],
+        depth_single_blocks=config["num_single_layers"],
+        axes_dim=config["axes_dims_rope"],
+        guidance_embed=config["guidance_embeds"],
+    )
     load_diffusers_weights(patcher.model.diffusion_model, patcher.model.model_config.unet_config, load_file(path))
     return patcher
 
 
-def load_diffusers_weights(module: torch.nn.Module, unet_config: dict[str, Any],
-                           weights: dict[str, torch.Tensor]) -> None:
+def load_diffusers_weights(
+    module: torch.nn.Module, unet_config: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> None:
     """Copies a whole diffusers FLUX into the host's module, by the host's own table of names.
 
     Raises:
@@ -109,8 +133,9 @@ def write_flux_file(path: Path, seed: int = 0) -> Path:
     The norms keep the published names, which end in ``.scale``: ComfyUI 0.9 cannot tell the model otherwise.
     """
     weights = build_flux(seed=seed).model.diffusion_model.state_dict()
-    save_file({name.replace("_norm.weight", "_norm.scale"): weight.contiguous() for name, weight in weights.items()},
-              path)
+    save_file(
+        {name.replace("_norm.weight", "_norm.scale"): weight.contiguous() for name, weight in weights.items()}, path
+    )
     return path
 
 
@@ -119,8 +144,7 @@ def write_student_file(path: Path, seed: int = 0, down_factor: int = 1) -> Path:
     generator = torch.Generator().manual_seed(seed)
     width = TINY["hidden_size"]
     blocks = [(f"transformer_blocks.{i}", ("to_q", "to_k", "to_v", "to_out.0")) for i in range(TINY["depth"])]
-    blocks += [(f"single_transformer_blocks.{i}", ("to_q", "to_k", "to_v"))
-               for i in range(TINY["depth_single_blocks"])]
+    blocks += [(f"single_transformer_blocks.{i}", ("to_q", "to_k", "to_v")) for i in range(TINY["depth_single_blocks"])]
     weights: dict[str, torch.Tensor] = {}
     for block, projections in blocks:
         for name in projections:

@@ -24,6 +24,7 @@ def window_mask(text: int, grid: tuple[int, int], references: int, radius: int) 
 
 def with_oracle_attention(patcher: Any, mask: Tensor, scale: float | None = None) -> Any:
     """A clone of a stock model whose blocks attend with ``mask`` and ``scale``, in float64."""
+
     def attend(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         scores = q.double() @ k.double().transpose(-1, -2) * factor
@@ -35,8 +36,12 @@ def with_oracle_attention(patcher: Any, mask: Tensor, scale: float | None = None
     return clone
 
 
-def with_oracle_windows(patcher: Any, radius: int, scale: Callable[[int], float] | None = None,
-                        dense_blocks: Container[tuple[str, int]] = ()) -> Any:
+def with_oracle_windows(
+    patcher: Any,
+    radius: int,
+    scale: Callable[[int], float] | None = None,
+    dense_blocks: Container[tuple[str, int]] = (),
+) -> Any:
     """A clone of a stock model that attends, at every call, in windows over the latent of that call, in float64.
 
     Unlike :func:`with_oracle_attention` it follows calls of several sizes (areas, tiles) and text lengths, adds masks
@@ -51,8 +56,16 @@ def with_oracle_windows(patcher: Any, radius: int, scale: Callable[[int], float]
     def tokens(latent: Tensor) -> tuple[int, int]:
         return -(-latent.shape[-2] // 2), -(-latent.shape[-1] // 2)
 
-    def wrapper(executor: Callable, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
-                control: Any = None, transformer_options: dict[str, Any] = {}, **extra: Any) -> Tensor:
+    def wrapper(
+        executor: Callable,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] = {},
+        **extra: Any,
+    ) -> Tensor:
         references = sum(h * w for h, w in map(tokens, extra.get("ref_latents") or ()))
         grid = tokens(x)
         previous = transformer_options.get("optimized_attention_override")
@@ -67,7 +80,8 @@ def with_oracle_windows(patcher: Any, radius: int, scale: Callable[[int], float]
                 args = (args[0] * (factor / plain), *args[1:])
                 return func(*args, **kwargs) if previous is None else previous(func, *args, **kwargs)
             scores = (q @ k.transpose(-1, -2) * factor).masked_fill(
-                ~_cached_window_mask(text, grid, references, radius), float("-inf"))
+                ~_cached_window_mask(text, grid, references, radius), float("-inf")
+            )
             mask = kwargs.get("mask")
             if mask is not None:  # (B, L, L), as the host makes it of a conditioning's
                 scores = scores + mask.double()[:, None]

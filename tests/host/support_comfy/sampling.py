@@ -59,8 +59,10 @@ def run_graph(graph: Graph, stock: Callable[[str], type], wanted: str) -> tuple[
 
     def outputs_of(node: str) -> tuple[Any, ...]:
         if node not in done:
-            inputs = {name: outputs_of(value[0])[value[1]] if isinstance(value, list) else value
-                      for name, value in graph[node]["inputs"].items()}
+            inputs = {
+                name: outputs_of(value[0])[value[1]] if isinstance(value, list) else value
+                for name, value in graph[node]["inputs"].items()
+            }
             done[node] = run_node(stock(graph[node]["class_type"]), **inputs)
         return done[node]
 
@@ -86,8 +88,16 @@ def predict(patcher: Any, x: Tensor, sigma: float, positive: Conditioning) -> Te
     import comfy.samplers
 
     class OneCall(comfy.samplers.Sampler):
-        def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-                   *_: Any, **__: Any) -> Tensor:
+        def sample(
+            self,
+            model_wrap: Any,
+            sigmas: Tensor,
+            extra_args: dict[str, Any],
+            callback: Any,
+            noise: Tensor,
+            *_: Any,
+            **__: Any,
+        ) -> Tensor:
             # Neither scaled nor started from a latent: x goes into the model as it is.
             self.denoised = model_wrap(noise, sigmas[:1].expand(noise.shape[0]), **extra_args)
             return self.denoised

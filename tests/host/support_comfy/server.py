@@ -45,17 +45,38 @@ class Server:
         boot_log: What it had written when it first answered.
     """
 
-    def __init__(self, checkout: Path, python: Path, base: Path, log_level: str = "INFO", arguments: Sequence[str] = (),
-                 environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        checkout: Path,
+        python: Path,
+        base: Path,
+        log_level: str = "INFO",
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.base = base
         self._environment = dict(environment or {})
         self._checkout = checkout
         self._log_path = base / "server.log"
         self._port = _free_port()
         self._command = [
-            str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self._port),
-            "--base-directory", str(base), "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}",
-            "--disable-auto-launch", "--disable-api-nodes", "--verbose", log_level, *arguments]
+            str(python),
+            "main.py",
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self._port),
+            "--base-directory",
+            str(base),
+            "--database-url",
+            f"sqlite:///{base / 'user' / 'comfyui.db'}",
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+            "--verbose",
+            log_level,
+            *arguments,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self.boot_log = ""
 
@@ -70,13 +91,24 @@ class Server:
 
     def __enter__(self) -> Server:
         shutil.copyfile(TEST_NODE, self.base / "custom_nodes" / TEST_NODE.name)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "CLEAR_TEST_SERVER": "1",
-                       **self._environment}
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8",
+            "CLEAR_TEST_SERVER": "1",
+            **self._environment,
+        }
         environment.pop("PYTHONPATH", None)
         with self._log_path.open("wb") as log:
             # The test-only node ends the server when this pipe closes, which it does however this process ends.
-            self._process = subprocess.Popen(self._command, cwd=self._checkout, env=environment, stdout=log,
-                                             stderr=subprocess.STDOUT, stdin=subprocess.PIPE)
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._checkout,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE,
+            )
         try:
             self._wait_until_it_answers()
             self.get("/object_info")
@@ -124,8 +156,9 @@ class Server:
         Raises:
             RefusedPrompt: The server answered with an error and told in JSON which.
         """
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(),
-                                         {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)
@@ -152,8 +185,12 @@ class Server:
 def output_files(entry: dict[str, Any], base: Path) -> list[Path]:
     """Files that a run wrote into the output folder."""
     assert entry["status"]["status_str"] == "success", error_message(entry)
-    return [base / "output" / file["subfolder"] / file["filename"]
-            for shown in entry["outputs"].values() for files in shown.values() for file in files]
+    return [
+        base / "output" / file["subfolder"] / file["filename"]
+        for shown in entry["outputs"].values()
+        for files in shown.values()
+        for file in files
+    ]
 
 
 def error_message(entry: dict[str, Any]) -> str:

@@ -16,8 +16,13 @@ class ClearTestConditioning:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"seed": ("INT", {"default": 0}), "tokens": ("INT", {"default": 24}),
-                             "guidance": ("FLOAT", {"default": 3.5})}}
+        return {
+            "required": {
+                "seed": ("INT", {"default": 0}),
+                "tokens": ("INT", {"default": 24}),
+                "guidance": ("FLOAT", {"default": 3.5}),
+            }
+        }
 
     def make(self, seed, tokens, guidance):
         generator = torch.Generator().manual_seed(seed)
