@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from tqdm import tqdm
 
-        from clear_core.draw import draw_window
+        from clear_core.inspection.window_figure import draw_window
 
         from .job import run_job, total_calls
         from .model import ABOUT, CAPTION

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
-from ..clear_core.report import note, report
-from ..clear_core.sheet import draw_note, draw_sheet
+from ..clear_core.inspection.page import draw_note, draw_sheet
+from ..clear_core.inspection.report import note, report
 from .host.flux import flux_shape
 from .host.inspect import inspect_model, versions
 from .host.pace import last_pace

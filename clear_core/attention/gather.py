@@ -21,7 +21,6 @@ from .merge import merge
 from .pool import pool_tokens
 from .sdpa import attend_outside_image, attend_with_lse, empty_output, returns_lse
 
-
 # From here on pooled keys are attended to apart and merged. Measured on a CPU: as fast with 256 of them, a fifth to a
 # third faster with 1024. Each of the two parts is rounded to the dtype, so not where nothing is won.
 MANY_POOLED = 512

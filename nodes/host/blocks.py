@@ -14,7 +14,6 @@ from comfy.ldm.flux.math import apply_rope, attention
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor, nn
 
-
 FORWARDS = {kind: kind.forward for kind in (DoubleStreamBlock, SingleStreamBlock)}
 
 

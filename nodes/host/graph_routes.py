@@ -15,8 +15,8 @@ from functools import lru_cache
 from aiohttp import web
 from server import PromptServer
 
-from ...clear_core.advice import cost_line
 from ...clear_core.dense_blocks import parse_dense_blocks
+from ...clear_core.inspection.cost_line import cost_line
 from ...clear_core.settings import ClearSettings, choose_spec
 from ...clear_core.spec import ClearSpec
 from ...clear_core.weights import ClearFile, bare_name, read_clear_file

@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...clear_core.cost import clear_pairs, model_gflops
-from ...clear_core.inspection import Pace
+from ...clear_core.inspection.facts import Pace
 from .flux import flux_shape
 from .memory import activations_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clear_core import ClearSpec
-from clear_core.advice import cost_line, layout_of, share
+from clear_core.inspection.cost_line import cost_line, layout_of, share
 
 SIZES = {"1K": (1024, 1024), "2 MP": (2048, 1024), "2K": (2048, 2048), "4K": (4096, 4096), "8K": (8192, 8192)}
 

@@ -12,7 +12,7 @@ from clear_core.attention.dense import image_rows_mask
 
 pytest.importorskip("PIL")
 
-from clear_core.draw import (  # noqa: E402
+from clear_core.inspection.window_figure import (  # noqa: E402
     POOLED,
     QUERY,
     REFERENCE,

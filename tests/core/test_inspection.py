@@ -13,20 +13,20 @@ from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.dense import image_rows_mask
 from clear_core.attention.plan import tile_plan
 from clear_core.cost import clear_pairs, dense_pairs, token_gflops
-from clear_core.inspection import Inspection, ModelFacts, Pace, WeightsFacts
+from clear_core.inspection.facts import Inspection, ModelFacts, Pace, WeightsFacts
+from clear_core.inspection.report import MARK, headline, note, report
+from clear_core.inspection.units import memory_words, percent, significant, time_words
 from clear_core.memory import Activations
-from clear_core.report import MARK, headline, note, report
 from clear_core.settings import ClearSettings
-from clear_core.words import memory_words, percent, significant, time_words
 
 pytest.importorskip("PIL")
 
 from PIL import Image  # noqa: E402
 
-from clear_core.charts import apart, block_map, decades  # noqa: E402
-from clear_core.draw import CIRCLE, POOLED, QUERY, TEXT, UNSEEN, font, legible  # noqa: E402
-from clear_core.overlay import draw_overlay  # noqa: E402
-from clear_core.sheet import PLACES, Unit, curves_of, draw_note, draw_sheet  # noqa: E402
+from clear_core.inspection.charts import apart, block_map, decades  # noqa: E402
+from clear_core.inspection.overlay import draw_overlay  # noqa: E402
+from clear_core.inspection.page import PLACES, Unit, curves_of, draw_note, draw_sheet  # noqa: E402
+from clear_core.inspection.window_figure import CIRCLE, POOLED, QUERY, TEXT, UNSEEN, font, legible  # noqa: E402
 
 FLUX = ModelFacts(Activations(), 19, 38, 128, "bfloat16", 23_800_000_000)
 VERSIONS = {"clear-flux": "0.1.0", "torch": "2.11.0"}

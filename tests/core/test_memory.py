@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.memory_table import card_rows, whole_frame_rows
 from clear_core.memory import GIB, Activations, activation_budget, is_chunked
-from clear_core.memory_table import card_rows, whole_frame_rows
 
 DOCS = Path(__file__).parents[2] / "docs" / "memory.md"
 

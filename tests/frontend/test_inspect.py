@@ -6,8 +6,9 @@ import subprocess
 from typing import Any
 
 import pytest
-from dev import host_interpreter
 from support_comfy.boot import PROJECT
+
+from dev import host_interpreter
 
 GRAPH = """() => {
     app.graph.clear();

@@ -18,7 +18,7 @@ WINDOWS = PROJECT / "demo" / "tiny_flux" / "windows"
 
 @pytest.fixture
 def advice(pack):
-    return import_module(f"{pack.__name__}.clear_core.advice")
+    return import_module(f"{pack.__name__}.clear_core.inspection.cost_line")
 
 
 def ask(path: str, **asked: Any) -> Any:

@@ -14,8 +14,8 @@ import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import backends, triton_backend, triton_launch
-from clear_core.attention.pool import mean_weight
 from clear_core.attention.plan import tile_plan
+from clear_core.attention.pool import mean_weight
 from clear_core.attention.triton_launch import TileShape, launch
 
 BLOCKS = ((128, 64), (128, 64), (64, 64), (128, 32), (64, 32), (64, 16))

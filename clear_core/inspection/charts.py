@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .attention.plan import TilePlan
-from .cost import dense_pairs, visited_pairs
-from .draw import CIRCLE, MUTED, POOLED, QUERY, TEXT, UNSEEN, Color, font
+from ..attention.plan import TilePlan
+from ..cost import dense_pairs, visited_pairs
+from .window_figure import CIRCLE, MUTED, POOLED, QUERY, TEXT, UNSEEN, Color, font
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

@@ -1,9 +1,9 @@
-"""Peak memory by resolution, card and weights, calculated: ``python -m clear_core.memory_table`` prints it."""
+"""Peak memory by resolution, card and weights, calculated: ``python -m benchmarks.memory_table`` prints it."""
 
 from __future__ import annotations
 
-from .memory import FLUX_TEXT, GIB, RUNTIME_BYTES, Activations, activation_budget
-from .sdedit import TileLayout, choose_tiles
+from ..clear_core.memory import FLUX_TEXT, GIB, RUNTIME_BYTES, Activations, activation_budget
+from ..clear_core.sdedit import TileLayout, choose_tiles
 
 CARDS = (8, 12, 16, 24, 48)
 SIDES = (2048, 4096, 8192)

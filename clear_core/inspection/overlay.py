@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .draw import CIRCLE, INK, OVERSAMPLING, PAPER, QUERY, SUMMARISED, UNSEEN, WINDOW, around, font
-from .layout import TOKEN_PIXELS
-from .spec import ClearSpec
+from ..layout import TOKEN_PIXELS
+from ..spec import ClearSpec
+from .window_figure import CIRCLE, INK, OVERSAMPLING, PAPER, QUERY, SUMMARISED, UNSEEN, WINDOW, around, font
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

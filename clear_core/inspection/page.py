@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .attention.plan import tile_plan
+from ..attention.plan import tile_plan
+from ..layout import TOKEN_PIXELS
 from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_layers, draw_table, worked_on
-from .draw import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font, legible
-from .inspection import CostRow, Inspection
-from .layout import TOKEN_PIXELS
+from .facts import CostRow, Inspection
 from .overlay import draw_overlay
 from .report import advice, circle_words, headline, origin_words, step_words, used_words
-from .words import memory_words, percent, side_name, significant, time_words
+from .units import memory_words, percent, side_name, significant, time_words
+from .window_figure import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font, legible
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

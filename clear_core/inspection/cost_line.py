@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .cost import clear_pairs, dense_pairs
-from .layout import TOKEN_PIXELS, SequenceLayout, token_grid
-from .memory import FLUX_TEXT
-from .rope import is_hires
-from .spec import ClearSpec
-from .words import percent
+from ..cost import clear_pairs, dense_pairs
+from ..layout import TOKEN_PIXELS, SequenceLayout, token_grid
+from ..memory import FLUX_TEXT
+from ..rope import is_hires
+from ..spec import ClearSpec
+from .units import percent
 
 USUAL_SIZES = {"1K": 1024, "2K": 2048, "4K": 4096}
 """Squares named where the size of the picture is not known."""

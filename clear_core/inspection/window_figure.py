@@ -6,9 +6,9 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .cost import clear_pairs, dense_pairs
-from .layout import SequenceLayout
-from .spec import ClearSpec
+from ..cost import clear_pairs, dense_pairs
+from ..layout import SequenceLayout
+from ..spec import ClearSpec
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

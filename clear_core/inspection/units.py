@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .memory import GIB
+from ..memory import GIB
 
 
 def significant(value: float, digits: int = 2) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .cost import clear_pairs, dense_pairs, model_gflops
-from .layout import TOKEN_PIXELS, SequenceLayout, token_grid
-from .memory import FLUX_TEXT, Activations
-from .settings import DEFAULT_RADIUS, ClearSettings
-from .spec import ClearSpec
+from ..cost import clear_pairs, dense_pairs, model_gflops
+from ..layout import TOKEN_PIXELS, SequenceLayout, token_grid
+from ..memory import FLUX_TEXT, Activations
+from ..settings import DEFAULT_RADIUS, ClearSettings
+from ..spec import ClearSpec
 
 USUAL_DOWN_FACTOR = 4
 """Down factor of the released variants that have one."""

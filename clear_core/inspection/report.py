@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .cost import clear_pairs, dense_pairs
-from .inspection import Inspection
-from .layout import TOKEN_PIXELS
-from .settings import ClearSettings
-from .words import memory_words, percent, significant, time_words
+from ..cost import clear_pairs, dense_pairs
+from ..layout import TOKEN_PIXELS
+from ..settings import ClearSettings
+from .facts import Inspection
+from .units import memory_words, percent, significant, time_words
 
 STEPS = 20
 """Of the example run."""
