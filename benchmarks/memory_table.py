@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..clear_core.memory import FLUX_TEXT, GIB, RUNTIME_BYTES, Activations, activation_budget
-from ..clear_core.sdedit import TileLayout, choose_tiles
+from clear_core.memory import FLUX_TEXT, GIB, RUNTIME_BYTES, Activations, activation_budget
+from clear_core.sdedit import TileLayout, choose_tiles
 
 CARDS = (8, 12, 16, 24, 48)
 SIDES = (2048, 4096, 8192)

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from clear_core import ClearSpec, SequenceLayout, cost
-from clear_core.attention.plan import tile_plan
+from clear_core.attention.tiling.plan import tile_plan
 
 from .row_major import visited_pairs
 from .timing import write_record

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from clear_core.attention.triton_launch import TileShape, kernel_constants
-from clear_core.attention.triton_tiles import candidate_shapes
+from clear_core.attention.backends.triton.block_shapes import candidate_shapes
+from clear_core.attention.backends.triton.launch import TileShape, kernel_constants
 
 from .timing import write_record
 
@@ -37,7 +37,7 @@ def compile_kernel(capability: int, dtype: str, head_dim: int, shape: TileShape,
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from clear_core.attention.triton_kernel import SIZES, STRIDES, clear_kernel
+    from clear_core.attention.backends.triton.kernel import SIZES, STRIDES, clear_kernel
 
     fixed = {**kernel_constants(shape, head_dim, inside=16**2), "UNIT": 16, **constants}
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}

@@ -9,7 +9,7 @@ from .layout import SequenceLayout
 from .spec import ClearSpec
 
 if TYPE_CHECKING:
-    from .attention.plan import TilePlan
+    from .attention.tiling.plan import TilePlan
 
 FLUX_WIDTH = 3072
 """Heads times head size of FLUX.1 (24 x 128)."""

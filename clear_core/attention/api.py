@@ -10,8 +10,8 @@ from torch import Tensor
 from ..layout import SequenceLayout
 from ..scale import attention_scale
 from ..spec import ClearSpec
-from .backends import BACKENDS, run_backend
 from .bias import AttentionBias
+from .choose import BACKENDS, run_backend
 from .pool import mean_weight
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 128

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..attention.plan import TilePlan
+from ..attention.tiling.plan import TilePlan
 from ..cost import dense_pairs, visited_pairs
 from .window_figure import CIRCLE, MUTED, POOLED, QUERY, TEXT, UNSEEN, Color, font
 

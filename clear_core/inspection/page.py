@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..attention.plan import tile_plan
+from ..attention.tiling.plan import tile_plan
 from ..layout import TOKEN_PIXELS
 from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_layers, draw_table, worked_on
 from .facts import CostRow, Inspection

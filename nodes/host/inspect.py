@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfyui_version import __version__ as host_version
 
 from ...clear_core.attention import explain_backend
-from ...clear_core.attention.backends import unavailable_reason
+from ...clear_core.attention.choose import unavailable_reason
 from ...clear_core.inspection.facts import Inspection, ModelFacts, Size, WeightsFacts
 from ...clear_core.memory import activation_budget
 from ...clear_core.sdedit import Stage, choose_tiles, plan_stages

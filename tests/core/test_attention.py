@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
-from clear_core.attention import gather
+from clear_core.attention.backends import gather
 from clear_core.attention.merge import merge
 from clear_core.attention.pool import mean_weight
 
@@ -190,7 +190,7 @@ def test_auto_and_dense_are_dense_in_float32(case, dtype):
 @pytest.fixture
 def flex_does_not_fall_back(monkeypatch):
     """A kernel that fails would be replaced by ``gather``, and the test would see nothing of it."""
-    from clear_core.attention import backends
+    from clear_core.attention import choose as backends
 
     def refuse(*args, **options):
         raise AssertionError("flex fell back to gather")

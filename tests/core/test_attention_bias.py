@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
-from clear_core.attention import AttentionBias, backends, gather
+from clear_core.attention import AttentionBias
+from clear_core.attention import choose as backends
+from clear_core.attention.backends import gather
 from clear_core.attention.bias import LOOK_NUMBERS
 from clear_core.attention.merge import merge
 from clear_core.attention.pool import pool_tokens

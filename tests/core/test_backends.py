@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, clear_attention
-from clear_core.attention import backends, explain_backend, flex
-from clear_core.attention.flex import FlexFailure
+from clear_core.attention import choose as backends
+from clear_core.attention import explain_backend
+from clear_core.attention.backends import flex
+from clear_core.attention.backends.flex import FlexFailure
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -160,7 +162,7 @@ def test_older_versions_of_torch_get_lists_they_can_transpose(missing, monkeypat
     """torch 2.5 has neither argument; its block mask is transposed at once and as wide as it is long."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    from clear_core.attention.plan import tile_plan
+    from clear_core.attention.tiling.plan import tile_plan
 
     original = BlockMask.from_kv_blocks
 

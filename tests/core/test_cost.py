@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout, cost
-from clear_core.attention.plan import tile_plan
+from clear_core.attention.tiling.plan import tile_plan
 
 CPU = torch.device("cpu")
 SIDES = {"1K": 64, "2K": 128, "4K": 256, "8K": 512}

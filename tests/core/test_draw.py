@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout
-from clear_core.attention.dense import image_rows_mask
+from clear_core.attention.backends.dense import image_rows_mask
 
 pytest.importorskip("PIL")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout
-from clear_core.attention.dense import image_rows_mask
-from clear_core.attention.plan import tile_plan
+from clear_core.attention.backends.dense import image_rows_mask
+from clear_core.attention.tiling.plan import tile_plan
 from clear_core.cost import clear_pairs, dense_pairs, token_gflops
 from clear_core.inspection.facts import Inspection, ModelFacts, Pace, WeightsFacts
 from clear_core.inspection.report import MARK, headline, note, report

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout
-from clear_core.attention.dense import image_rows_mask
-from clear_core.attention.flex import kernel_lists, window_mask_mod
-from clear_core.attention.gather import tile_classes
-from clear_core.attention.plan import KEY_BLOCK, QUERY_BLOCK, tile_plan
-from clear_core.attention.tiles import copy_from_tiles, copy_to_tiles
+from clear_core.attention.backends.dense import image_rows_mask
+from clear_core.attention.backends.flex import kernel_lists, window_mask_mod
+from clear_core.attention.backends.gather import tile_classes
+from clear_core.attention.tiling.order import copy_from_tiles, copy_to_tiles
+from clear_core.attention.tiling.plan import KEY_BLOCK, QUERY_BLOCK, tile_plan
 
 CPU = torch.device("cpu")
 

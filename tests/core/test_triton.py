@@ -14,10 +14,14 @@ import torch
 from interpreted_triton import Case
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
-from clear_core.attention import backends, explain_backend, triton_backend, triton_launch, triton_tiles
-from clear_core.attention.dense import image_rows_mask
-from clear_core.attention.plan import query_tile_size, tile_plan
-from clear_core.attention.triton_launch import TileShape
+from clear_core.attention import choose as backends
+from clear_core.attention import explain_backend
+from clear_core.attention.backends.dense import image_rows_mask
+from clear_core.attention.backends.triton import backend as triton_backend
+from clear_core.attention.backends.triton import block_shapes as triton_tiles
+from clear_core.attention.backends.triton import launch as triton_launch
+from clear_core.attention.backends.triton.launch import TileShape
+from clear_core.attention.tiling.plan import query_tile_size, tile_plan
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)

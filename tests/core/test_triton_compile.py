@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout
-from clear_core.attention import triton_tiles
-from clear_core.attention.plan import tile_plan
-from clear_core.attention.triton_launch import TileShape, launch
+from clear_core.attention.backends.triton import block_shapes as triton_tiles
+from clear_core.attention.backends.triton.launch import TileShape, launch
+from clear_core.attention.tiling.plan import tile_plan
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -20,7 +20,7 @@ def binder():
     from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    from clear_core.attention.triton_kernel import clear_kernel
+    from clear_core.attention.backends.triton.kernel import clear_kernel
 
     return create_function_from_signature(
         clear_kernel.signature, clear_kernel.params, make_backend(GPUTarget("cuda", 80, 32))
@@ -42,7 +42,7 @@ def compiled_for(
     inside_heads=slice(None),
 ):
     """What the kernel would be compiled for by a call of such a size."""
-    from clear_core.attention import triton_kernel
+    from clear_core.attention.backends.triton import kernel as triton_kernel
 
     asked = []
 
@@ -82,7 +82,7 @@ def test_one_compilation_serves_every_size(monkeypatch):
 
 
 def test_strides_are_64_bits_whatever_their_size():
-    from clear_core.attention.triton_kernel import STRIDES, clear_kernel
+    from clear_core.attention.backends.triton.kernel import STRIDES, clear_kernel
 
     kinds = {param.name: param.annotation_type for param in clear_kernel.params}
     assert {kinds[name] for name in STRIDES} == {"i64"}

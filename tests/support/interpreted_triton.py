@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
-from clear_core.attention import backends, triton_backend, triton_launch
-from clear_core.attention.plan import tile_plan
+from clear_core.attention import choose as backends
+from clear_core.attention.backends.triton import backend as triton_backend
+from clear_core.attention.backends.triton import launch as triton_launch
+from clear_core.attention.backends.triton.launch import TileShape, launch
 from clear_core.attention.pool import mean_weight
-from clear_core.attention.triton_launch import TileShape, launch
+from clear_core.attention.tiling.plan import tile_plan
 
 BLOCKS = ((128, 64), (128, 64), (64, 64), (128, 32), (64, 32), (64, 16))
 

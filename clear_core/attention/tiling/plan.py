@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..layout import SequenceLayout
-from ..spec import ClearSpec
+from ...layout import SequenceLayout
+from ...spec import ClearSpec
 
 KEY_TILE_SIDE = 8
 KEY_BLOCK = KEY_TILE_SIDE**2

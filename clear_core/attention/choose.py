@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
+from .backends.dense import dense_attention
+from .backends.flex import FlexFailure, flex_attention, padded_head_dim
+from .backends.gather import gather_attention
+from .backends.triton.backend import TritonFailure, triton_attention, triton_unavailable_reason
 from .bias import AttentionBias
-from .dense import dense_attention
-from .flex import FlexFailure, flex_attention, padded_head_dim
-from .gather import gather_attention
-from .sdpa import wants_grad
-from .triton_backend import TritonFailure, triton_attention, triton_unavailable_reason
+from .outside_image import wants_grad
 
 BACKENDS = ("auto", "dense", "gather", "flex", "triton")
 """Names that ``clear_attention`` takes as ``backend``."""

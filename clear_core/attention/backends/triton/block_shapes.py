@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from ..layout import SequenceLayout
-from ..spec import ClearSpec
-from .flex import padded_head_dim
-from .plan import tile_plan
-from .triton_launch import TileShape, interpreted, launch
+from ....layout import SequenceLayout
+from ....spec import ClearSpec
+from ...tiling.plan import tile_plan
+from ..flex import padded_head_dim
+from .launch import TileShape, interpreted, launch
 
 logger = logging.getLogger(__name__)
 

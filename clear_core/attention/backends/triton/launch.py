@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .flex import padded_head_dim
-from .plan import KEY_TILE_SIDE, QUERY_BLOCK, TilePlan, query_tile_size
+from ...tiling.plan import KEY_TILE_SIDE, QUERY_BLOCK, TilePlan, query_tile_size
+from ..flex import padded_head_dim
 
 # Squares of distances in a visited tile stay below 2**24, where float32 is exact, up to this radius.
 FAR_RADIUS = 2**11
@@ -58,8 +58,8 @@ def launch(
     plan: TilePlan,
     scale: float,
 ) -> None:
-    """Starts the kernel; tensors as :func:`.triton_kernel.clear_kernel` takes them."""
-    from .triton_kernel import clear_kernel
+    """Starts the kernel; tensors as :func:`.kernel.clear_kernel` takes them."""
+    from .kernel import clear_kernel
 
     batch, heads, _, head_dim = q.shape
     named = dict(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v, out=out)
@@ -130,7 +130,7 @@ def stride_unit(*tensors: Tensor) -> int:
 
 
 class TileLists(NamedTuple):
-    """Key tiles of every query tile as :func:`.triton_kernel.clear_kernel` takes them, all int32."""
+    """Key tiles of every query tile as :func:`.kernel.clear_kernel` takes them, all int32."""
 
     partial: Tensor
     circle_count: Tensor

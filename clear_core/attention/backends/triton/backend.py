@@ -1,6 +1,6 @@
 """Windows by a Triton kernel over 2-D tiles that leaves tokens where they are: no permutation, no torch.compile.
 
-Image queries run in the kernel of :mod:`.triton_kernel`; text and reference queries are an ordinary attention call
+Image queries run in the kernel of :mod:`.kernel`; text and reference queries are an ordinary attention call
 of their own. Experimental: "auto" does not take it before a measurement on a GPU shows it exact and faster.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..layout import SequenceLayout
-from ..spec import ClearSpec
-from .plan import TilePlan, tile_plan
-from .pool import pool_tokens
-from .sdpa import attend_outside_image, empty_output
-from .triton_launch import interpreted, launch
-from .triton_tiles import tile_shapes
+from ....layout import SequenceLayout
+from ....spec import ClearSpec
+from ...outside_image import attend_outside_image, empty_output
+from ...pool import pool_tokens
+from ...tiling.plan import TilePlan, tile_plan
+from .block_shapes import tile_shapes
+from .launch import interpreted, launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

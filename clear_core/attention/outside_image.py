@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import SequenceLayout
+from .backends.dense import log_sum_exp
 from .bias import AttentionBias, additive
 from .budget import default_chunk_bytes, query_rows
-from .dense import log_sum_exp
 
 
 def empty_output(q: Tensor) -> Tensor:

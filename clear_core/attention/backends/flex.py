@@ -1,6 +1,6 @@
 """Windows by torch's FlexAttention over 2-D tiles: a compiled, fused block-sparse kernel (CUDA by Triton, CPU by C++).
 
-Image queries run in the kernel, in the tile order of :mod:`.plan`; text and reference queries are an ordinary
+Image queries run in the kernel, in the tile order of :mod:`..tiling.plan`; text and reference queries are an ordinary
 attention call of their own. Permuting into tile order happens here, so the model's tokens stay row-major.
 """
 
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import SequenceLayout
-from ..spec import ClearSpec
-from .plan import KEY_BLOCK, KEY_TILE_SIDE, QUERY_BLOCK, TilePlan, query_tile_size, tile_plan
-from .pool import pool_tokens
-from .sdpa import attend_outside_image, empty_output, wants_grad
-from .tiles import copy_from_tiles, copy_to_tiles
+from ...layout import SequenceLayout
+from ...spec import ClearSpec
+from ..outside_image import attend_outside_image, empty_output, wants_grad
+from ..pool import pool_tokens
+from ..tiling.order import copy_from_tiles, copy_to_tiles
+from ..tiling.plan import KEY_BLOCK, KEY_TILE_SIDE, QUERY_BLOCK, TilePlan, query_tile_size, tile_plan
 
 # The compiler specialises on the integers 0 and 1. What may be 0 or 1 is handed to it with this much added.
 _PAST_SPECIAL = 2

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import SequenceLayout
-from ..spec import ClearSpec
-from .bias import AttentionBias
-from .pool import pool_tokens
+from ...layout import SequenceLayout
+from ...spec import ClearSpec
+from ..bias import AttentionBias
+from ..pool import pool_tokens
 
 # Numbers in one boolean mask, or in one block of scores: 64 MiB and 256 MiB; a few image rows at 4K.
 MASK_NUMBERS = 2**26

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import SequenceLayout
-from ..spec import ClearSpec
-from .bias import AttentionBias
-from .budget import default_chunk_bytes
-from .merge import merge
-from .pool import pool_tokens
-from .sdpa import attend_outside_image, attend_with_lse, empty_output, returns_lse
+from ...layout import SequenceLayout
+from ...spec import ClearSpec
+from ..bias import AttentionBias
+from ..budget import default_chunk_bytes
+from ..merge import merge
+from ..outside_image import attend_outside_image, attend_with_lse, empty_output, returns_lse
+from ..pool import pool_tokens
 
 # From here on pooled keys are attended to apart and merged. Measured on a CPU: as fast with 256 of them, a fifth to a
 # third faster with 1024. Each of the two parts is rounded to the dtype, so not where nothing is won.

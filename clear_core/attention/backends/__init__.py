@@ -1,0 +1,1 @@
+"""The ways to compute a call, one file or folder each; none imports another."""
