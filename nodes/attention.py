@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..clear_core.attention import BACKENDS
 from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choose_spec
 from ..clear_core.weights import read_clear_file
-from .host.files import NO_WEIGHTS, installed_name, installed_names, missing_sentence, path_of
-from .host.patch import apply_clear
-from .host.search import with_search_aliases
+from .host.model.apply import apply_clear
+from .host.search_aliases import with_search_aliases
+from .host.server.weight_files import NO_WEIGHTS, installed_name, installed_names, missing_sentence, path_of
 
 ADVANCED = {"advanced": True}  # As extra_dict: older hosts do not know the argument.
 

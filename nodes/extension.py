@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import CLEARAttention
-from .host.files import register_folder
-from .host.graph_routes import register_graph_routes
-from .host.routes import register_routes
+from .host.server.graph_routes import register_graph_routes
+from .host.server.weight_files import register_folder
+from .host.server.weights_routes import register_routes
 from .inspect import CLEARInspect
 from .upscale import CLEARUpscale, CLEARUpscaleStage
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..clear_core.inspection.page import draw_note, draw_sheet
 from ..clear_core.inspection.report import note, report
-from .host.flux import flux_shape
-from .host.inspect import inspect_model, versions
-from .host.pace import last_pace
-from .host.search import with_search_aliases
+from .host.inspect.read_model import inspect_model
+from .host.model.flux_shape import flux_shape
+from .host.model.throughput import last_pace
+from .host.pack import versions
+from .host.search_aliases import with_search_aliases
 
 PLAIN_SIDE = 4096
 LATENT_PIXELS = 8

@@ -9,12 +9,12 @@ from comfy_api.latest import io
 
 from ..clear_core.sdedit import COLOR_FIXES, Stage, plan_stages
 from .attention import ADVANCED
-from .host.expansion import STAGE_NODE, expand_stages, links_of
-from .host.flux import flux_shape
-from .host.plan import attention_words, info_text
-from .host.progress import RunPlan, StageProgress, plan_of_running_node, say_on_node, time_words
-from .host.search import with_search_aliases
-from .host.stage import StageInputs, StageSettings, run_stage
+from .host.model.flux_shape import flux_shape
+from .host.search_aliases import with_search_aliases
+from .host.upscale.expansion import STAGE_NODE, expand_stages, links_of
+from .host.upscale.info import attention_words, info_text
+from .host.upscale.progress import RunPlan, StageProgress, plan_of_running_node, say_on_node, time_words
+from .host.upscale.stage import StageInputs, StageSettings, run_stage
 
 MOST_PIXELS = 65536
 

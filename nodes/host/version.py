@@ -1,16 +1,12 @@
-"""The pack's own name and version, and whether the host is one that it knows."""
+"""Whether the host is recent enough for this pack."""
 
 from __future__ import annotations
 
 import logging
 import re
-from functools import lru_cache
-from pathlib import Path
 
 # Since 0.9.0 the stock loader reads FLUX's hidden size, heads and depth from the checkpoint.
 OLDEST = (0, 9, 0)
-
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def host_is_recent_enough() -> bool:
@@ -27,17 +23,3 @@ def host_is_recent_enough() -> bool:
         version or "older than 0.3",
     )
     return False
-
-
-@lru_cache(maxsize=1)
-def pack_id() -> dict[str, str]:
-    """The registry's name of this pack and its version, from pyproject.toml, where alone they are written.
-
-    A value is "unknown" where the pack was copied without that file.
-    """
-    try:
-        text = PYPROJECT.read_text(encoding="utf-8")  # Python 3.10 has no tomllib
-    except OSError:
-        text = ""
-    found = {key: re.search(rf'^{key} = "([^"]+)"$', text, re.MULTILINE) for key in ("name", "version")}
-    return {key: match[1] if match else "unknown" for key, match in found.items()}

@@ -175,7 +175,7 @@ def test_methods_kept_on_the_object_lead_to_the_copy(tiny_flux, clear_node, pred
 @pytest.mark.parametrize("kind", ["xlabs", "union", "inpaint"])
 def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, clear_node, predict, load, applied, kind):
     """In the upscale node's tiles a ControlNet sees the hint and the places of the tile, and the frame's scale."""
-    tiles = importlib.import_module(f"{pack.__name__}.nodes.host.tiles")
+    tiles = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
     # A model that hands on the residuals alone, so that tiles of one call can be told apart.
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -216,7 +216,7 @@ def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, cle
 
 
 def test_a_controlnet_left_dense_is_named_once(pack, tiny_flux, clear_node, predict, load, applied, monkeypatch):
-    control = importlib.import_module(f"{pack.__name__}.nodes.host.control")
+    control = importlib.import_module(f"{pack.__name__}.nodes.host.model.controlnet")
     assert control.DENSE_TOKENS == 16384
     monkeypatch.setattr(control, "DENSE_TOKENS", 200)
     model, positive = tiny_flux(), applied(load("union"), prompt())

@@ -105,7 +105,7 @@ def test_min_tokens_counts_image_tokens(tiny_flux, clear_node, predict, least, d
 
 @pytest.mark.parametrize("least, dense", [(168, False), (169, True)], ids=["168", "169"])
 def test_min_tokens_counts_the_frame_of_a_tile(pack, tiny_flux, clear_node, predict, least, dense):
-    frame = importlib.import_module(f"{pack.__name__}.nodes.host.frame")
+    frame = importlib.import_module(f"{pack.__name__}.nodes.host.model.tile_frame")
     model, x = tiny_flux(), noise()
     patched = clear_node(model, **EVERYWHERE, min_tokens=least)
     patched.model_options["transformer_options"][frame.KEY] = frame.FramePart((12, 14), None)

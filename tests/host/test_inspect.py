@@ -187,7 +187,7 @@ def test_patches_of_other_nodes(inspect, tiny_flux, clear_node, run_node, host, 
 
 def test_a_pack_is_named_without_its_folder(pack):
     """The host names a pack's modules by their path."""
-    name_of = import_module(f"{pack.__name__}.nodes.host.others").name_of
+    name_of = import_module(f"{pack.__name__}.nodes.host.inspect.other_patches").name_of
     for module in ("/home/me/ComfyUI/custom_nodes/Some-Pack.nodes.patch", r"C:\me\custom_nodes\Some-Pack.nodes"):
         function = type(attend_as_before)(attend_as_before.__code__, {"__name__": module}, "attend")
         function.__qualname__ = "Patch.apply.<locals>.attend"
@@ -199,7 +199,7 @@ def test_times_are_those_of_the_last_run(inspect, tiny_flux, clear_node, pack, m
     """A step at the size that was timed takes as long as it took; the first call, which warms up, does not count."""
     import comfy.sample
 
-    pace = import_module(f"{pack.__name__}.nodes.host.pace")
+    pace = import_module(f"{pack.__name__}.nodes.host.model.throughput")
     monkeypatch.setattr(pace, "_last", [])
     model = clear_node(tiny_flux(), radius=4)
     image = torch.rand(1, 256, 256, 3)
@@ -222,7 +222,7 @@ def test_the_clock_counts_each_call_s_work(tiny_flux, clear_node, pack, monkeypa
     """Two prompts in a batch are twice the work; blocks kept dense count as dense ones."""
     import comfy.sample
 
-    pace = import_module(f"{pack.__name__}.nodes.host.pace")
+    pace = import_module(f"{pack.__name__}.nodes.host.model.throughput")
     counted = []
     monkeypatch.setattr(pace.Run, "end", lambda run, out: counted.append(run.warm_up[0] + run.work))
     latent = torch.zeros(1, 16, 32, 32)
@@ -243,7 +243,7 @@ def test_the_clock_counts_each_call_s_work(tiny_flux, clear_node, pack, monkeypa
                 disable_pbar=True,
                 seed=1,
             )
-    facts = import_module(f"{pack.__name__}.nodes.host.inspect").inspect_model(
+    facts = import_module(f"{pack.__name__}.nodes.host.inspect.read_model").inspect_model(
         clear_node(tiny_flux(), radius=4), (256, 256), 1.0, "picture"
     )
     row = facts.row((256, 256))
@@ -281,7 +281,7 @@ def test_it_runs_alone_on_a_server(running_server, inputs, size):
 
 def test_info_of_an_enlargement_holds_what_decides_the_picture(tiny_flux, clear_node, pack, host):
     """CLEARUpscale's ``info``: what the settings come to at each stage, the weights' fingerprint, versions."""
-    plan, stage = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("plan", "stage"))
+    plan, stage = (import_module(f"{pack.__name__}.nodes.host.upscale.{name}") for name in ("info", "stage"))
     plan_stages = import_module(f"{pack.__name__}.clear_core.sdedit").plan_stages
     model = clear_node(tiny_flux(), weights_name=WEIGHTS, strength=0.5, min_tokens=5000)
     inputs = stage.StageInputs(model, conditioning(torch.zeros(1, 77, 64), torch.zeros(1, 32)), object())

@@ -289,7 +289,7 @@ def test_a_mask_that_fits_no_block_is_the_hosts_to_refuse(tiny_flux, clear_node,
 
 @pytest.fixture
 def masks_module(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.nodes.host.masks")
+    return importlib.import_module(f"{pack.__name__}.nodes.host.model.masks")
 
 
 def test_a_mask_between_image_tokens_past_the_limit_is_refused_in_words(

@@ -17,7 +17,7 @@ ROUTE = "/clear_flux/weights"
 
 @pytest.fixture
 def routes(pack):
-    return import_module(f"{pack.__name__}.nodes.host.routes")
+    return import_module(f"{pack.__name__}.nodes.host.server.weights_routes")
 
 
 @pytest.fixture

@@ -154,8 +154,8 @@ def test_golden_run_through_the_core_of_the_node(pack, golden_flux, clear_node):
     """The published SDEdit run, by the function that every stage denoises with."""
     import importlib
 
-    stage_module = importlib.import_module(f"{pack.__name__}.nodes.host.stage")
-    progress_module = importlib.import_module(f"{pack.__name__}.nodes.host.progress")
+    stage_module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.stage")
+    progress_module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.progress")
     case = GoldenCase.load("sdedit_local_r8")
     model = clear_node(golden_flux, **case.widgets)
     space = golden_flux.model.latent_format

@@ -27,7 +27,7 @@ def prompt(text: int = 7, **extra: Any) -> list:
 
 @pytest.fixture(scope="module")
 def memory(pack):
-    return importlib.import_module(f"{pack.__name__}.nodes.host.memory")
+    return importlib.import_module(f"{pack.__name__}.nodes.host.model.memory")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_calculated_peak_is_what_is_counted(
     pack, tiny_flux, clear_node, with_chunks, memory, monkeypatch, chunk, dtype
 ):
     """At a scaled-down width, with an attention that makes its output and no more: the count is exact."""
-    window = importlib.import_module(f"{pack.__name__}.nodes.host.window")
+    window = importlib.import_module(f"{pack.__name__}.nodes.host.model.attention_override")
     monkeypatch.setattr(window, "clear_attention", lambda q, k, v, **rest: v.clone())
     model = with_chunks(clear_node(tiny_flux(dtype), radius=3), chunk)
     shape = memory.activations_of(model)

@@ -70,7 +70,7 @@ def one_cache(files) -> Executor:
 
 @pytest.fixture
 def stage_module(pack):
-    return importlib.import_module(f"{pack.__name__}.nodes.host.stage")
+    return importlib.import_module(f"{pack.__name__}.nodes.host.upscale.stage")
 
 
 @pytest.fixture

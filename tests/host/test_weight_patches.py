@@ -209,7 +209,7 @@ def test_what_runs_is_told_with_file_and_strength(golden_flux, pack, clear_node,
     """A part of CLEARUpscale's ``info``, by which a run is repeated."""
     from importlib import import_module
 
-    words = import_module(f"{pack.__name__}.nodes.host.plan").attention_words
+    words = import_module(f"{pack.__name__}.nodes.host.upscale.info").attention_words
     patched = clear_node(
         clear_node(golden_flux, weights_name=students["local"]), weights_name=students["pooled"], strength=0.6
     )

@@ -269,7 +269,7 @@ def test_chunked_blocks(cell, build, clear_node, predict, pack):
         model.add_object_patch("diffusion_model.forward_orig", own_forward.__get__(flux))
         return model
 
-    memory = importlib.import_module(f"{pack.__name__}.nodes.host.memory")
+    memory = importlib.import_module(f"{pack.__name__}.nodes.host.model.memory")
     x, patched = noise(12, 14), clear_node(build(), radius=RADIUS)
     memory.MemoryPatch(chunk=16).install(patched)
     expected = predict(bypassing(build()), x, 0.6, prompt())

@@ -6,7 +6,7 @@ import os
 
 import folder_paths
 
-from ...clear_core.weights import ClearFileError, bare_name, find_release
+from ....clear_core.weights import ClearFileError, bare_name, find_release
 
 FOLDER = "clear"
 EXTENSION = ".safetensors"

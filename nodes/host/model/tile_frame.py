@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...clear_core.sdedit import Tile
+from ....clear_core.sdedit import Tile
 
 KEY = "clear_frame_part"
 """Key of a :class:`FramePart` in ``transformer_options``; absent where the call is the whole frame."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...clear_core.attention.pool import blend_with_mean
-from ...clear_core.dense_blocks import parse_dense_blocks
-from ...clear_core.settings import ClearSettings
-from ...clear_core.weights import ClearFile
-from .control import ControlPatch
-from .embedder import install_embedder
-from .flux import flux_shape
+from ....clear_core.attention.pool import blend_with_mean
+from ....clear_core.dense_blocks import parse_dense_blocks
+from ....clear_core.settings import ClearSettings
+from ....clear_core.weights import ClearFile
+from .attention_override import WindowPatch
+from .controlnet import ControlPatch
+from .flux_shape import flux_shape
 from .memory import MemoryPatch
-from .pace import PaceClock
-from .weights import add_weight_patches, remove_weight_patches, trained_tensors
-from .window import WindowPatch
+from .rope_embedder import install_embedder
+from .throughput import PaceClock
+from .weight_patches import add_weight_patches, remove_weight_patches, trained_tensors
 
 KEY = "clear_flux"
 

@@ -15,8 +15,8 @@ import folder_paths
 from aiohttp import web
 from server import PromptServer
 
-from ...clear_core.weights import CATALOGUE, LICENCE, ClearFileError, FetchError, Release, fetch, find_release
-from .files import FOLDER, installed_name
+from ....clear_core.weights import CATALOGUE, LICENCE, ClearFileError, FetchError, Release, fetch, find_release
+from .weight_files import FOLDER, installed_name
 
 ROUTE = "/clear_flux/weights"
 EVENT = "clear_flux.weights"

@@ -11,7 +11,7 @@ from comfy.ldm.flux.layers import EmbedND
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clear_core.rope import ntk_theta
+from ....clear_core.rope import ntk_theta
 
 KEY = "diffusion_model.pe_embedder"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_execution.graph_utils import GraphBuilder, is_link
 
-from ...clear_core.sdedit import Stage
+from ....clear_core.sdedit import Stage
 from .progress import RunPlan, announce_plan
 from .stage import StageSettings
 

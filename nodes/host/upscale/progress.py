@@ -20,7 +20,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import Tensor
 
-from ...clear_core.sdedit import Stage
+from ....clear_core.sdedit import Stage
 
 # What a phase weighs beside one denoising step of the same frame.
 PHASE_STEPS = {"enlarge": 1, "encode": 1, "decode": 1}

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...clear_core.attention import AttentionBias
-from ...clear_core.layout import SequenceLayout
+from ....clear_core.attention import AttentionBias
+from ....clear_core.layout import SequenceLayout
 
 MOST_BYTES = 10 * 2**30
 """Largest mask between image tokens that runs: a picture of 4096 x 4096 px has 8.1 GiB of it in 16-bit numbers. It

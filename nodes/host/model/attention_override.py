@@ -14,18 +14,18 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
-from ...clear_core.attention import clear_attention
-from ...clear_core.dense_blocks import BlockId
-from ...clear_core.layout import SequenceLayout, token_grid
-from ...clear_core.settings import ClearSettings
-from ...clear_core.weights import ClearFile
-from .embedder import foreign_embedder, ntk_factor
-from .frame import KEY as FRAME_PART
+from ....clear_core.attention import clear_attention
+from ....clear_core.dense_blocks import BlockId
+from ....clear_core.layout import SequenceLayout, token_grid
+from ....clear_core.settings import ClearSettings
+from ....clear_core.weights import ClearFile
+from .host_sparse import RULE as SPARSE_RULE
+from .host_sparse import is_host_sparse
 from .masks import CallMasks, misfit
-from .notice import Notices
-from .pace import running, window_pairs_of
-from .sparse import RULE as SPARSE_RULE
-from .sparse import is_host_sparse
+from .notices import Notices
+from .rope_embedder import foreign_embedder, ntk_factor
+from .throughput import running, window_pairs_of
+from .tile_frame import KEY as FRAME_PART
 
 OVERRIDE = "optimized_attention_override"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from .embedder import NTKEmbedder
-from .patch import KEY
-from .window import OVERRIDE, WindowPatch
+from ..model.apply import KEY
+from ..model.attention_override import OVERRIDE, WindowPatch
+from ..model.rope_embedder import NTKEmbedder
 
 # What packs put beside the model, by the host's own names.
 OPTIONS = {

@@ -15,13 +15,13 @@ from functools import lru_cache
 from aiohttp import web
 from server import PromptServer
 
-from ...clear_core.dense_blocks import parse_dense_blocks
-from ...clear_core.inspection.cost_line import cost_line
-from ...clear_core.settings import ClearSettings, choose_spec
-from ...clear_core.spec import ClearSpec
-from ...clear_core.weights import ClearFile, bare_name, read_clear_file
-from .files import NO_WEIGHTS, installed_name, is_released, path_of
-from .version import pack_id
+from ....clear_core.dense_blocks import parse_dense_blocks
+from ....clear_core.inspection.cost_line import cost_line
+from ....clear_core.settings import ClearSettings, choose_spec
+from ....clear_core.spec import ClearSpec
+from ....clear_core.weights import ClearFile, bare_name, read_clear_file
+from ..pack import pack_id
+from .weight_files import NO_WEIGHTS, installed_name, is_released, path_of
 
 COST = "/clear_flux/cost"
 PACK = "/clear_flux/pack"

@@ -23,11 +23,11 @@ from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.ldm.flux.layers import EmbedND
 from torch import Tensor, nn
 
-from ...clear_core.layout import SequenceLayout, token_grid
-from .embedder import NTKEmbedder, foreign_embedder, ntk_factor
-from .frame import KEY as FRAME_PART
-from .frame import FramePart
-from .window import OVERRIDE, WindowCall, WindowPatch
+from ....clear_core.layout import SequenceLayout, token_grid
+from .attention_override import OVERRIDE, WindowCall, WindowPatch
+from .rope_embedder import NTKEmbedder, foreign_embedder, ntk_factor
+from .tile_frame import KEY as FRAME_PART
+from .tile_frame import FramePart
 
 OPTIONS = "transformer_options"
 

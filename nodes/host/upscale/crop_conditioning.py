@@ -13,8 +13,8 @@ import torch
 from comfy.conds import CONDNoiseShape
 from torch import Tensor
 
-from ...clear_core.sdedit import Tile
-from .control import copy_of
+from ....clear_core.sdedit import Tile
+from ..model.controlnet import copy_of
 
 Cond = dict[str, Any]
 """One conditioning as the samplers see it, after ``comfy.samplers.process_conds``."""

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clear_core.memory import activation_budget
-from ...clear_core.sdedit import Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
-from .memory import activations_of
+from ....clear_core.memory import activation_budget
+from ....clear_core.sdedit import Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
+from ..model.memory import activations_of
 from .progress import StageProgress
-from .shift import with_shift
-from .tiles import TiledModel
+from .sigma_shift import with_shift
+from .tiled_model import TiledModel
 
 VAE_TILE = 1024
 LEAST_VAE_TILE = 256

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
 
-from ...clear_core.layout import SequenceLayout
-from ...clear_core.memory import FLUX_TEXT, GIB
-from ...clear_core.sdedit import Stage
-from .inspect import backend_of, clear_of, head_dim_of, versions, weights_of
-from .memory import activations_of
-from .shift import with_shift
+from ....clear_core.layout import SequenceLayout
+from ....clear_core.memory import FLUX_TEXT, GIB
+from ....clear_core.sdedit import Stage
+from ..model.memory import activations_of
+from ..model.read import backend_of, clear_of, head_dim_of, weights_of
+from ..pack import versions
+from .sigma_shift import with_shift
 from .stage import StageInputs, StageSettings
 
 

@@ -14,8 +14,8 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clear_core.weights import ClearFile
-from .flux import FluxShape
+from ....clear_core.weights import ClearFile
+from .flux_shape import FluxShape
 
 
 def trained_tensors(file: ClearFile) -> Mapping[str, Tensor]:

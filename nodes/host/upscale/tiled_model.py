@@ -14,9 +14,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...clear_core.sdedit import Tile, TileLayout
-from .crop import Cond, crop_cond
-from .frame import KEY, FramePart
+from ....clear_core.sdedit import Tile, TileLayout
+from ..model.tile_frame import KEY, FramePart
+from .crop_conditioning import Cond, crop_cond
 
 
 @dataclass

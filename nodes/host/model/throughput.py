@@ -17,9 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...clear_core.cost import clear_pairs, model_gflops
-from ...clear_core.inspection.facts import Pace
-from .flux import flux_shape
+from ....clear_core.cost import clear_pairs, model_gflops
+from ....clear_core.inspection.facts import Pace
+from .flux_shape import flux_shape
 from .memory import activations_of
 
 KEY = "clear_flux_pace"

@@ -17,9 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ...clear_core.layout import token_grid
-from ...clear_core.memory import CHUNK_TOKENS, FLUX_TEXT, Activations, chunk_of, is_chunked
-from .blocks import is_plain, run_double_block, run_single_block
+from ....clear_core.layout import token_grid
+from ....clear_core.memory import CHUNK_TOKENS, FLUX_TEXT, Activations, chunk_of, is_chunked
+from .chunked_blocks import is_plain, run_double_block, run_single_block
 
 KEY = "clear_flux_memory"
 

@@ -1,0 +1,1 @@
+"""What CLEAR puts on a clone of a model: attention, positions, weights, memory, ControlNets. Imports no sibling."""

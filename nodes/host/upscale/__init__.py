@@ -1,0 +1,1 @@
+"""CLEARUpscale in the host: stages, tiles, conditioning, progress. Never imports inspect."""
