@@ -126,7 +126,9 @@ class OwnTime:
         host_math.optimized_attention = wrap_attn(self.kernel(host_math.optimized_attention.__wrapped__))
         api = import_module(f"{pack.__name__}.clear_core.attention.api")
         api.run_backend = self.kernel(api.run_backend)
-        window, memory = (import_module(f"{pack.__name__}.nodes.host.{name}") for name in ("window", "memory"))
+        window, memory = (
+            import_module(f"{pack.__name__}.nodes.host.model.{name}") for name in ("attention_override", "memory")
+        )
         window.WindowPatch.__call__ = self.wrapper(window.WindowPatch.__call__)
         memory.MemoryPatch.apply_model = self.wrapper(memory.MemoryPatch.apply_model)
         window.WindowCall.attend = self.ours(window.WindowCall.attend)

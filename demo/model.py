@@ -41,7 +41,7 @@ def with_distilled_weights(transformer: FluxTransformer2DModel, spec: ClearSpec)
     """
     from clear_core.weights import read_clear_file
 
-    from .laboratory.windows import window_file
+    from .experiments.windows import window_file
 
     path = window_file(spec)
     if not path.exists():

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from demo.examples.__main__ import files
-from demo.examples.graph import Graph
+from tools.example_workflows.__main__ import files
+from tools.example_workflows.graph import Graph
 
 PROJECT = Path(__file__).parents[2]
 EXAMPLES = sorted((PROJECT / "example_workflows").glob("*.json"))
@@ -46,7 +46,7 @@ def within(inner: Box, outer: Box) -> bool:
 
 @pytest.mark.parametrize(("path", "text"), files().items(), ids=lambda value: getattr(value, "stem", ""))
 def test_what_ships_is_what_the_builder_writes(path, text):
-    assert path.read_text(encoding="utf-8") == text, "run python -m demo.examples"
+    assert path.read_text(encoding="utf-8") == text, "run python -m tools.example_workflows"
 
 
 def test_nothing_else_ships():

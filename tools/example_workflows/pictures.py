@@ -1,4 +1,4 @@
-"""``python -m demo.examples.pictures``: a picture for every example workflow, drawn by the tiny FLUX.
+"""``python -m tools.example_workflows.pictures``: a picture for every example workflow, drawn by the tiny FLUX.
 
 Each does at small size, without ComfyUI, what its workflow does, though not with the same numbers; the template browser
 shows it. Needs diffusers, numpy and Pillow. With names of workflows after the command, only these are drawn.
@@ -21,13 +21,13 @@ from clear_core.integrations.diffusers import apply_clear
 from clear_core.integrations.flux_denoiser import FluxDenoiser
 from clear_core.sdedit import TileLayout, euler, sdedit, sdedit_sigmas
 from clear_core.weights import read_clear_file
+from demo.experiments.windows import window_file
+from demo.job import decoded, make_noise
+from demo.model import build_denoiser
+from demo.sheet import as_image
+from demo.tiny_flux.caption import encode_captions
+from demo.tiny_flux.codec import encode
 
-from ..job import decoded, make_noise
-from ..laboratory.windows import window_file
-from ..model import build_denoiser
-from ..sheet import as_image
-from ..tiny_flux.caption import encode_captions
-from ..tiny_flux.codec import encode
 from .__main__ import PROJECT
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Draws the pack's icon and banner: ``python -m docs.pictures.icon_and_banner``, from the project's folder."""
+"""Draws the pack's icon and banner: ``python -m tools.pictures.icon_and_banner``, from the project's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clear_core import ClearSpec
 from clear_core.inspection.window_figure import CIRCLE, INK, MUTED, PAPER, QUERY, UNSEEN, WINDOW
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "pictures"
 OVERSAMPLING = 4
 
 ICON = (400, 400)  # The registry's largest icon.

@@ -1,4 +1,4 @@
-"""The quality laboratory: its measures, and that the committed windows are as good as they were."""
+"""The quality experiments: its measures, and that the committed windows are as good as they were."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ pytest.importorskip("diffusers")
 
 from clear_core import ClearSpec  # noqa: E402
 from clear_core.weights import read_clear_file  # noqa: E402
-from demo.laboratory.__main__ import RECORD, markdown  # noqa: E402
-from demo.laboratory.measure import judge, layout, psnr, set_bench, windowed  # noqa: E402
-from demo.laboratory.windows import SPECS, WINDOWS, window_file  # noqa: E402
+from demo.experiments.__main__ import RECORD, markdown  # noqa: E402
+from demo.experiments.measure import judge, layout, psnr, set_bench, windowed  # noqa: E402
+from demo.experiments.windows import SPECS, WINDOWS, window_file  # noqa: E402
 from demo.tiny_flux.evaluate import caption_match  # noqa: E402
 from demo.tiny_flux.weights import load_tiny_flux  # noqa: E402
 
@@ -51,7 +51,7 @@ def test_tiny_flux_tells_captions_apart():
 
 
 def test_distilled_windows_are_nearer_and_no_worse_than_recorded():
-    """The laboratory in small: fewer scenes than the record's, so twice its error is allowed."""
+    """The experiments in small: fewer scenes than the record's, so twice its error is allowed."""
     record = {
         (row["radius"], row["down_factor"], row["distilled"]): row["mean_mse"]
         for row in json.loads(RECORD.read_text())["rows"]
@@ -74,5 +74,5 @@ def test_the_record_has_every_window_before_and_after_on_a_large_grid():
 
 
 def test_the_docs_show_the_record():
-    docs = Path(__file__).resolve().parents[2] / "demo" / "laboratory" / "README.md"
+    docs = Path(__file__).resolve().parents[2] / "demo" / "experiments" / "README.md"
     assert markdown(json.loads(RECORD.read_text())) in docs.read_text()

@@ -1,4 +1,4 @@
-"""What the laboratory measures: distance of a windowed tiny FLUX to the same model with full attention."""
+"""What the experiments measure: distance of a windowed tiny FLUX to the same model with full attention."""
 
 from __future__ import annotations
 

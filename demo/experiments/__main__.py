@@ -1,4 +1,4 @@
-"""``python -m demo.laboratory``: distil the tiny FLUX's windows, judge them, print the table."""
+"""``python -m demo.experiments``: distil the tiny FLUX's windows, judge them, print the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RECORD = Path(__file__).with_name("record.json")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.laboratory", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m demo.experiments", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="distil | measure | table")
     distil = commands.add_parser("distil", help="train the windows' weights")
     distil.add_argument("--out", type=Path, default=Path("out/windows"), help="folder for samples, states and weights")

@@ -1,4 +1,4 @@
-"""The README's picture from the demo's: ``python3 dev.py demo``, then ``python -m docs.pictures.sheet``."""
+"""The README's picture from the demo's: ``python3 dev.py demo``, then ``python -m tools.pictures.sheet``."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ if __name__ == "__main__":
     with Image.open(PROJECT / "out" / "sheet.png") as sheet:
         height = round(sheet.height * WIDTH / sheet.width)
         sheet.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS).save(
-            Path(__file__).with_name("sheet.jpg"), quality=85, optimize=True
+            PROJECT / "docs" / "pictures" / "sheet.jpg", quality=85, optimize=True
         )

@@ -1,4 +1,4 @@
-"""``python -m demo.examples``: writes the example workflows and the blueprint."""
+"""``python -m tools.example_workflows``: writes the example workflows and the blueprint."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""The quality laboratory: how near windows on the tiny FLUX come to its full attention, before and after distillation."""

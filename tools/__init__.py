@@ -1,0 +1,1 @@
+"""Writes files that ship or that the page shows: example workflows, pictures."""
