@@ -32,7 +32,8 @@ def captioned_pictures(folder: Path) -> list[tuple[Path, str]]:
         raise ValueError(f"{folder} holds no pictures; expected {', '.join(PICTURES)}.")
     texts = (path.with_suffix(".txt") for path in found)
     return [
-        (path, text.read_text(encoding="utf-8").strip() if text.exists() else "") for path, text in zip(found, texts)
+        (path, text.read_text(encoding="utf-8").strip() if text.exists() else "")
+        for path, text in zip(found, texts, strict=True)
     ]
 
 

@@ -56,7 +56,7 @@ def write_sample(folder: Path, number: int, latents: Tensor, prompt_embeds: Tens
     """
     path = sample_path(folder, number)
     part = path.with_suffix(".part")
-    tensors = dict(zip(PARTS, (latents, prompt_embeds, pooled)))
+    tensors = dict(zip(PARTS, (latents, prompt_embeds, pooled), strict=True))
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
     os.replace(part, path)
     return path
@@ -103,12 +103,12 @@ class SampleFolder:
         for number in numbers:
             with safe_open(self.paths[number], "pt") as file:
                 loaded.append([file.get_tensor(part).float() for part in PARTS])
-        return tuple(torch.stack(parts) for parts in zip(*loaded))
+        return tuple(torch.stack(parts) for parts in zip(*loaded, strict=True))
 
     def batch(self, numbers: Sequence[int], places: Sequence[int], seed: int, step: int) -> Batch:
         """Some samples with the noise that belongs to (seed, step, place in the global batch)."""
         latents, prompt_embeds, pooled = self.load(numbers)
-        noise, sigma = zip(*(place_noise(latents.shape[1:], seed, step, place) for place in places))
+        noise, sigma = zip(*(place_noise(latents.shape[1:], seed, step, place) for place in places), strict=True)
         return Batch(latents, prompt_embeds, pooled, torch.stack(noise), torch.stack(sigma))
 
 

@@ -26,7 +26,11 @@ def depth(model: FluxTransformer2DModel) -> tuple[int, int]:
 
 def spatial_blocks(model: FluxTransformer2DModel) -> list[tuple[str, int]]:
     """(stream, index) of every block."""
-    return [(stream, index) for stream, count in zip(("double", "single"), depth(model)) for index in range(count)]
+    return [
+        (stream, index)
+        for stream, count in zip(("double", "single"), depth(model), strict=True)
+        for index in range(count)
+    ]
 
 
 def trained_set(model: FluxTransformer2DModel, spec: ClearSpec) -> list[str]:
@@ -72,7 +76,7 @@ def load_weights(student: FluxTransformer2DModel, path: Path) -> ClearFile:
     """
     file = read_clear_file(path)
     file.fits(student.config.num_attention_heads * student.config.attention_head_dim, *depth(student))
-    state = {name: tensor for name, tensor in file.tensors().items()}
+    state = dict(file.tensors())
     if file.kind == "delta":
         base = student.state_dict()
         state = {name: base[name] + tensor for name, tensor in state.items()}

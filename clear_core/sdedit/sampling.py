@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from torch import Tensor
@@ -34,7 +35,7 @@ def euler(
         (B, C, H, W) in the dtype of ``latent``; the steps are added in float32.
     """
     levels = sigmas.tolist()
-    for done, (sigma, following) in enumerate(zip(levels, levels[1:]), start=1):
+    for done, (sigma, following) in enumerate(itertools.pairwise(levels), start=1):
         velocity = denoiser(latent, sigma)
         latent = (latent.float() + (following - sigma) * velocity.float()).to(latent.dtype)
         if on_step is not None:

@@ -125,7 +125,7 @@ def save_delta(
         name: (torch.promote_types(tensors[name].dtype, model[name].dtype), tuple(tensors[name].shape))
         for name in tensors
     }
-    plan |= {name: (torch.float32, (1, 1, 1, d, 1, d, 1)) for name in spatial}
+    plan |= dict.fromkeys(spatial, (torch.float32, (1, 1, 1, d, 1, d, 1)))
 
     def make(name: str) -> Tensor:
         if name in spatial:

@@ -47,7 +47,7 @@ DIFFUSERS = Layout(
     "diffusers",
     {"double": "transformer_blocks", "single": "single_transformer_blocks"},
     {stream: {f"attn.{part}": (part,) for part in TRAINED[stream]} for stream in STREAMS},
-    {stream: "attn.processor.spatial_weight" for stream in STREAMS},
+    dict.fromkeys(STREAMS, "attn.processor.spatial_weight"),
 )
 
 # A full ``linear1`` stacks the MLP's rows under q, k and v; those are never CLEAR's. ComfyUI itself has no

@@ -162,7 +162,7 @@ def save_clear_file(
         if tuple(weight.shape) != (d, d):
             raise ClearFileError(f"{name} was not written: {key} is {dims(weight.shape)}, expected {d} x {d}.")
     plan = {key: (dtype or tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
-    plan |= {key: (torch.float32, (1, 1, 1, d, 1, d, 1)) for key in spatial}
+    plan |= dict.fromkeys(spatial, (torch.float32, (1, 1, 1, d, 1, d, 1)))
 
     def make(key: str) -> Tensor:
         tensor = spatial[key] if key in spatial else tensors[key]

@@ -30,17 +30,17 @@ from clear_core.distill.train import Plan, check_plan, distil, set_up  # noqa: E
 from clear_core.weights import read_clear_file  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parents[2]
-CONFIG = dict(
-    in_channels=16,
-    num_layers=1,
-    num_single_layers=2,
-    attention_head_dim=16,
-    num_attention_heads=2,
-    joint_attention_dim=8,
-    pooled_projection_dim=8,
-    guidance_embeds=True,
-    axes_dims_rope=(4, 6, 6),
-)
+CONFIG = {
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 8,
+    "pooled_projection_dim": 8,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
 
 
 def teacher(seed: int = 0) -> FluxTransformer2DModel:
@@ -154,7 +154,7 @@ def test_noise_belongs_to_the_place_in_the_global_batch(data: Path):
     assert torch.equal(whole.noise[2:], half.noise) and torch.equal(whole.sigma[2:], half.sigma)
     assert not torch.equal(whole.noise[0], whole.noise[1])
     levels = torch.stack([place_noise((1,), 0, step, 0)[1] for step in range(2000)])
-    assert 0 < levels.min() and levels.max() <= 1
+    assert levels.min() > 0 and levels.max() <= 1
     assert abs(levels.mean() - 0.5) < 0.03 and abs(levels.var() - 1 / 12) < 0.01
 
 
@@ -324,10 +324,10 @@ def test_another_plan_does_not_go_on_in_an_old_folder(tmp_path: Path):
 @pytest.mark.parametrize(
     "values, words",
     [
-        (dict(steps=0), "steps is 0"),
-        (dict(batch=0), "batch is 0"),
-        (dict(optimizer="sgd"), "optimizer is 'sgd'"),
-        (dict(rate=0.0), "rate is 0.0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
+        ({"rate": 0.0}, "rate is 0.0"),
     ],
     ids=lambda v: str(v),
 )
@@ -367,7 +367,7 @@ class FakePipeline:
 
 def test_generated_samples_go_on_where_they_stopped(tmp_path: Path):
     pipeline = FakePipeline()
-    options = dict(size=(32, 48), steps=4, guidance=2.5, seed=9)
+    options = {"size": (32, 48), "steps": 4, "guidance": 2.5, "seed": 9}
     made = samples_from_teacher(pipeline, ["a", "bb", "ccc"], tmp_path, **options)
     next(made)
     assert len(list(samples_from_teacher(pipeline, ["a", "bb", "ccc"], tmp_path, **options))) == 3

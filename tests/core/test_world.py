@@ -29,7 +29,7 @@ def test_scene_is_drawn_the_same_twice_and_in_range():
     for scene in random_scenes(4):
         first = draw_scene(scene, 64, 96)
         assert first.shape == (64, 96, 3) and first.dtype == np.float32
-        assert 0 <= first.min() and first.max() <= 1
+        assert first.min() >= 0 and first.max() <= 1
         np.testing.assert_array_equal(first, draw_scene(scene, 64, 96))
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 sys.path.append(str(Path(__file__).parents[1] / "host"))  # for support_comfy
 
-from support_comfy import boot  # noqa: E402
-from support_comfy.server import Server  # noqa: E402
+from support_comfy import boot
+from support_comfy.server import Server
 
 WORKFLOWS = sorted((boot.PROJECT / "example_workflows").glob("*.json"))
 

@@ -135,7 +135,7 @@ def wait_for_restart(server: Server, seconds: float = 120) -> None:
     while time.monotonic() < deadline:
         time.sleep(1)
         with suppress(OSError):
-            if OURS <= server.get("/object_info").keys():
+            if server.get("/object_info").keys() >= OURS:
                 return
     raise TimeoutError(f"no nodes of ours within {seconds} s:\n{server.log}")
 

@@ -16,7 +16,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # for support_comfy; pytest's importlib mode adds nothing itself
 
-from support_comfy import boot, control_cases, controlnets, flux, golden, sampling, server  # noqa: E402
+from support_comfy import boot, control_cases, controlnets, flux, golden, sampling, server
 
 CHECKOUTS = boot.find_comfyui()
 

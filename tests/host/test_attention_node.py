@@ -269,10 +269,10 @@ def test_an_interrupt_lands_inside_the_attention(tiny_flux, clear_node, predict,
 @pytest.mark.parametrize(
     "widgets, named",
     [
-        (dict(weights_name="nowhere.safetensors"), "nowhere.safetensors"),
-        (dict(proportional_attention="maybe"), "maybe"),
-        (dict(ntk_factor=-1.0), "-1"),
-        (dict(radius=-3), "-3"),
+        ({"weights_name": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"proportional_attention": "maybe"}, "maybe"),
+        ({"ntk_factor": -1.0}, "-1"),
+        ({"radius": -3}, "-3"),
     ],
     ids=lambda value: str(value),
 )

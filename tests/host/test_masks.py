@@ -264,7 +264,7 @@ def test_a_word_hidden_from_everyone_is_a_prompt_without_it(tiny_flux, clear_nod
 
 @pytest.mark.parametrize(
     "hatch",
-    [dict(dense_blocks="0-3"), dict(min_tokens=100), dict(start_percent=0.99)],
+    [{"dense_blocks": "0-3"}, {"min_tokens": 100}, {"start_percent": 0.99}],
     ids=lambda hatch: next(iter(hatch)),
 )
 def test_where_the_window_is_switched_off_the_mask_is_the_stock_models(host, tiny_flux, clear_node, predict, hatch):

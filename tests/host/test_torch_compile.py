@@ -15,7 +15,7 @@ from support_comfy.sampling import conditioning, relative_error, run_node
 
 TEXT = 7
 STEPS = (0.9, 0.6, 0.3)
-WIDGETS = dict(ntk_factor=10.0)
+WIDGETS = {"ntk_factor": 10.0}
 
 
 def noise(height: int, width: int) -> torch.Tensor:

@@ -141,7 +141,7 @@ def test_a_file_without_spatial_weight_pools_by_the_mean(golden_flux, clear_node
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_a_lora_before_is_a_lora_after_bit_for_bit(host, golden_flux, clear_node, students, strength):
-    widgets = dict(weights_name=students["pooled"], strength=strength)
+    widgets = {"weights_name": students["pooled"], "strength": strength}
     before = clear_node(with_lora(host, golden_flux), **widgets)
     after = with_lora(host, clear_node(golden_flux, **widgets))
     between = with_lora(host, clear_node(with_lora(host, golden_flux, 1), **widgets))
@@ -223,7 +223,7 @@ def test_two_files_in_one_graph_do_not_meet(golden_flux, clear_node, students, p
     pooled = clear_node(golden_flux, weights_name=students["pooled"])
     alone = [predict(model, noise(), SIGMA, prompt()) for model in (local, pooled)]
     for _ in range(2):
-        for model, expected in zip((local, pooled), alone):
+        for model, expected in zip((local, pooled), alone, strict=True):
             assert torch.equal(predict(model, noise(), SIGMA, prompt()), expected)
     assert not torch.equal(*alone)
     assert identical(state(local), replaced(golden_flux, LOCAL, lambda base, new: new))
@@ -245,7 +245,7 @@ def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(
     import_module(f"{pack.__name__}.clear_core.weights.delta").save_delta(
         [golden.GOLDEN / "base.safetensors"], clear_folder / students["pooled"], clear_folder / "delta_3.safetensors"
     )
-    widgets = dict(weights_name="delta_3.safetensors")
+    widgets = {"weights_name": "delta_3.safetensors"}
     on_base, expected = state(clear_node(golden_flux, **widgets)), replaced(golden_flux, POOLED, lambda base, new: new)
     assert all(torch.allclose(on_base[name], expected[name], rtol=1e-6, atol=1e-6) for name in expected)
     half = state(clear_node(golden_flux, strength=0.5, **widgets))

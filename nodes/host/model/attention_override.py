@@ -77,7 +77,7 @@ class WindowPatch:
                 "width); the window is not applied.",
             )
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
-        references = sum(_tokens(latent) for latent in self.takes_references and extra.get("ref_latents") or ())
+        references = sum(_tokens(latent) for latent in (self.takes_references and extra.get("ref_latents")) or ())
         text = 0 if c_crossattn is None else c_crossattn.shape[1]
         layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
         part = transformer_options.get(FRAME_PART)

@@ -67,7 +67,7 @@ class TiledModel:
                 timestep,
                 self.options_of(tile, model_options),
             )
-            for whole, part in zip(predicted, parts):
+            for whole, part in zip(predicted, parts, strict=True):
                 whole[..., rows, columns] += part * weight
             self.on_tile(done, len(self.layout.tiles))
         return predicted

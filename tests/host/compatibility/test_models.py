@@ -138,7 +138,7 @@ def test_block_patches(cell, tiny_flux, clear_node, run, stock, order, kind):
             )
         return model
 
-    model, graph = tiny_flux(), dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), cfg=2.0)
+    model, graph = tiny_flux(), {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14), "cfg": 2.0}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), patch)
     windows = with_oracle_windows(model, RADIUS)
     expected = run(patch(windows), **graph)
@@ -152,7 +152,7 @@ def test_model_sampling(cell, model, clear_node, run, stock, order):
     def shift(model: Any) -> Any:
         return run_node(stock("ModelSamplingFlux"), model=model, max_shift=1.5, base_shift=0.5, width=112, height=96)[0]
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14))
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14)}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), shift)
     expected = run(shift(with_oracle_windows(model, RADIUS)), **graph)
     cell.oracle(run(patched, **graph), expected, run(shift(model), **graph))
@@ -202,7 +202,7 @@ def test_caches(cell, model, clear_node, run, stock, order, name, threshold):
             verbose=False,
         )[0]
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), steps=8)
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14), "steps": 8}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), cached)
     expected = run(cached(with_oracle_windows(model, RADIUS)), **graph)
     with Recorder() as log:

@@ -130,15 +130,15 @@ def test_pulid(cell, build, clear_node, run, use_pack, order):
         model = model.clone()
         pulid.set_model_dit_patch_replace(
             model,
-            dict(
-                pulid_model=face_model,
-                weight=1.0,
-                embedding=torch.ones(1),
-                mask=None,
-                ca_idx=0,
-                sigma_start=1.0,
-                sigma_end=0.0,
-            ),
+            {
+                "pulid_model": face_model,
+                "weight": 1.0,
+                "embedding": torch.ones(1),
+                "mask": None,
+                "ca_idx": 0,
+                "sigma_start": 1.0,
+                "sigma_end": 0.0,
+            },
             ("double_block", 0),
         )
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, pulid.wrappers_name, outer_sample)
@@ -247,7 +247,7 @@ def test_chunked_blocks(cell, build, clear_node, predict, pack):
         img, txt = self.img_in(img), self.txt_in(txt)
         vec = self.time_in(timestep_embedding(timesteps, 256)) + self.vector_in(y)
         vec = vec + self.guidance_in(timestep_embedding(guidance, 256))
-        args = dict(vec=vec, pe=self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1)), attn_mask=attn_mask)
+        args = {"vec": vec, "pe": self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1)), "attn_mask": attn_mask}
         replaced = transformer_options.get("patches_replace", {}).get("dit", {})
         for index, block in enumerate(self.double_blocks):
             if ("double_block", index) in replaced:

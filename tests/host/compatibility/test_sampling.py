@@ -36,7 +36,7 @@ def test_nag(cell, model, clear_node, run, stock, order):
     def guided(model: Any) -> Any:
         return run_node(stock("NAGuidance", "nodes_nag"), model=model, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)[0]
 
-    graph = dict(positive=prompt(), negative=prompt(seed=9), latent=torch.zeros(1, 16, 12, 14), cfg=1.0)
+    graph = {"positive": prompt(), "negative": prompt(seed=9), "latent": torch.zeros(1, 16, 12, 14), "cfg": 1.0}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), guided)
     windows = with_oracle_windows(model, RADIUS)
     expected = run(guided(windows), **graph)
@@ -57,7 +57,7 @@ def test_multigpu_clones(cell, host, clear_node, run, stock, monkeypatch, order)
     def split(model: Any) -> Any:
         return run_node(node, model=model, max_gpus=2)[0]
 
-    graph = dict(positive=prompt(), negative=prompt(5, seed=9), latent=torch.zeros(1, 16, 12, 14), cfg=3.0)
+    graph = {"positive": prompt(), "negative": prompt(5, seed=9), "latent": torch.zeros(1, 16, 12, 14), "cfg": 3.0}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), split)
     assert len(patched.get_additional_models_with_key("multigpu")) == 1
     cell.oracle(run(patched, **graph), run(with_oracle_windows(model, RADIUS), **graph), run(model, **graph))
@@ -80,7 +80,7 @@ def test_tiled_diffusion(cell, host, model, clear_node, run, use_pack, order, me
             tile_batch_size=2,
         )[0]
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 16, 20), steps=2)
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 16, 20), "steps": 2}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), tiled)
     windows = with_oracle_windows(model, RADIUS)
     expected = run(tiled(windows), **graph)
@@ -160,7 +160,7 @@ def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, 
             predict(patched, noise(12, 14), SIGMA, prompt())
         return patched
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), steps=2)
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14), "steps": 2}
     with Recorder() as log:
         actual = run(in_order(order, build(), clear, dype), **graph)
     cell.oracle(actual, run(dype(with_oracle_windows(build(), RADIUS)), **graph), run(dype(build()), **graph))
