@@ -23,7 +23,7 @@ const AGAIN = 5000;  // milliseconds until a question that no server answered is
 const lines = new WeakMap();  // node: its element
 let answers = new Map();  // question: its answer, or a promise of it
 
-const UNSEEN = "where the model comes from is only known when it runs";
+const UNSEEN = "the model's source is only known when it runs";
 
 const isLinked = (input) => input.link != null;
 const takesModel = (input) => input.type === "MODEL";
