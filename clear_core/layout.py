@@ -8,6 +8,9 @@ from dataclasses import dataclass
 TOKEN_PIXELS = 16
 """Side of one token in pixels: 8 by the VAE, 2 by the model's patches."""
 
+PATCH = 2
+"""Side of one token in latent pixels."""
+
 
 @dataclass(frozen=True)
 class SequenceLayout:

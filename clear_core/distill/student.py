@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..integrations.diffusers import apply_clear
 from ..spec import ClearSpec
-from ..weights import ClearFile, read_clear_file, save_clear_file
+from ..weights import ClearFile, ClearHeader, read_clear_file, save_clear_file
 from ..weights.naming import spatial_name, trained_names
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def save_weights(
     spatial = (
         {block: state[spatial_name(*block)].reshape(d, d) for block in spatial_blocks(model)} if spec.pools else {}
     )
-    return save_clear_file(path, tensors, spatial, spec.radius, d, source=source, dtype=dtype, force=True)
+    header = ClearHeader(spec.radius, d, source=source)
+    return save_clear_file(path, tensors, spatial, header, dtype=dtype, force=True)
 
 
 def file_name(spec: ClearSpec) -> str:

@@ -301,7 +301,7 @@ def test_fewer_bytes_than_announced(folder, hub, client):
     refused(
         client.fetch(folder),
         folder,
-        f"wrong size: the hub announced {len(SMALL) + 1000} bytes and sent {len(SMALL)}; what had come was removed",
+        f"wrong size: the hub announced {len(SMALL) + 1000} bytes and sent {len(SMALL)}; the part file was removed",
     )
 
 
@@ -341,7 +341,7 @@ def test_a_disk_that_fills_up_while_it_is_written(folder, hub, client):
     etag = hub.announced["X-Linked-Etag"].strip('"')
     (folder / ".fetch").mkdir(parents=True)
     os.symlink("/dev/full", folder / ".fetch" / f"{NAME}.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part")
-    refused(client.fetch(folder), folder, f"the disk is full: {folder} had no room for 0 MB; what had come was removed")
+    refused(client.fetch(folder), folder, f"the disk is full: {folder} had no room for 0 MB; the part file was removed")
 
 
 def test_a_disk_with_too_little_room_is_said_before_anything_is_fetched(folder, hub, fresh):

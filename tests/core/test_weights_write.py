@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from clear_core.weights import ClearFileError, read_clear_file, save_clear_file
+from clear_core.weights import ClearFileError, ClearHeader, read_clear_file, save_clear_file
 from clear_core.weights.__main__ import main
 from clear_core.weights.delta import save_delta
 from clear_core.weights.lora import save_lora
@@ -207,7 +207,7 @@ def test_lora_of_a_pooled_variant_is_refused(tmp_path, pooled):
 def test_save_is_the_published_format_with_a_header(tmp_path, pooled):
     source = read_clear_file(pooled)
     out = tmp_path / "mine.safetensors"
-    file = save_clear_file(out, source.tensors(), source.spatial_weights(), 12, 4, source="10K pictures")
+    file = save_clear_file(out, source.tensors(), source.spatial_weights(), ClearHeader(12, 4, source="10K pictures"))
     assert (file.radius, file.down_factor, file.kind, file.source) == (12, 4, "replace", "10K pictures")
     with safe_open(out, "pt") as handle:
         assert handle.metadata() == {
@@ -263,9 +263,10 @@ def test_save_refuses_and_leaves_no_file(tmp_path, pooled, change, arguments, fr
     file = read_clear_file(pooled)
     tensors, spatial = {key: tensor.clone() for key, tensor in file.tensors().items()}, file.spatial_weights()
     change(tensors, spatial)
+    header = ClearHeader(**{"radius": 8, "down_factor": 4} | {k: v for k, v in arguments.items() if k != "dtype"})
     before = os.listdir(tmp_path)
     with pytest.raises(ClearFileError, match=fragment):
-        save_clear_file(tmp_path / "out.safetensors", tensors, spatial, **{"radius": 8, "down_factor": 4, **arguments})
+        save_clear_file(tmp_path / "out.safetensors", tensors, spatial, header, dtype=arguments.get("dtype"))
     assert os.listdir(tmp_path) == before
 
 
@@ -274,28 +275,28 @@ def test_an_existing_file_is_replaced_only_by_force_and_only_when_whole(tmp_path
     out = tmp_path / "out.safetensors"
     out.write_bytes(old)
     with pytest.raises(ClearFileError, match="out.safetensors exists already"):
-        save_clear_file(out, file.tensors(), {}, 8, 1)
+        save_clear_file(out, file.tensors(), {}, ClearHeader(8))
     with pytest.raises(KeyboardInterrupt):
 
         def stop(count, total):
             raise KeyboardInterrupt
 
-        save_clear_file(out, file.tensors(), {}, 8, 1, force=True, on_tensor=stop)
+        save_clear_file(out, file.tensors(), {}, ClearHeader(8), force=True, on_tensor=stop)
     assert out.read_bytes() == old and sorted(os.listdir(tmp_path)) == [local.name, out.name]
-    save_clear_file(out, file.tensors(), {}, 8, 1, force=True)
+    save_clear_file(out, file.tensors(), {}, ClearHeader(8), force=True)
     read_clear_file(out).check_finite()
 
 
 def test_a_file_can_be_rewritten_in_place_from_its_own_tensors(tmp_path, local):
     before = load_file(local)
-    save_clear_file(local, read_clear_file(local).tensors(), {}, 9, 1, force=True)
+    save_clear_file(local, read_clear_file(local).tensors(), {}, ClearHeader(9), force=True)
     after = load_file(local)
     assert read_clear_file(local).radius == 9 and all(torch.equal(after[key], before[key]) for key in before)
 
 
 def test_writing_where_there_is_no_folder_is_one_sentence(tmp_path, local):
     with pytest.raises(ClearFileError, match="out.safetensors cannot be written: No such file or directory"):
-        save_clear_file(tmp_path / "no" / "out.safetensors", read_clear_file(local).tensors(), {}, 8, 1)
+        save_clear_file(tmp_path / "no" / "out.safetensors", read_clear_file(local).tensors(), {}, ClearHeader(8))
 
 
 def test_written_offsets_are_aligned_and_read_by_safetensors(tmp_path):
@@ -333,7 +334,7 @@ def test_cli_list_names_every_release_and_the_licence(capsys):
 
 def test_cli_inspect(local, pooled, capsys):
     code, out, _ = cli("inspect", pooled, "--finite", capsys=capsys)
-    assert code == 0 and "down factor  4" in out and "width 64, 1 double and 2 single" in out and "every number" in out
+    assert code == 0 and "down factor  4" in out and "width 64, 1 double and 2 single" in out and "every value" in out
     local.write_bytes(local.read_bytes()[:-1])
     code, out, err = cli("inspect", local, capsys=capsys)
     assert (code, out) == (1, "") and err.startswith("clear_local_8.safetensors is truncated") and err.count("\n") == 1

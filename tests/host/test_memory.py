@@ -43,8 +43,7 @@ def test_the_node_holds_the_file_once(host, pack, clear_node, width, blocks, rec
             for name in naming.trained_names(blocks, blocks)
         },
         {},
-        blocks,
-        1,
+        weights.ClearHeader(blocks),
     )
     size = path.stat().st_size
     model = flux.build_meta_flux(hidden_size=width, num_heads=width // 128, depth=blocks, depth_single_blocks=blocks)
