@@ -35,8 +35,8 @@ def tiled(pack, host_part):
     """``tiled(model, grid, tile, overlap)`` is the model that runs in tiles; sizes in tokens."""
 
     def install(model: Any, grid: tuple[int, int], tile: tuple[int, int], overlap: int = 2, on_tile: Any = None) -> Any:
-        layout = host_part("tiles").TileLayout(grid, tile, overlap)
-        return host_part("tiles").TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
+        layout = host_part("upscale.tiled_model").TileLayout(grid, tile, overlap)
+        return host_part("upscale.tiled_model").TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
 
     return install
 
@@ -125,7 +125,7 @@ def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, tiled, predic
     auto = tiled(clear_node(model, radius=radius), (64, 129), (64, 33), 0)
     base = clear_node(model, radius=radius, ntk_factor=10.0, proportional_attention="off")
     scales = []
-    module = host_part("window")
+    module = host_part("model.attention_override")
     original = module.clear_attention
 
     def watch(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -201,7 +201,7 @@ def test_attention_masks_are_cropped(host_part):
     text, grid = 3, (4, 5)
     length = text + 20
     mask = torch.arange(length * length).reshape(1, length, length)
-    crop = host_part("crop")
+    crop = host_part("upscale.crop_conditioning")
     tile = crop.Tile(1, 2, 2, 3)
     cropped = crop.crop_token_mask(mask, tile, grid[1], 20)
     tokens = [0, 1, 2] + [text + y * 5 + x for y in (1, 2) for x in (2, 3, 4)]

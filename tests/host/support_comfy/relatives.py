@@ -32,11 +32,11 @@ CHROMA = {
 """Two double and two single blocks of Chroma; its channels are counted after patches of 2 x 2 are put together."""
 
 
-def build_chroma(seed: int = 0) -> Any:
-    """A ModelPatcher around a tiny Chroma, float32."""
+def build_chroma(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
+    """A ModelPatcher around a tiny Chroma; ``overrides`` replace entries of :data:`CHROMA`."""
     import comfy.supported_models
 
-    return _patcher(comfy.supported_models.Chroma(CHROMA), seed)
+    return _patcher(comfy.supported_models.Chroma({**CHROMA, **overrides}), seed, dtype)
 
 
 def build_ovis(seed: int = 0) -> Any:
@@ -54,11 +54,11 @@ def build_longcat(seed: int = 0) -> Any:
     return _patcher(comfy.supported_models.LongCatImage(config), seed)
 
 
-def _patcher(config: Any, seed: int) -> Any:
+def _patcher(config: Any, seed: int, dtype: torch.dtype = torch.float32) -> Any:
     from comfy.model_patcher import ModelPatcher
 
     cpu = torch.device("cpu")
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     patcher = ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
     fill_weights(patcher.model.diffusion_model, seed)
     patcher.model.eval()
