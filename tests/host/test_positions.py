@@ -11,9 +11,10 @@ import pytest
 import torch
 from support_comfy import relatives
 from support_comfy.boot import Recorder
+from support_comfy.controlnets import oracle_control
 from support_comfy.flux import build_flux
 from support_comfy.positions import EMBEDDER, recorded_ids, rotations
-from support_comfy.sampling import conditioning, predict, run_node
+from support_comfy.sampling import conditioning, predict, relative_error, run_node
 
 TEXT = 7
 SIGMA = 0.6
@@ -246,3 +247,38 @@ def test_a_second_installation_changes_nothing(host, clear_node, in_tiles):
     twice = in_tiles(clear_node(once, radius=4))
     assert twice.get_model_object(EMBEDDER) is once.get_model_object(EMBEDDER)
     assert len(twice.wrappers["apply_model"]["clear_flux_positions"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["xlabs", "union"])
+@pytest.mark.parametrize("clear", [True, False], ids=["controlnet off", "without CLEAR"])
+def test_a_controlnet_without_windows_has_the_places_of_tiles(
+    clear_node, host_part, in_tiles, load, applied, kind, clear
+):
+    import comfy.utils
+
+    # A model that hands on the residuals alone, so that tiles of one call can be told apart.
+    residuals: list[torch.Tensor] = []
+
+    def watch(
+        executor: Any, x: torch.Tensor, t: Any, c_concat: Any, text: Any, control: Any, *_: Any, **__: Any
+    ) -> Any:
+        residuals.append(control["input"][0])
+        return x * 0.5
+
+    model, x, control = flux(), noise(20, 24), load(kind)
+    model.add_wrapper_with_key("apply_model", "watch", watch)
+    positive = applied(control, prompt())
+    predict(in_tiles(clear_node(model, radius=3, controlnet="off") if clear else model), x, SIGMA, positive)
+    tiled, layout = residuals[:], host_part("upscale.tiled_model").TileLayout(GRID, TILE, 2)
+    hint = comfy.utils.common_upscale(positive[0][1]["control"].cond_hint_original, 192, 160, "nearest-exact", "center")
+    length = TEXT + (kind == "union") + TILE[0] * TILE[1]
+    for tile, found in zip(layout.tiles, tiled, strict=True):
+        rows, columns = tile.latents
+        residuals.clear()
+        cropped = applied(control, prompt())
+        cropped[0][1]["control"].cond_hint_original = hint[
+            ..., rows.start * 8 : rows.stop * 8, columns.start * 8 : columns.stop * 8
+        ]
+        with oracle_control({length: torch.ones(length, length, dtype=torch.bool)}, offset=(tile.y, tile.x)):
+            predict(model, x[..., rows, columns], SIGMA, cropped)
+        assert relative_error(found, residuals[0]) < 1e-5
