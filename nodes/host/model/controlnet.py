@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ....clear_core.layout import SequenceLayout, token_grid
 from .attention_override import OVERRIDE, WindowCall, WindowPatch
+from .placed_control import PlacedControlModel
 from .rope_embedder import PositionEmbedder, foreign_embedder, ntk_factor, positions
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
@@ -180,7 +181,8 @@ class WindowedControlModel:
                     f"the ControlNet {self.words} attends to all of "
                     f"{layout.image} image tokens; set controlnet to auto to give it the window.",
                 )
-            return self.model(x, *args, **inputs)
+            model = PlacedControlModel(self.model, part) if part else self.model
+            return model(x, *args, **inputs)
         call = WindowCall(self.window, layout, frame_grid, None)
         call.is_dense = "sigmas" in options and self.window.is_left_out(
             call.frame.image, self.base.model_sampling, options["sigmas"]

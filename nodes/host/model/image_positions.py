@@ -83,9 +83,13 @@ def find_image(ids: Tensor, layout: SequenceLayout, grids: tuple[HostGrid, ...])
 
 
 def place_image(
-    ids: Tensor, layout: SequenceLayout, part: FramePart | None, rope_options: Mapping[str, float] | None
+    ids: Tensor,
+    layout: SequenceLayout,
+    part: FramePart | None = None,
+    rope_options: Mapping[str, float] | None = None,
+    references_follow: bool = False,
 ) -> Tensor | None:
-    """Ids whose image tokens are exact and lie where the tile lies in the frame; all others are as given.
+    """Ids whose image tokens are exact and lie where the tile lies in the frame.
 
     A grid of the host's is recomputed in float32. Positions that another node has changed keep their difference from
     the host's and are only moved.
@@ -95,6 +99,8 @@ def place_image(
         layout: What the call was given.
         part: The tile that the call computes, or None for the whole frame.
         rope_options: Of the call.
+        references_follow: Whether the host places reference tokens past the image's last row and column, so that they
+            have to be moved past the frame's; if not, they keep their positions.
 
     Returns:
         (B, tokens, axes) float32, or ``ids`` itself if nothing has to change; None if a tile's image tokens cannot be
@@ -111,7 +117,11 @@ def place_image(
             return None
     y, x = (part.tile.y, part.tile.x) if part else (0, 0)
     placed = ids.to(torch.promote_types(ids.dtype, torch.float32), copy=True)
-    image = placed[:, span.start : span.start + layout.image].unflatten(1, layout.grid)
+    end = span.start + layout.image
+    if part and references_follow:
+        placed[:, end:, ROW] += part.grid[0] - layout.grid[0]
+        placed[:, end:, COLUMN] += part.grid[1] - layout.grid[1]
+    image = placed[:, span.start : end].unflatten(1, layout.grid)
     if span.grid is None:
         image[..., ROW] += grids[-1].scale[0] * y
         image[..., COLUMN] += grids[-1].scale[1] * x

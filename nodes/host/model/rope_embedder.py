@@ -39,12 +39,14 @@ class CallPositions:
         layout: Text, image and reference tokens that the call was given; None keeps all ids as they are.
         part: The tile that the call computes, or None for the whole frame.
         rope_options: The call's ``transformer_options["rope_options"]``.
+        references_follow: Whether reference tokens lie past the image's last row and column (the host's "uxo").
     """
 
     factor: float = 1.0
     layout: SequenceLayout | None = None
     part: FramePart | None = None
     rope_options: Mapping[str, float] | None = None
+    references_follow: bool = False
 
 
 # The embedder's forward is given token ids alone, and one module serves frames of every size, in several threads.
@@ -87,7 +89,7 @@ class PositionEmbedder(torch.nn.Module):
         """(B, tokens, axes) ids to (B, 1, tokens, D / 2, 2, 2) rotations."""
         call = _running.get()
         if call.layout is not None:
-            placed = place_image(ids, call.layout, call.part, call.rope_options)
+            placed = place_image(ids, call.layout, call.part, call.rope_options, call.references_follow)
             if placed is None:
                 self.notices.say(
                     "sequence",
@@ -134,7 +136,12 @@ class PositionsPatch:
                 f"the model's position embedder is a {type(embedder).__name__} of another node, so the positions of "
                 "a tile cannot be moved to its place in the frame.",
             )
-        with positions(layout=layout, part=part, rope_options=options.get("rope_options")):
+        with positions(
+            layout=layout,
+            part=part,
+            rope_options=options.get("rope_options"),
+            references_follow=extra.get("ref_latents_method") == "uxo",
+        ):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
 
 
