@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-
-# What several suites need; pytest's importlib mode adds nothing to the path itself.
-sys.path.append(str(PROJECT / "tests" / "support"))
 
 
 class RootIsNoPackage:

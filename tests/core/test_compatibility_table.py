@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-import compatibility_table
+from tests.support import compatibility_table
 
 TESTS = compatibility_table.PROJECT / "tests" / "host" / "compatibility"
 
@@ -12,7 +12,7 @@ TESTS = compatibility_table.PROJECT / "tests" / "host" / "compatibility"
 def test_the_page_is_the_records():
     assert compatibility_table.PAGE.read_text(encoding="utf-8") == compatibility_table.render(
         compatibility_table.read_records()
-    ), "run python3 tests/support/compatibility_table.py"
+    ), "run python3 -m tests.support.compatibility_table"
 
 
 def test_both_hosts_answered_every_row_and_none_failed():

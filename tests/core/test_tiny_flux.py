@@ -15,9 +15,9 @@ from demo.world import random_scene
 
 pytest.importorskip("diffusers")
 
-from demo.tiny_flux.model import new_tiny_flux, velocity  # noqa: E402
-from demo.tiny_flux.train import Stage, train  # noqa: E402
-from demo.tiny_flux.weights import diffusers_layout, load_tiny_flux, published_layout, save_tiny_flux  # noqa: E402
+from demo.tiny_flux.model import new_tiny_flux, velocity
+from demo.tiny_flux.train import Stage, train
+from demo.tiny_flux.weights import diffusers_layout, load_tiny_flux, published_layout, save_tiny_flux
 
 
 def noisy_model(seed: int = 0) -> torch.nn.Module:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import COMMIT, NAME, Hub
 from safetensors.torch import save
 
 from clear_core.weights.naming import trained_names
+from tests.support.hub import COMMIT, NAME, Hub
 
 pytest.importorskip("huggingface_hub")
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from damaged_files import FILES, GOLDEN, comfyui, local, pooled
 from safetensors.torch import save_file
 
 from clear_core.weights import ClearFileError, read_clear_file
+from tests.support.damaged_files import FILES, GOLDEN, comfyui, local, pooled
 
 ROOT = Path(__file__).parents[2]
 

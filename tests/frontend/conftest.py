@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,17 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from page_hands import skip_the_welcome
 
 from dev import find_browser, find_hosts, host_interpreter, host_version
+from tests.support.page_hands import skip_the_welcome
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-sys.path.append(str(Path(__file__).parents[1] / "host"))  # for support_comfy
-
-from support_comfy import boot  # noqa: E402
-from support_comfy.server import Server  # noqa: E402
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.server import Server
 
 WORKFLOWS = sorted((boot.PROJECT / "example_workflows").glob("*.json"))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_hands import connect, edit_widget, empty_canvas, place_from_search
-from support_comfy.boot import PROJECT
-from support_comfy.sampling import Graph
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.sampling import Graph
+from tests.support.page_hands import connect, edit_widget, empty_canvas, place_from_search
 
 NODES = {"CLEARAttention": "CLEAR Attention", "CLEARUpscale": "CLEAR Upscale", "CLEARInspect": "CLEAR Inspect"}
 TINY = PROJECT / "demo" / "comfyui" / "tiny_flux_windows.json"

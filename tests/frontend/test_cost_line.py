@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from support_comfy.boot import PROJECT
+
+from tests.host.support_comfy.boot import PROJECT
 
 SHOTS = PROJECT / "out" / "screenshots"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import TimeoutError
-from support_comfy.boot import PROJECT
+
+from tests.host.support_comfy.boot import PROJECT
 
 # The browser's own language, from which both front ends take theirs; French has no texts of ours.
 LANGUAGES = {"en": "en-US", "zh": "zh-CN", "fr": "fr-FR"}

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from registry import REAL, Registry
+
+from tests.support.registry import REAL, Registry
 
 GRAPH = {
     "last_node_id": 1,

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_hands import empty_canvas, place_from_search
 from PIL import Image
-from support_comfy.boot import PROJECT
-from support_comfy.server import error_message
-from tiny_examples import PICTURE, SIZES, Prompt, tiny, write_controlnet, write_picture
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.server import error_message
+from tests.support.page_hands import empty_canvas, place_from_search
+from tests.support.tiny_examples import PICTURE, SIZES, Prompt, tiny, write_controlnet, write_picture
 
 BLUEPRINT = "Upscale image, FLUX + CLEAR"
 

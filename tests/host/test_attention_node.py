@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.oracle import window_mask, with_oracle_attention
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.oracle import window_mask, with_oracle_attention
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 TEXT = 7
 SIGMA = 0.6

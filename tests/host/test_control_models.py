@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.control_cases import SIGMA, noise, oracle, prompt
-from support_comfy.sampling import relative_error
+
+from tests.host.support_comfy.control_cases import SIGMA, noise, oracle, prompt
+from tests.host.support_comfy.sampling import relative_error
 
 
 @pytest.mark.parametrize("channels", [32, 96], ids=["canny and depth", "fill"])

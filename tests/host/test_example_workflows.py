@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support_comfy.boot import PACK_FOLDER, PROJECT
+
+from tests.host.support_comfy.boot import PACK_FOLDER, PROJECT
 
 EXAMPLES = sorted((PROJECT / "example_workflows").glob("*.json"))
 BLUEPRINTS = sorted((PROJECT / "subgraphs").glob("*.json"))

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.golden import TOLERANCE, GoldenCase, case_names, unpack
-from support_comfy.golden import pack as pack_tokens
-from support_comfy.sampling import conditioning, predict, relative_error, run_node
+
+from tests.host.support_comfy.golden import TOLERANCE, GoldenCase, case_names, unpack
+from tests.host.support_comfy.golden import pack as pack_tokens
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_node
 
 ONE_CALL = [name for name in case_names() if not name.startswith("sdedit")]
 RUNS = [name for name in case_names() if name.startswith("sdedit")]

@@ -7,8 +7,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from support_comfy import boot
-from support_comfy.locales import described_inputs, english_locale
+
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.locales import described_inputs, english_locale
 
 LOCALES = boot.PROJECT / "locales"
 PAGES = boot.PROJECT / "web" / "docs"

@@ -12,9 +12,10 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 
 import pytest
-from support_comfy import boot, flux
-from support_comfy.boot import PROJECT
-from support_comfy.server import Server, output_files
+
+from tests.host.support_comfy import boot, flux
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.server import Server, output_files
 
 # Nobody's folder need be called as the registry's installer calls it. (A space in it the host itself cannot serve.)
 FOLDER = "my_windows_for_flux"
@@ -134,7 +135,7 @@ OLD_NODE = {"model": ["1", 0], "weights_name": "none", "strength": 1.0, "radius"
 @pytest.mark.parametrize("kept", range(1, len(OLD_NODE) + 1))
 def test_an_old_api_graph_with_fewer_inputs_runs(kept, host, pack, tiny_flux):
     """Whatever a graph leaves out takes the default that gave it its meaning."""
-    from support_comfy.sampling import run_node
+    from tests.host.support_comfy.sampling import run_node
 
     model = tiny_flux()
     given = dict(list(OLD_NODE.items())[:kept]) | {"model": model}

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.oracle import window_mask
-from support_comfy.sampling import conditioning, relative_error, run_node
 from torch import Tensor
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.oracle import window_mask
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 SIGMA = 0.6
 HIDDEN = -math.inf

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from support_comfy import boot
-from support_comfy.sampling import conditioning, predict
+
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.sampling import conditioning, predict
 
 
 def test_loading_is_silent(loaded_pack):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 SIGMA = 0.6
 GGUF_PACK = "ComfyUI-GGUF"

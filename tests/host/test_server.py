@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support_comfy import boot
-from support_comfy.sampling import Graph, relative_error, run_graph
-from support_comfy.server import TEST_NODE, RefusedPrompt, Server, error_message, output_files
+
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.sampling import Graph, relative_error, run_graph
+from tests.host.support_comfy.server import TEST_NODE, RefusedPrompt, Server, error_message, output_files
 
 # What the widgets are called and in which order they stay: saved workflows restore them by position.
 FINAL_ORDER = [

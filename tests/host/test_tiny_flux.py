@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from support_comfy.boot import PROJECT
-from support_comfy.sampling import conditioning, predict, relative_error, run_graph, run_node
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_graph, run_node
 
 TINY = PROJECT / "demo" / "tiny_flux"
 GRAPH = json.loads((PROJECT / "demo" / "comfyui" / "tiny_flux_windows_api.json").read_text())

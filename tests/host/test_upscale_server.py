@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 from safetensors.torch import load_file
-from support_comfy.boot import PROJECT
-from support_comfy.pictures import picture
-from support_comfy.sampling import Graph
-from support_comfy.server import Server, error_message, output_files
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.sampling import Graph
+from tests.host.support_comfy.server import Server, error_message, output_files
 
 TEST_PIXELS = Path(__file__).parent / "support_comfy" / "test_only_pixels.py"
 UPSCALE, SAVE_LATENT, SAVE_IMAGE, MASK, BATCH = "6", "7", "8", "9", "10"

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.pictures import VAE_NAME, picture, write_vae_files
-from support_comfy.sampling import Graph, conditioning, run_node
+
+from tests.host.support_comfy.pictures import VAE_NAME, picture, write_vae_files
+from tests.host.support_comfy.sampling import Graph, conditioning, run_node
 
 TEMPLATES = Path(__file__).parents[2] / "example_workflows"
 STOCK, NODE, PAPER = "clear_stock_nodes_1k_to_4k", "clear_text_to_image_1k_to_4k", "clear_upscale_as_in_the_paper"

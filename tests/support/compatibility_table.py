@@ -1,6 +1,6 @@
 """Writes docs/compatibility.md from the records of the compatibility tests.
 
-    python3 tests/support/compatibility_table.py
+    python3 -m tests.support.compatibility_table
 
 The records are those that the tests in tests/host/compatibility wrote, one for each ComfyUI; nothing else is looked at.
 """
@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support import PROJECT
+
 RECORDS = PROJECT / "tests" / "host" / "compatibility" / "records"
 PAGE = PROJECT / "docs" / "compatibility.md"
 

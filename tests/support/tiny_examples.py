@@ -1,4 +1,4 @@
-"""The example workflows at the size of a postage stamp, on the demo's tiny FLUX: what is sent, and what must come out."""
+"""The example workflows at the size of a postage stamp, on the demo's tiny FLUX: what is sent and what is expected."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fixtures of the compatibility table, and the record from which docs/compatibility.md is written.
 
 The record is written where ``CLEAR_COMPATIBILITY_RECORD`` is 1: tests/host/compatibility/records, a file for each
-ComfyUI. ``python3 tests/support/compatibility_table.py`` renders the table from them.
+ComfyUI. ``python3 -m tests.support.compatibility_table`` renders the table from them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy import compatibility, packs, sampling
-from support_comfy.boot import Host
-from support_comfy.compatibility import CELL, RECORDS, Cell, Record
+
+from tests.host.support_comfy import compatibility, packs, sampling
+from tests.host.support_comfy.boot import Host
+from tests.host.support_comfy.compatibility import CELL, RECORDS, Cell, Record
 
 FOLDER = Path(__file__).parent
 RECORD = Record()

@@ -204,7 +204,7 @@ def boot(checkout: Path, base: Path) -> Host:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401  (reads sys.argv)
+        import comfy.cli_args
     finally:
         sys.argv = arguments
     import utils.extra_config  # noqa: F401, I001  (before nodes, which puts comfy/ and its utils.py first on the path)
