@@ -15,6 +15,15 @@ def test_the_page_is_the_records():
     ), "run python3 -m tests.support.compatibility_table"
 
 
+def test_every_answer_says_on_which_commit_it_was_recorded():
+    """An answer may be older than the code; the page must say how old."""
+    page = compatibility_table.PAGE.read_text(encoding="utf-8")
+    for record in compatibility_table.read_records():
+        for row in record["rows"]:
+            day, commit = re.fullmatch(r"(\d{4}-\d\d-\d\d) ([0-9a-f]{7,}\+?)", row["recorded"]).groups()
+            assert f"{day} at commit {commit} (" in page, row["name"]
+
+
 def test_both_hosts_answered_every_row_and_none_failed():
     records = compatibility_table.read_records()
     names = [{row["name"] for row in record["rows"]} for record in records]

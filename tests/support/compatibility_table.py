@@ -8,6 +8,7 @@ The records are those that the tests in tests/host/compatibility wrote, one for 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ INTRODUCTION = """\
 What becomes of the window beside what people already have in their graph. Each cell is the answer of tests that ran in
 a real ComfyUI, on a CPU, with a FLUX of a few small blocks and the real packs; where two nodes patch the model, in both
 orders. The page is written from the [records](../tests/host/compatibility/records) of those tests
-([CONTRIBUTING.md](../CONTRIBUTING.md) says how).
+([CONTRIBUTING.md](../CONTRIBUTING.md) says how); the versions at its end say when they ran, and on which commit.
 
 - **oracle**: the result is that of the same graph in which dense attention with the window's mask, in float64, has
   CLEAR's place; the number is the largest relative difference seen.
@@ -84,7 +85,8 @@ def render(records: list[dict[str, Any]]) -> str:
         lines.append("")
     lines += [REST, "## Versions", ""]
     lines += [
-        f"- {', '.join(f'{name} {version}' for name, version in in_order(record['versions']))}" for record in records
+        f"- {', '.join(f'{name} {version}' for name, version in in_order(record['versions']))}; {recorded(record)}"
+        for record in records
     ]
     return "\n".join(lines) + "\n"
 
@@ -93,6 +95,14 @@ def in_order(versions: dict[str, str]) -> list[tuple[str, str]]:
     """ComfyUI, the packs by name, and what they run on."""
     below = ("torch", "python", "system")
     return sorted(versions.items(), key=lambda item: (item[0] != "ComfyUI", item[0] in below, item[0].lower()))
+
+
+def recorded(record: dict[str, Any]) -> str:
+    """Dates and commits of the runs that answered the rows, each with its number of rows, oldest first."""
+    runs = Counter(row["recorded"] for row in record["rows"])
+    return "recorded " + ", ".join(
+        "{} at commit {} ({} rows)".format(*run.split(" "), count) for run, count in sorted(runs.items())
+    )
 
 
 def titles(records: list[dict[str, Any]]) -> str:
