@@ -69,7 +69,7 @@ def test_nodes_lie_apart_and_each_in_one_group(example):
     assert all(apart(one, other) for one, other in itertools.combinations(boxes, 2))
     groups = [box_of_group(group) for group in example["groups"]]
     assert all(apart(one, other) for one, other in itertools.combinations(groups, 2))
-    for node, box in zip(example["nodes"], boxes):
+    for node, box in zip(example["nodes"], boxes, strict=True):
         assert sum(within(box, group) for group in groups) == 1, node["type"]
 
 

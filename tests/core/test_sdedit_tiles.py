@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_neighbours_share_at_least_the_overlap(grid, tile, overlap):
     for axis in (0, 1):
         starts = layout.starts(axis)
         assert starts[0] == 0 and starts[-1] + tile[axis] == grid[axis]
-        assert all(a + tile[axis] - b >= overlap for a, b in zip(starts, starts[1:]))
+        assert all(a + tile[axis] - b >= overlap for a, b in itertools.pairwise(starts))
         # A tile fewer would not do.
         assert len(starts) == 1 or grid[axis] > (len(starts) - 1) * (tile[axis] - overlap) + overlap
 

@@ -48,7 +48,7 @@ CLOSE_PANEL = """async () => {
 
 
 def open_help(tab: Any, place: tuple[float, float], name: str) -> None:
-    """Clicks a node's title bar, then its help; again while a busy machine has not drawn the node or its buttons yet."""
+    """Clicks a node's title bar, then its help; again if a busy machine has not drawn the node or its buttons yet."""
     for _ in range(6):
         tab.page.mouse.click(*place)
         try:

@@ -44,7 +44,7 @@ STATE = """id => {
 
 TINY_FLUX = PROJECT / "tests" / "host" / "support_comfy" / "flux.py"
 
-# Runs in the host's interpreter, which has what a model is made of; `tests` is another package there, so it takes a file.
+# Runs in the host's interpreter, which can build a model; `tests` is another package there, so it imports one file.
 WRITE_MODEL = """
 import sys
 checkout, folder, file = sys.argv[1:]

@@ -135,7 +135,7 @@ def wait_for_restart(server: Server, seconds: float = 120) -> None:
     while time.monotonic() < deadline:
         time.sleep(1)
         with suppress(OSError):
-            if OURS <= server.get("/object_info").keys():
+            if server.get("/object_info").keys() >= OURS:
                 return
     raise TimeoutError(f"no nodes of ours within {seconds} s:\n{server.log}")
 
@@ -144,7 +144,8 @@ def take_away(page: Any, pack: str) -> None:
     """Orders the Manager to remove a pack, as its panel does; starting its queue was a GET before it became a POST."""
     page.evaluate(
         """async pack => {
-        const order = {kind: "uninstall", ui_id: "away", client_id: "test", params: {node_name: pack, is_unknown: false}};
+        const order = {kind: "uninstall", ui_id: "away", client_id: "test",
+            params: {node_name: pack, is_unknown: false}};
         const headers = {"Content-Type": "application/json"};
         await fetch("/v2/manager/queue/task", {method: "POST", headers, body: JSON.stringify(order)});
         const started = await fetch("/v2/manager/queue/start", {method: "POST", headers, body: "{}"});

@@ -1,4 +1,4 @@
-"""A graph with our nodes where the pack is missing: the front end asks the registry for our id and offers to install it.
+"""A graph with our nodes and no pack: the front end asks the registry for our id and offers to install it.
 
 Registry and Manager are stand-ins inside the browser: no test may ask the real ones (``test_manager.py`` has a real
 Manager). The front end and what it makes of the graph are real; that the nodes are missing is what it reads in the

@@ -1,7 +1,7 @@
 """Graphs travel: saved by one version of the front end and opened by another, or saved when the pack had fewer widgets.
 
-``tests/frontend/saved`` holds one graph as each version saved it; ``CLEAR_RECORD_GRAPHS=1`` writes the file of a version
-that has none yet.
+``tests/frontend/saved`` holds one graph as each version saved it; ``CLEAR_RECORD_GRAPHS=1`` writes the file of a
+version that has none yet.
 """
 
 from __future__ import annotations

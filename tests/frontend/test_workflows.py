@@ -1,4 +1,4 @@
-"""Our example workflows and our blueprint in ComfyUI's real front end: complete, tidy, unchanged by saving, and running."""
+"""Our example workflows and our blueprint in ComfyUI's real front end: complete, tidy, unchanged by saving, running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLUX.1 Fill, Canny and Depth, as models and as LoRAs: latents beside the noisy one change nothing about the windows."""
+"""FLUX.1 Fill, Canny and Depth, as models and as LoRAs: latents beside the noisy one leave the windows unchanged."""
 
 from __future__ import annotations
 

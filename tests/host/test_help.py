@@ -37,7 +37,11 @@ def test_every_node_has_its_locale_entry_and_its_page(infos):
 def test_every_input_and_output_has_a_tooltip(node, infos):
     info = infos[node]
     silent = [name for name, options in described_inputs(info).items() if not options.get("tooltip")]
-    silent += [f"output {name}" for name, tooltip in zip(info["output_name"], info["output_tooltips"]) if not tooltip]
+    silent += [
+        f"output {name}"
+        for name, tooltip in zip(info["output_name"], info["output_tooltips"], strict=True)
+        if not tooltip
+    ]
     assert silent == []
     assert info["description"]
 

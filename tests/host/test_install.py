@@ -1,4 +1,4 @@
-"""The pack comes and goes: requirements, a folder of another name, one use, and what is left when the folder is gone."""
+"""The pack comes and goes: requirements, a folder of another name, one use, and no trace when the folder is removed."""
 
 from __future__ import annotations
 

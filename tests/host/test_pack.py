@@ -54,7 +54,7 @@ def test_an_older_host_gets_no_nodes_and_one_sentence(version, host, pack, monke
         monkeypatch.setitem(sys.modules, "comfy_api.latest", None)
     nodes_before = dict(host.nodes.NODE_CLASS_MAPPINGS)
     loaded = host.load_pack(boot.install_pack(host.base, f"clear-flux-on-{version}"))
-    assert host.nodes.NODE_CLASS_MAPPINGS == nodes_before
+    assert nodes_before == host.nodes.NODE_CLASS_MAPPINGS
     assert not hasattr(loaded.module, "comfy_entrypoint")
     (sentence,) = loaded.logged
     assert "CLEAR for FLUX" in sentence and "0.9.0" in sentence and (version or "older") in sentence

@@ -16,7 +16,7 @@ from tests.host.support_comfy.sampling import conditioning, relative_error, run_
 
 TEXT = 7
 STEPS = (0.9, 0.6, 0.3)
-WIDGETS = dict(ntk_factor=10.0)
+WIDGETS = {"ntk_factor": 10.0}
 
 
 def noise(height: int, width: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ def compiler() -> Iterator[None]:
 
 @pytest.fixture(params=["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def compile_node(host, compiler, request) -> Callable[[Any], Any]:
-    """What TorchCompileModel does; its list of backends lacks "eager", which traces the same and compiles in no time."""
+    """What TorchCompileModel does; its list of backends lacks "eager", which traces the same and compiles at once."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import TorchCompileModel, skip_torch_compile_dict
 

@@ -132,7 +132,7 @@ def test_a_mask(upscale_server):
     graph = workflow()
     graph[MASK] = {"class_type": "LoadImageMask", "inputs": {"image": "left.png", "channel": "red"}}
     graph[UPSCALE]["inputs"]["mask"] = [MASK, 0]
-    latent, (image,) = results(upscale_server, graph)
+    _, (image,) = results(upscale_server, graph)
     _, (whole,) = results(upscale_server, workflow())
     enlarged = Image.open(upscale_server.base / "input" / "96x64.png").resize((192, 128), Image.Resampling.LANCZOS)
     right, left = (90, 0, 192, 128), (0, 0, 70, 128)

@@ -29,8 +29,8 @@ def api_form(template: dict[str, Any], stock: Any) -> Graph:
         named = {**described.get("required", {}), **described.get("optional", {})}
         widgets = [name for name, spec in named.items() if isinstance(spec[0], list) or spec[0] in WIDGETS]
         values = [value for value in node["widgets_values"] if value not in NOT_SENT]
-        inputs = dict(zip(widgets, values))
         assert len(values) == len(widgets), (node["type"], widgets, values)
+        inputs = dict(zip(widgets, values, strict=True))
         inputs |= {socket["name"]: senders[socket["link"]] for socket in node["inputs"] if socket["link"] is not None}
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph

@@ -38,7 +38,8 @@ class Hub:
             def do_HEAD(self) -> None:
                 hub.answer(self)
 
-            do_GET = do_HEAD
+            def do_GET(self) -> None:
+                hub.answer(self)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

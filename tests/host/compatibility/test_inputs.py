@@ -143,7 +143,7 @@ def test_masked_prompts(cell, model, clear_node, run, stock):
 @pytest.mark.parametrize("negative", [7, 4], ids=["one batch", "two calls"])
 def test_cfg(cell, model, clear_node, run, negative):
     latent = torch.zeros(1, 16, 12, 14)
-    prompts = dict(positive=prompt(7), latent=latent, negative=prompt(negative, seed=9), cfg=3.0)
+    prompts = {"positive": prompt(7), "latent": latent, "negative": prompt(negative, seed=9), "cfg": 3.0}
     cell.oracle(
         run(clear_node(model, radius=RADIUS), **prompts),
         run(with_oracle_windows(model, RADIUS), **prompts),
@@ -160,7 +160,7 @@ def test_differential_diffusion(cell, model, clear_node, run, stock, order):
         return run_node(node, model=model)[0]
 
     mask = torch.linspace(0, 1, 14).expand(1, 1, 12, 14)
-    graph = dict(positive=prompt(), latent=noise(12, 14), noise_mask=mask, steps=4)
+    graph = {"positive": prompt(), "latent": noise(12, 14), "noise_mask": mask, "steps": 4}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), differential)
     cell.oracle(
         run(patched, **graph),

@@ -32,7 +32,7 @@ def english_locale(infos: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "inputs": inputs,
             "outputs": {
                 str(index): {"name": name, "tooltip": tooltip or ""}
-                for index, (name, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"]))
+                for index, (name, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
             },
         }
     return locale

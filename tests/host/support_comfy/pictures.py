@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def write_upscale_model(path: Path, scale: int = 4, width: int = 8, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     sides = [3, width, width, 3 * scale**2]
     weights = {}
-    for number, (before, after) in enumerate(zip(sides, sides[1:])):
+    for number, (before, after) in enumerate(itertools.pairwise(sides)):
         weights[f"body.{2 * number}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * 0.05
         weights[f"body.{2 * number}.bias"] = torch.randn(after, generator=generator) * 0.01
         if number < len(sides) - 2:

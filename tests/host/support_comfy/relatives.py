@@ -8,27 +8,27 @@ import torch
 
 from .flux import TINY, build_flux, fill_weights
 
-CHROMA = dict(
-    image_model="chroma",
-    in_channels=64,
-    out_channels=64,
-    context_in_dim=64,
-    hidden_size=256,
-    mlp_ratio=4.0,
-    num_heads=2,
-    depth=2,
-    depth_single_blocks=2,
-    axes_dim=[16, 56, 56],
-    theta=10000,
-    patch_size=2,
-    qkv_bias=True,
-    in_dim=64,
-    out_dim=256,
-    hidden_dim=32,
-    n_layers=1,
-    txt_ids_dims=[],
-    vec_in_dim=None,
-)
+CHROMA = {
+    "image_model": "chroma",
+    "in_channels": 64,
+    "out_channels": 64,
+    "context_in_dim": 64,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "in_dim": 64,
+    "out_dim": 256,
+    "hidden_dim": 32,
+    "n_layers": 1,
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+}
 """Two double and two single blocks of Chroma; its channels are counted after patches of 2 x 2 are put together."""
 
 

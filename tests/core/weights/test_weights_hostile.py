@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
 from clear_core.weights import ClearFileError, read_clear_file
+from tests.support import PROJECT
 from tests.support.damaged_files import FILES, GOLDEN, comfyui, local, pooled
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_there_are_forty_or_more():
@@ -78,7 +76,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     answer = subprocess.run(
         [sys.executable, "-c", script, tmp_path, GOLDEN / "student_7_down1.safetensors"],
-        cwd=ROOT,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
     )
