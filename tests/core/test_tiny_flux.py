@@ -1,4 +1,4 @@
-"""The tiny FLUX: what its captions become, its files, and a training that can be stopped."""
+"""The tiny FLUX: encoding of captions, files, and a training that can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from demo.tiny_flux.weights import diffusers_layout, load_tiny_flux, published_l
 
 
 def noisy_model(seed: int = 0) -> torch.nn.Module:
-    """A tiny FLUX none of whose parts is at zero."""
+    """A tiny FLUX without any part at zero."""
     model = new_tiny_flux()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

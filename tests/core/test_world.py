@@ -1,4 +1,4 @@
-"""The procedural world: captions tell what is drawn, and the codec can hold it."""
+"""The procedural world: captions describe the drawing, and the codec can represent it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our nodes used as people use them: placed from the search, connected, edited, run, saved and opened again."""
+"""Our nodes with mouse and keyboard: placed from the search, connected, edited, run, saved and opened again."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_nodes_of_others_are_left_alone(tab):
 
 
 def test_a_saved_pack_and_version_stay(tab):
-    """A graph from a newer version of the pack, or a fork of it, keeps saying so."""
+    """A graph from a newer version of the pack, or from a fork, keeps that version and name."""
     empty_canvas(tab.page)
     place_from_search(tab.page, NODES["CLEARAttention"])
     saved = tab.page.evaluate(SAVED)

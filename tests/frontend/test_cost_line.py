@@ -48,7 +48,7 @@ def test_the_line_follows_the_graph(tab, server, renderer):
 
 @pytest.mark.parametrize("palette", ["dark", "light"])
 def test_pictures_of_the_nodes(tab, server, renderer, palette):
-    """Kept under out/screenshots for a person to look at; that the text can be told from its ground is measured."""
+    """Kept under out/screenshots for people to look at; the contrast of text and background is measured."""
     choose = "palette => app.extensionManager.setting.set('Comfy.ColorPalette', palette)"
     tab.page.evaluate(choose, palette)
     try:

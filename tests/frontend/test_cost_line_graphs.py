@@ -1,4 +1,4 @@
-"""The line of figures on our nodes: which sizes and models it finds in a graph, and where it claims nothing."""
+"""The line of figures on our nodes: the sizes and models it finds in a graph, and graphs it cannot follow."""
 
 from __future__ import annotations
 

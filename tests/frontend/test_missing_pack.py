@@ -45,7 +45,7 @@ class StandIns:
     """The registry, and a Manager as newer hosts have it.
 
     Attributes:
-        ordered: What the Manager was told to do.
+        ordered: Orders that the Manager received.
     """
 
     def __init__(self, page: Any) -> None:

@@ -17,7 +17,7 @@ from tests.support.tiny_examples import PICTURE, SIZES, Prompt, tiny, write_cont
 
 BLUEPRINT = "Upscale image, FLUX + CLEAR"
 
-# Nodes of the front end itself; the server knows nothing of them and they do not run.
+# Nodes of the front end alone: the server does not have them, and they do not run.
 DISPLAY_ONLY = {"MarkdownNote", "Note"}
 
 # What the front end adds to a seed or to an upload as a widget of its own; it is saved but not sent.
@@ -44,7 +44,7 @@ Graph = dict[str, Any]
 
 @dataclass
 class Seen:
-    """What the front end made of an example.
+    """An example after the front end has opened it.
 
     Attributes:
         state: Of every node.

@@ -1,4 +1,4 @@
-"""CLEARAttention in a real ComfyUI: what it does to a model, and what it leaves alone."""
+"""CLEARAttention in a real ComfyUI: its effect on a model, and the parts it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_foreign_position_embedder_is_kept(tiny_flux, clear_node, predict):
 
 
 def with_another_text(patched: Any) -> None:
-    """Lets the two double blocks see more tokens than the model's input had, over which no window can be laid."""
+    """Gives the two double blocks more tokens than the model's input had, so that no window applies."""
 
     def lengthen(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         more = {"img": args["img"], "txt": torch.cat((args["txt"], args["txt"]), 1), "pe": None}

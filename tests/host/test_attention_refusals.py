@@ -1,4 +1,4 @@
-"""CLEARAttention in a real ComfyUI: what it refuses, and what it takes in another spelling."""
+"""CLEARAttention in a real ComfyUI: inputs that it rejects, and old or foreign spellings that it accepts."""
 
 from __future__ import annotations
 

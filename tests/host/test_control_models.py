@@ -21,7 +21,7 @@ def test_models_with_more_input_channels_have_the_methods_windows(tiny_flux, cle
 
 
 def test_a_canny_or_depth_lora_widens_the_models_input(host, tiny_flux, clear_node, predict):
-    """As the files of Black Forest Labs are: a LoRA that gives the model a second latent, before CLEAR or after it."""
+    """Black Forest Labs' form: a LoRA that adds a second latent to the model's input, before CLEAR or after it."""
     import comfy.sd
 
     generator = torch.Generator().manual_seed(11)

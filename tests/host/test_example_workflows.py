@@ -1,4 +1,4 @@
-"""Our example workflows and our blueprint against what a server says of its nodes: nothing in them is unknown to it."""
+"""Our example workflows and our blueprint against a server's /object_info: the server knows everything in them."""
 
 from __future__ import annotations
 

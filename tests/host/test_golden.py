@@ -27,7 +27,7 @@ def test_all_cases_are_here():
 
 
 def test_the_stock_model_gives_the_recorded_numbers(golden_flux):
-    """Not about CLEAR: the harness, its weights and its packing are right."""
+    """Without CLEAR: checks the harness, its weights and its packing."""
     case = GoldenCase.load("full_1x")
     assert relative_error(predicted_tokens(golden_flux, case), case.tensors["output"]) < TOLERANCE
 

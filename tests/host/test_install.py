@@ -134,7 +134,7 @@ OLD_NODE = {"model": ["1", 0], "weights_name": "none", "strength": 1.0, "radius"
 
 @pytest.mark.parametrize("kept", range(1, len(OLD_NODE) + 1))
 def test_an_old_api_graph_with_fewer_inputs_runs(kept, host, pack, tiny_flux):
-    """Whatever a graph leaves out takes the default that gave it its meaning."""
+    """An input that a graph leaves out takes the default that keeps the graph's meaning."""
     from tests.host.support_comfy.sampling import run_node
 
     model = tiny_flux()

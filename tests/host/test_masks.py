@@ -1,7 +1,7 @@
 """Attention masks in a real ComfyUI: each goes through the windows, none is dropped.
 
-What is expected is the stock model whose attention gets the mask with the window written into it: the host's
-``attention_pytorch``, which it uses on cards. (Without one it uses another, to which a bool mask is a number as well.)
+Expected is the stock model under the mask with the window written into it, in the host's ``attention_pytorch``: the
+attention that it uses on GPUs. (On a CPU it uses another, which takes a bool mask as 0 and 1.)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_none_of_50_masks_is_dropped(host, tiny_flux, clear_node, predict, seed)
     with Recorder() as log:
         assert relative_error(predict(patched, x, SIGMA, positive), expected) < 1e-5
     assert [line for line in log.messages() if "CLEAR" in line] == []
-    # Without the mask, or without the window, it is another picture, or the comparison says nothing.
+    # The mask and the window must both change the result, or the comparison proves nothing.
     bare = [
         [context, {name: value for name, value in extra.items() if name != "attention_mask"}]
         for context, extra in positive
@@ -91,7 +91,7 @@ def test_the_scale_asked_for_goes_with_the_mask(host, tiny_flux, clear_node, pre
 
 @pytest.mark.parametrize("down_factor", [1, 2, 3])
 def test_a_word_hidden_from_everyone_is_a_prompt_without_it(tiny_flux, clear_node, predict, down_factor):
-    """Pooled keys know nothing of the mask on the text."""
+    """Pooled keys are independent of the mask on the text."""
     grid, text, word = (7, 9), 6, 2
     length = text + 63
     bias = torch.zeros(1, length, length)

@@ -1,4 +1,4 @@
-"""The pack in a real server: a workflow in API form over HTTP, the server's log, and what it refuses."""
+"""The pack in a real server: a workflow in API form over HTTP, the server's log, and rejected workflows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.host.support_comfy import boot
 from tests.host.support_comfy.sampling import Graph, relative_error, run_graph
 from tests.host.support_comfy.server import TEST_NODE, RefusedPromptError, Server, error_message, output_files
 
-# What the widgets are called and in which order they stay: saved workflows restore them by position.
+# Names and order of the widgets are frozen: saved workflows restore them by position.
 FINAL_ORDER = [
     "weights_name",
     "strength",
@@ -166,7 +166,7 @@ def complaints(log: str) -> set[str]:
 
 
 def test_the_pack_adds_no_warning_to_the_log(running_server, tmp_path):
-    """A server that has the pack and runs a workflow complains about nothing that one without the pack does not."""
+    """A server with the pack that runs a workflow logs no warning that a server without the pack does not log."""
     already = len(running_server.log)
     output_files(running_server.run(WORKFLOW), running_server.base)
     with_pack = complaints(running_server.boot_log + running_server.log[already:])

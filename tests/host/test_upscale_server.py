@@ -72,7 +72,7 @@ def with_trained_flux(graph: Graph) -> Graph:
 
 @pytest.fixture(scope="module")
 def upscale_server(server_base: Path) -> Iterator[Server]:
-    """A server with pictures to enlarge, a VAE that costs nothing, and the small trained FLUX."""
+    """A server with pictures to enlarge, a VAE that takes no time, and the small trained FLUX."""
     trained, helper = PROJECT / "demo" / "tiny_flux", PROJECT / "demo" / "comfyui" / "tiny_flux_text_and_pixels.py"
     for source, folder in (
         (trained / "tiny_flux.safetensors", "diffusion_models"),

@@ -1,4 +1,4 @@
-"""The templates: the recipe without our node is the recipe, and gives what our node gives."""
+"""The templates: the stock recipe without our upscale node gives the same result as our node."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find(graph: Graph, kind: str) -> str:
 
 
 def outputs_of(node: str, graph: Graph, stock: Any, done: dict[str, tuple[Any, ...]]) -> tuple[Any, ...]:
-    """What a node puts out, where ``done`` holds what stands in for others."""
+    """The outputs of a node; ``done`` holds stand-ins for the outputs of others."""
     if node not in done:
         inputs = {
             name: outputs_of(value[0], graph, stock, done)[value[1]] if isinstance(value, list) else value

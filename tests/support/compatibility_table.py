@@ -50,7 +50,7 @@ def read_records(folder: Path = RECORDS) -> list[dict[str, Any]]:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """One answer in words."""
+    """One answer as a cell of the table."""
     if row is None:
         return "not tried"
     if row["outcome"] == "failed":

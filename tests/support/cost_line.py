@@ -1,4 +1,4 @@
-"""Graphs and questions for the line of figures on our nodes in the front end."""
+"""Graphs and queries for the line of figures on our nodes in the front end."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ PATIENCE = 20_000
 
 
 def line(server: Any, **asked: Any) -> str:
-    """What the server says to this question."""
+    """The server's line for this query."""
     return server.get(f"/clear_flux/cost?{urlencode(asked)}")["line"]
 
 
 def expect(tab: Any, node: Any, text: str) -> None:
-    """Waits for a line, and shows the wrong one if it does not come."""
+    """Waits for a line; fails with the line shown if it does not appear."""
     try:
         tab.page.wait_for_function(IS_LINE, arg=[node, text], timeout=PATIENCE)
     except Exception:

@@ -17,7 +17,7 @@ from tests.support.hub import NAME
 
 BY_HAND = f"to do it by hand, download https://huggingface.co/Huage001/CLEAR/resolve/main/{NAME} and save it as "
 
-# What the client hands over at once; less than this is lost when a connection breaks.
+# The client writes blocks of this size; a broken connection loses less than one block.
 BLOCK = 10 * 1024 * 1024
 
 
@@ -86,7 +86,7 @@ class Client:
         self.process.stdin.flush()
 
     def fetch(self, folder: Path, shape: tuple[int, int, int] = SMALL_SHAPE) -> dict:
-        """What became of a fetch: ``path`` or ``error`` and ``kind``, and what the progress callback was told."""
+        """Result of a fetch: ``path``, or ``error`` and ``kind``, and ``seen``, the calls of the progress callback."""
         assert self.process.stdout is not None
         self.ask(folder, shape)
         for line in self.process.stdout:
@@ -106,7 +106,7 @@ def left(folder: Path) -> dict[str, int]:
 
 
 def refused(answer: dict, folder: Path, fragment: str) -> None:
-    """One sentence with the reason and the way by hand, and nothing left behind."""
+    """Asserts one sentence with the reason and the way by hand, and no file left behind."""
     assert answer["kind"] == "FetchError"
     assert answer["error"].startswith(f"{NAME} was not fetched: ") and fragment in answer["error"]
     assert answer["error"].endswith(f"{BY_HAND}{folder / NAME}.") and answer["error"].isprintable()

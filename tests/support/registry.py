@@ -32,7 +32,7 @@ def pack_id() -> tuple[str, str]:
 
 
 def entry(pack: str, version: str) -> dict[str, Any]:
-    """What the registry says of a pack."""
+    """The registry's entry of a pack."""
     return {
         "id": pack,
         "name": "CLEAR for FLUX",
@@ -95,8 +95,8 @@ class Registry:
 
     Attributes:
         url: Where it answers.
-        pack: What it says of the pack.
-        asked: Paths that were asked for.
+        pack: Its entry of the pack.
+        asked: Requested paths.
     """
 
     def __init__(self) -> None:

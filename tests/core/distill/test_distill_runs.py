@@ -41,7 +41,7 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, tmp_path: Path, optimiz
 
     def kill(step: int, losses: dict[str, float]) -> None:
         if step == fatal:
-            # What a process leaves that dies while it saves.
+            # A process that dies while it saves leaves this.
             (out / "checkpoint.part").mkdir(exist_ok=True)
             (out / "checkpoint.part" / "model.safetensors").write_bytes(b"half")
             raise KeyboardInterrupt

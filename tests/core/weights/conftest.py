@@ -42,7 +42,7 @@ def hub(stand_in) -> Hub:
 
 @pytest.fixture(scope="session")
 def client(stand_in, tmp_path_factory) -> Iterator[Client]:
-    """One client for all tests that need no environment of their own; importing torch is what takes time."""
+    """One client for all tests that need no environment of their own, because importing torch is slow."""
     with Client(stand_in.endpoint, tmp_path_factory.mktemp("client") / "home") as client:
         yield client
 

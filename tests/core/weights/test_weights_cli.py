@@ -84,7 +84,7 @@ def test_cli_runs_as_a_module():
 
 
 def test_the_command_runs_by_its_path_in_an_isolated_python(tmp_path):
-    """As in ComfyUI's portable version for Windows, whose Python takes no package from the working directory."""
+    """As in ComfyUI's portable version for Windows: its Python imports nothing from the working directory."""
     file = PROJECT / "clear_core" / "weights" / "__main__.py"
     done = subprocess.run([sys.executable, "-I", str(file), "list"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

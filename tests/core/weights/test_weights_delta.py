@@ -44,7 +44,7 @@ def test_delta_and_base_add_up_to_the_student(tmp_path, form, student, request):
     pools = student == "pooled"
     assert (file.kind, file.radius, file.down_factor) == ("delta", 8, 4 if pools else 1)
     assert file.source.startswith(f"{clear.name} minus ")
-    # The published tensors and the base's own, straight from their files: nothing of the code under test.
+    # The published tensors and the base's, read from their files without the code under test.
     wanted, dev = load_file(clear), load_file(BASE)
     written = load_file(file.path)
     assert set(written) == set(wanted)
@@ -57,7 +57,7 @@ def test_delta_and_base_add_up_to_the_student(tmp_path, form, student, request):
 
 def test_delta_in_bf16_restores_the_student_to_bf16_rounding(tmp_path, local):
     student, dev = load_file(local), load_file(BASE)
-    # A distilled weight is its base and a little more; so is this one.
+    # A distilled weight differs little from its base; so does this one.
     student = {key: dev[key].bfloat16() + (0.05 * (tensor - dev[key])).bfloat16() for key, tensor in student.items()}
     save_file(student, local)
     save_file({key: tensor.bfloat16() for key, tensor in dev.items()}, tmp_path / "dev.safetensors")
@@ -124,7 +124,7 @@ def test_delta_of_a_delta_is_refused(tmp_path, local):
 
 
 def test_delta_keeps_a_few_tensors_in_memory(tmp_path):
-    """30 MB of student and base, and at most some of its 1 MB tensors at once (file pages do not count)."""
+    """Student and base have 30 MB; only a few of their 1 MB tensors are in memory at once (file pages do not count)."""
     shapes = {f"single_transformer_blocks.{n}.attn.to_{c}": 512 for n in range(20) for c in "qkv"}
     state = {f"{name}.weight": torch.zeros(width, width, dtype=torch.bfloat16) for name, width in shapes.items()}
     state |= {f"{name}.bias": torch.zeros(width, dtype=torch.bfloat16) for name, width in shapes.items()}

@@ -19,7 +19,7 @@ def test_success_with_progress_and_no_second_time(folder, hub, client):
     assert answer["path"] == str(folder / NAME) and (folder / NAME).read_bytes() == BIG
     assert left(folder) == {NAME: len(BIG)} and os.listdir(folder) == [NAME]
     assert answer["seen"] == [[BLOCK, len(BIG)], [len(BIG), len(BIG)]]
-    # The very revision that was asked about is what is fetched.
+    # The fetched revision is the one that the hub named.
     assert any(method == "GET" and COMMIT in path for method, path, *_ in hub.requests)
 
     asked = len(hub.requests)
@@ -95,7 +95,7 @@ def test_a_part_of_an_older_revision_is_not_continued(folder, hub, client):
 
 
 def test_storage_without_ranges_never_makes_a_wrong_file(folder, hub, client):
-    """Older clients append the whole file to the part then, newer ones begin again."""
+    """Older clients then append the whole file to the part; newer clients start again."""
     hub.serve(BIG)
     hub.cuts, hub.ignores_range = [BLOCK + 5000, None], True
     answer = client.fetch(folder, BIG_SHAPE)

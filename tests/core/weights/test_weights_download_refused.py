@@ -1,4 +1,4 @@
-"""Fetches that fail: one sentence with the reason and the way by hand, and nothing left behind."""
+"""Failed fetches: one sentence with the reason and the way by hand, and no file left behind."""
 
 from __future__ import annotations
 

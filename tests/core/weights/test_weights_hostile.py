@@ -1,4 +1,4 @@
-"""Damaged and hostile files: each ends in one sentence, and nothing is allocated that a file merely declares."""
+"""Damaged and hostile files: each gives one sentence, and declared sizes allocate no memory."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_the_untouched_files_are_accepted(tmp_path):
-    """Without this, a reader that refuses everything would pass all of the above."""
+    """Without this test, a reader that refuses every file would pass the others."""
     for index, state in enumerate((local(), pooled(), comfyui(24))):
         save_file(state, tmp_path / f"{index}.safetensors")
         read_clear_file(tmp_path / f"{index}.safetensors").check_finite()

@@ -184,7 +184,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         grown[size] = int(answer.stdout) * 1024
     (small_size, small_grown), (large_size, large_grown) = grown.items()
     assert large_size > 8 * small_size
-    # Two tensors' worth would be 38 MB at the larger size.
+    # Two tensors would take 38 MB at the larger size.
     assert max(small_grown, large_grown) < 16e6, grown
 
 

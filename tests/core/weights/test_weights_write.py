@@ -1,4 +1,4 @@
-"""Saving: the published format with a header, and nothing but whole files."""
+"""Saving: the published format with a header, and only complete files."""
 
 from __future__ import annotations
 

@@ -61,13 +61,13 @@ def cell(host: Host, record_property: Callable[[str, Any], None]) -> Cell:
 
 @pytest.fixture
 def model(tiny_flux: Callable[..., Any]) -> Any:
-    """A FLUX of one double and one single block: what a row needs, and fast."""
+    """A FLUX of one double and one single block: enough for a row, and fast."""
     return tiny_flux(depth=1, depth_single_blocks=1)
 
 
 @pytest.fixture
 def stock(host: Host) -> Callable[[str, str], type]:
-    """``stock("ScaleROPE", "nodes_rope")`` is a node of ComfyUI's own; the test is skipped where it has none."""
+    """``stock("ScaleROPE", "nodes_rope")`` is a node of ComfyUI; the test is skipped if this version has none."""
 
     def get(name: str, extras: str = "") -> type:
         if name not in host.nodes.NODE_CLASS_MAPPINGS and extras:
@@ -83,7 +83,7 @@ def stock(host: Host) -> Callable[[str, str], type]:
 
 @pytest.fixture
 def use_pack(host: Host) -> Callable[..., Any]:
-    """``use_pack(name)`` is a pack's module; the test is skipped, with the reason, where it is not to be had."""
+    """``use_pack(name)`` is a pack's module; if it cannot be loaded, the test is skipped with the reason."""
 
     def load(name: str, **options: Any) -> Any:
         try:

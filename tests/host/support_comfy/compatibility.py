@@ -29,12 +29,12 @@ CELL = "compatibility cell"
 
 @dataclass
 class Cell:
-    """What one test found out; it asserts while it notes.
+    """The findings of one test; each comparison asserts and records.
 
     Attributes:
         against: "oracle", "stock" or "one line", in the order of the comparisons.
         error: The largest relative error of all comparisons; 0.0 where all were bit by bit.
-        note: What is peculiar to this ComfyUI, for people to read.
+        note: Peculiarities of this ComfyUI, for the table.
     """
 
     against: list[str] = field(default_factory=list)

@@ -61,7 +61,7 @@ def build_meta_flux(dtype: torch.dtype = torch.float32, device: str = "meta", **
 
 
 def fill_weights(module: torch.nn.Module, seed: int) -> None:
-    """Random weights that keep activations of order one, so that no part of the model goes unheard."""
+    """Random weights that keep activations of order one, so that every part of the model affects the result."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in module.named_parameters():
@@ -104,7 +104,7 @@ def load_diffusers_weights(
     """Copies a whole diffusers FLUX into the host's module, by the host's own table of names.
 
     Raises:
-        AssertionError: A tensor has no place in the host, or a part of the host's model was not filled.
+        AssertionError: A tensor has no counterpart in the host, or a part of the host's model was not filled.
     """
     import comfy.utils
 
@@ -114,7 +114,7 @@ def load_diffusers_weights(
             weight.fill_(torch.nan)
         for name, tensor in weights.items():
             place = table[name]
-            # A place is a key, (key, (dim, start, length)) for a part of a fused weight, or
+            # A target is a key, (key, (dim, start, length)) for a part of a fused weight, or
             # (key, None, function) where the two layouts order the rows differently.
             key, part, convert = (place, None, None) if isinstance(place, str) else (*place, None)[:3]
             target = module.get_parameter(key)

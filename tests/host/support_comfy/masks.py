@@ -96,7 +96,7 @@ def redux(positive: list, host: Any, strength: float, tokens: int = 4, seed: int
 
 
 def random_bias(draw: random.Random, *shape: int) -> Tensor:
-    """Numbers, a third of them -inf."""
+    """Random values; a third of the elements are -inf."""
     generator = torch.Generator().manual_seed(draw.randrange(2**32))
     return torch.randn(shape, generator=generator).masked_fill(torch.rand(shape, generator=generator) < 0.3, HIDDEN)
 
@@ -108,7 +108,7 @@ def bias_in_the_conditioning(draw: random.Random, text: int, grid: tuple[int, in
 
 
 def bool_in_the_conditioning(draw: random.Random, text: int, grid: tuple[int, int], host: Any) -> tuple:
-    """The host makes numbers of it and adds them."""
+    """The host converts it to floating point and adds it to the scores."""
     length = text + grid[0] * grid[1]
     mask = random_bias(draw, 1, length, length) > HIDDEN
     if draw.random() < 0.5:
@@ -117,7 +117,7 @@ def bool_in_the_conditioning(draw: random.Random, text: int, grid: tuple[int, in
 
 
 def by_image_row(draw: random.Random, text: int, grid: tuple[int, int], host: Any) -> tuple:
-    """Every row of the picture weighs the words in its own way; the picture itself is left alone."""
+    """Every image row has its own bias on the text; image tokens among themselves have none."""
     length = text + grid[0] * grid[1]
     bias = torch.zeros(1, length, length)
     bias[:, text:, :text] = random_bias(draw, grid[0], text).repeat_interleave(grid[1], dim=0)
@@ -132,7 +132,7 @@ def enlarged_by_the_host(draw: random.Random, text: int, grid: tuple[int, int], 
 
 
 def regions(draw: random.Random, text: int, grid: tuple[int, int], host: Any) -> tuple:
-    """Two prompts, each for its own part of the picture; the parts see each other or not. bool, given to the blocks."""
+    """bool, given to the blocks: two prompts, each for its part of the image; the parts attend to each other or not."""
     side = torch.arange(grid[0] * grid[1]) % grid[1] < draw.randint(1, grid[1] - 1)
     owner = torch.cat([torch.arange(text) < draw.randint(1, text - 1), side])
     mask = owner[:, None] == owner
@@ -151,7 +151,7 @@ def given_to_the_blocks(draw: random.Random, text: int, grid: tuple[int, int], h
 
 
 def reduxs_own(draw: random.Random, text: int, grid: tuple[int, int], host: Any) -> tuple:
-    # Not 0: the host's own enlargement of the mask makes NaN of its -inf.
+    # Not 0: the host's interpolation of the mask turns its -inf into NaN.
     strength = draw.choice([0.02, 0.2, 0.7, 3.0])
     return redux(prompt(text), host, strength, draw.randint(1, 9), draw.randrange(100)), None, 0
 

@@ -1,4 +1,4 @@
-"""What CLEAR attention should give inside a stock model: the mask written out pair by pair, in float64."""
+"""The oracle of CLEAR attention inside a stock model: the mask written out pair by pair, in float64."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class Server:
         """The JSON answer to a POST of JSON.
 
         Raises:
-            RefusedPromptError: The server answered with an error and told in JSON which.
+            RefusedPromptError: The server answered with an error, described in JSON.
         """
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -194,7 +194,7 @@ def output_files(entry: dict[str, Any], base: Path) -> list[Path]:
 
 
 def error_message(entry: dict[str, Any]) -> str:
-    """What the server told its user about a run that failed; empty if it did not fail."""
+    """The server's error message for a failed run; empty if the run did not fail."""
     told = [facts["exception_message"] for kind, facts in entry["status"]["messages"] if kind == "execution_error"]
     return "\n".join(told).strip()
 
