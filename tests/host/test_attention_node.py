@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.host.support_comfy.boot import Recorder
-from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.graph_inputs import CLEAR_WIDGETS, noise, prompt
 from tests.host.support_comfy.oracle import window_mask, with_oracle_attention
 from tests.host.support_comfy.sampling import conditioning, relative_error
 
@@ -29,20 +29,7 @@ def identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 def test_widgets_are_optional_and_in_their_frozen_order(host, pack):
     inputs = host.stock("CLEARAttention").INPUT_TYPES()
     assert list(inputs["required"]) == ["model"]
-    assert list(inputs["optional"]) == [
-        "weights_name",
-        "strength",
-        "radius",
-        "ntk_factor",
-        "proportional_attention",
-        "start_percent",
-        "end_percent",
-        "dense_blocks",
-        "min_tokens",
-        "controlnet",
-        "backend",
-        "down_factor",
-    ]
+    assert list(inputs["optional"]) == CLEAR_WIDGETS
     assert all(options.get("tooltip") for _, options in inputs["optional"].values())
 
 

@@ -13,24 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.host.support_comfy import boot
+from tests.host.support_comfy.graph_inputs import CLEAR_WIDGETS
 from tests.host.support_comfy.sampling import Graph, relative_error, run_graph
 from tests.host.support_comfy.server import TEST_NODE, RefusedPromptError, Server, error_message, output_files
 
-# Names and order of the widgets are frozen: saved workflows restore them by position.
-FINAL_ORDER = [
-    "weights_name",
-    "strength",
-    "radius",
-    "ntk_factor",
-    "proportional_attention",
-    "start_percent",
-    "end_percent",
-    "dense_blocks",
-    "min_tokens",
-    "controlnet",
-    "backend",
-    "down_factor",
-]
 FIRST_WIDGETS = {"weights_name", "radius", "ntk_factor", "proportional_attention", "backend", "down_factor"}
 
 CLEAR, SAMPLER, SAVE = "2", "6", "7"
@@ -110,7 +96,7 @@ def test_widgets_are_optional_and_in_the_published_order(running_server):
     order = info["input_order"]
     assert order["required"] == ["model"]
     assert set(order["optional"]) >= FIRST_WIDGETS
-    assert order["optional"] == [name for name in FINAL_ORDER if name in order["optional"]]
+    assert order["optional"] == [name for name in CLEAR_WIDGETS if name in order["optional"]]
     assert list(info["input"]["optional"]) == order["optional"]
     assert info["output"] == ["MODEL"]
     assert info["display_name"] == "CLEAR Attention (FLUX hi-res)"
