@@ -1,4 +1,4 @@
-"""The quality experiments: its measures, and that the committed windows are as good as they were."""
+"""The quality experiments: their measures, and the committed windows against their record."""
 
 from __future__ import annotations
 

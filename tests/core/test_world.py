@@ -1,4 +1,4 @@
-"""The procedural world: captions tell what is drawn, and the codec can hold it."""
+"""The procedural world: captions describe the drawing, and the codec can represent it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_codec_of_flat_colour_is_exact():
 
 @pytest.mark.parametrize("shape", [(1, 3, 12, 16), (1, 4, 16, 16), (3, 16, 16)], ids=str)
 def test_codec_refuses_other_shapes(shape: tuple[int, ...]):
-    with pytest.raises(ValueError, match="expected .batch, 3"):
+    with pytest.raises(ValueError, match=r"expected \(batch, 3"):
         codec.encode(torch.zeros(shape))
-    with pytest.raises(ValueError, match="expected .batch, 16"):
+    with pytest.raises(ValueError, match=r"expected \(batch, 16"):
         codec.decode(torch.zeros(shape))

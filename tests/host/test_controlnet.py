@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.control_cases import RADIUS, SIGMA, TEXT, masks_for, noise, oracle, prompt, run
-from support_comfy.controlnets import oracle_control
-from support_comfy.sampling import relative_error
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.control_cases import RADIUS, SIGMA, TEXT, masks_for, noise, oracle, prompt, run
+from tests.host.support_comfy.controlnets import oracle_control
+from tests.host.support_comfy.sampling import relative_error
 
 WIDE = 100
 LAYOUTS = ("xlabs", "union")

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.control_cases import RADIUS, SIGMA, noise, prompt, run
-from support_comfy.sampling import relative_error
+
+from tests.host.support_comfy.control_cases import RADIUS, SIGMA, noise, prompt, run
+from tests.host.support_comfy.sampling import relative_error
 
 
 def attributes(control: Any) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.oracle import window_mask, with_oracle_attention, with_oracle_windows
-from support_comfy.sampling import conditioning, relative_error
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.oracle import window_mask, with_oracle_attention, with_oracle_windows
+from tests.host.support_comfy.sampling import conditioning, relative_error
 
 TEXT = 7
 GRID = (6, 7)

@@ -1,4 +1,4 @@
-"""What a user reads in the app, as the host hands it to the browser: tooltips, names, search words, help pages."""
+"""The texts of the app as the host sends them to the browser: tooltips, names, search words, help pages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from support_comfy import boot
-from support_comfy.locales import described_inputs, english_locale
+
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.locales import described_inputs, english_locale
 
 LOCALES = boot.PROJECT / "locales"
 PAGES = boot.PROJECT / "web" / "docs"
@@ -46,7 +47,7 @@ def test_every_input_and_output_has_a_tooltip(node, infos):
 
 
 def test_the_english_locale_says_what_the_nodes_say(infos, tmp_path):
-    """The front end shows the locale and not the node, so that a changed tooltip would otherwise not be seen."""
+    """The front end shows the locale, not the node: without this test a changed tooltip would not appear."""
     expected = english_locale(infos)
     file = LOCALES / "en" / "nodeDefs.json"
     update = tmp_path / file.name

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support_comfy.sampling import Graph, conditioning
+
+from tests.host.support_comfy.sampling import Graph, conditioning
 
 WEIGHTS = "tiny/clear_local_4_down_2.safetensors"
 

@@ -1,4 +1,4 @@
-"""What the pack does to the process that loads it: nothing but add its nodes."""
+"""Loading the pack adds its nodes to the process and changes nothing else."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from support_comfy import boot
-from support_comfy.sampling import conditioning, predict
+
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.sampling import conditioning, predict
 
 
 def test_loading_is_silent(loaded_pack):
@@ -27,7 +28,7 @@ def test_loading_adds_our_nodes_only(host, pack):
 
 
 def test_nothing_of_the_pack_is_importable_by_its_bare_name(host, pack):
-    """Where the project's root is not on sys.path, an absolute import of ours would break (or find another pack's)."""
+    """The project's root is not on sys.path there: an absolute import of ours would fail, or find another pack's."""
     assert "clear_core" not in sys.modules
     assert sys.modules["nodes"] is host.nodes
 

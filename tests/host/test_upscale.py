@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.golden import TOLERANCE, GoldenCase
-from support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write_vae_files
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.golden import TOLERANCE, GoldenCase
+from tests.host.support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write_vae_files
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 SOCKETS = ["image", "model", "positive", "vae"]
 OPTIONAL = [

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.live_bytes import LiveBytes
-from support_comfy.sampling import conditioning, predict, relative_error, run_node
+
+from tests.host.support_comfy.live_bytes import LiveBytes
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_node
 
 SIGMA = 0.6
 

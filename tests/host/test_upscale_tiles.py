@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.sampling import conditioning, relative_error
+
+from tests.host.support_comfy.sampling import conditioning, relative_error
 
 SIGMA = 0.6
 

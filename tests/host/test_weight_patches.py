@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from damaged_files import FILES
 from safetensors.torch import load_file, save_file
-from support_comfy import flux, golden
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy import flux, golden
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
+from tests.support.damaged_files import FILES
 
 SIGMA = 0.6
 LOCAL, POOLED = golden.GOLDEN / "student_7_down1.safetensors", golden.GOLDEN / "student_8_down4.safetensors"

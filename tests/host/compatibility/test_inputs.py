@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.oracle import with_oracle_windows
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.oracle import with_oracle_windows
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS, SIGMA = 3, 0.6
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS = 3
 NOT_APPLIED = "as without CLEAR, and one line says that the window is not applied"
@@ -228,7 +229,7 @@ def test_nunchaku(cell, model, clear_node, use_pack):
 def test_chunked_blocks(cell, build, clear_node, predict, pack):
     """A pack's forward asks replaced blocks for less than the host's does; ours are there in long sequences."""
 
-    def own_forward(
+    def own_forward(  # noqa: PLR0913 (the host's signature)
         self: Any,
         img: torch.Tensor,
         img_ids: torch.Tensor,
@@ -238,7 +239,7 @@ def test_chunked_blocks(cell, build, clear_node, predict, pack):
         y: torch.Tensor,
         guidance: Any = None,
         control: Any = None,
-        transformer_options: dict[str, Any] = {},
+        transformer_options: dict[str, Any] | None = None,
         attn_mask: Any = None,
         **_: Any,
     ) -> torch.Tensor:
@@ -248,7 +249,7 @@ def test_chunked_blocks(cell, build, clear_node, predict, pack):
         vec = self.time_in(timestep_embedding(timesteps, 256)) + self.vector_in(y)
         vec = vec + self.guidance_in(timestep_embedding(guidance, 256))
         args = {"vec": vec, "pe": self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1)), "attn_mask": attn_mask}
-        replaced = transformer_options.get("patches_replace", {}).get("dit", {})
+        replaced = (transformer_options or {}).get("patches_replace", {}).get("dit", {})
         for index, block in enumerate(self.double_blocks):
             if ("double_block", index) in replaced:
                 out = replaced["double_block", index](dict(img=img, txt=txt, **args), {"original_block": block})

@@ -6,15 +6,17 @@ named there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.oracle import with_oracle_windows
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.oracle import with_oracle_windows
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS, SIGMA = 3, 0.6
 
@@ -131,17 +133,12 @@ def test_ultimate_sd_upscale(cell, host, model, clear_node, use_pack):
     )
 
 
-@pytest.mark.row("DyPE", "its position embedder is kept, ours is off, windows are on; said in one line with ntk_factor")
-@ORDERS
-@pytest.mark.parametrize("loaded", [False, True], ids=["", "model in memory"])
-def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, loaded):
+@pytest.fixture
+def dype(host: Any, use_pack: Callable[..., Any]) -> Callable[[Any], Any]:
+    """``dype(model)`` is what DyPE's node makes of a model."""
     use_pack("ComfyUI-DyPE")
 
-    def build() -> Any:
-        """The same model every time: the pack leaves its noise schedule on it for good."""
-        return tiny_flux(depth=1, depth_single_blocks=1)
-
-    def dype(model: Any) -> Any:
+    def apply(model: Any) -> Any:
         return run_node(
             host.stock("DyPE_FLUX"),
             model=model,
@@ -153,6 +150,17 @@ def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, 
             enable_dype=True,
             base_resolution=256,
         )[0]
+
+    return apply
+
+
+@pytest.mark.row("DyPE", "its position embedder is kept, ours is off, windows are on; said in one line with ntk_factor")
+@ORDERS
+@pytest.mark.parametrize("loaded", [False, True], ids=["", "model in memory"])
+def test_dype(cell, tiny_flux, clear_node, predict, run, dype, order, loaded):
+    def build() -> Any:
+        """The same model every time: the pack leaves its noise schedule on it for good."""
+        return tiny_flux(depth=1, depth_single_blocks=1)
 
     def clear(model: Any) -> Any:
         patched = clear_node(model, radius=RADIUS, ntk_factor=10.0)

@@ -1,4 +1,4 @@
-"""What the nodes themselves say, in the form of a locale file."""
+"""The nodes' own names and tooltips in the form of a locale file."""
 
 from __future__ import annotations
 

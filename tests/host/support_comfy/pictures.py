@@ -35,7 +35,7 @@ def write_vae_files(folder: Path, seed: int = 0) -> None:
 
 
 def picture(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    """(B, H, W, 3) in 0 to 1: smooth shapes with detail, different in every item and every place."""
+    """(B, H, W, 3) in 0 to 1: smooth shapes with detail, different in every item and at every position."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, max(2, height // 24), max(2, width // 24), generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
