@@ -128,7 +128,7 @@ def test_nothing_is_claimed_of_a_model_that_only_the_run_can_follow(tab, case):
         UNSEEN[case]
         | {"before": a_picture(), "upscale": ["CLEARUpscale", {}, {"model": ["from", 0], "image": ["before", 0]}]},
     )
-    expect(tab, ids["upscale"], "where the model comes from is only known when it runs")
+    expect(tab, ids["upscale"], "the model's source is only known when it runs")
     assert tab.about_us() == []
 
 
