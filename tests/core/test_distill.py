@@ -24,9 +24,9 @@ from clear_core.distill import __main__ as command  # noqa: E402
 from clear_core.distill.evaluate import velocity_errors  # noqa: E402
 from clear_core.distill.losses import Losses, distillation_losses, taught_blocks  # noqa: E402
 from clear_core.distill.prepare import captioned_pictures, fitted, samples_from_teacher  # noqa: E402
-from clear_core.distill.samples import Order, SampleFolder, place_noise, write_sample  # noqa: E402
+from clear_core.distill.samples import Order, SampleFolder, noise_at as place_noise, write_sample  # noqa: E402
 from clear_core.distill.student import load_weights, make_student, save_weights, trained_set  # noqa: E402
-from clear_core.distill.train import Plan, check_plan, distil, set_up  # noqa: E402
+from clear_core.distill.train import TrainConfig as Plan, check_config as check_plan, distil, set_up  # noqa: E402
 from clear_core.weights import read_clear_file  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parents[2]
