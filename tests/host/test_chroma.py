@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy import relatives
-from support_comfy.boot import Recorder
-from support_comfy.oracle import with_oracle_windows
-from support_comfy.pictures import picture
-from support_comfy.positions import EMBEDDER, predict_by_hand, recorded_ids, rotations
-from support_comfy.sampling import conditioning, predict, relative_error, run_node
+from tests.host.support_comfy import relatives
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.oracle import with_oracle_windows
+from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.positions import EMBEDDER, predict_by_hand, recorded_ids, rotations
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_node
 
 TEXT = 7
 SIGMA = 0.6

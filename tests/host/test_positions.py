@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy import relatives
-from support_comfy.boot import Recorder
-from support_comfy.controlnets import oracle_control
-from support_comfy.flux import build_flux
-from support_comfy.positions import EMBEDDER, recorded_ids, rotations
-from support_comfy.sampling import conditioning, predict, relative_error, run_node
+from tests.host.support_comfy import relatives
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.controlnets import oracle_control
+from tests.host.support_comfy.flux import build_flux
+from tests.host.support_comfy.positions import EMBEDDER, recorded_ids, rotations
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_node
 
 TEXT = 7
 SIGMA = 0.6

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clear_core.distill.samples import SampleFolder
-from clear_core.distill.train import Plan, distil, set_up
+from clear_core.distill.train import TrainConfig, distil, set_up
 
 pytest.importorskip("diffusers")
 
@@ -36,7 +36,9 @@ def teacher(seed: int = 0) -> FluxTransformer2DModel:
         return FluxTransformer2DModel(**CONFIG).eval()
 
 
-def run(model: FluxTransformer2DModel, data: Path, plan: Plan, out: Path, **options: object) -> dict[str, torch.Tensor]:
+def run(
+    model: FluxTransformer2DModel, data: Path, plan: TrainConfig, out: Path, **options: object
+) -> dict[str, torch.Tensor]:
     """A whole distillation in this process; the student's state dict."""
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulation)
     distillation = set_up(copy.deepcopy(model), SampleFolder(data), plan, accelerator)

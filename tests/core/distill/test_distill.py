@@ -12,7 +12,7 @@ from clear_core.distill.evaluate import velocity_errors
 from clear_core.distill.losses import Losses, distillation_losses, taught_blocks
 from clear_core.distill.samples import SampleFolder
 from clear_core.distill.student import load_weights, make_student, save_weights, trained_set
-from clear_core.distill.train import Plan
+from clear_core.distill.train import TrainConfig
 from clear_core.weights import read_clear_file
 from tests.support.distillation import run, teacher
 
@@ -30,7 +30,7 @@ def test_weights_of_the_terms():
 @pytest.mark.parametrize("down_factor", [1, 2])
 def test_only_image_projections_train(data: Path, tmp_path: Path, down_factor: int):
     model = teacher()
-    plan = Plan(radius=2, down_factor=down_factor, steps=2, batch=2, rate=1e-2)
+    plan = TrainConfig(radius=2, down_factor=down_factor, steps=2, batch=2, rate=1e-2)
     state = run(model, data, plan, tmp_path / "out")
     before = model.state_dict()
     changed = {name for name, tensor in state.items() if name not in before or not torch.equal(tensor, before[name])}

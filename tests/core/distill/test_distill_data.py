@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clear_core.distill.prepare import captioned_pictures, fitted, samples_from_teacher
-from clear_core.distill.samples import Order, SampleFolder, place_noise
+from clear_core.distill.samples import Order, SampleFolder, noise_at
 
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
@@ -20,7 +20,7 @@ def test_noise_belongs_to_the_place_in_the_global_batch(data: Path):
     half = samples.batch([4, 5], range(2, 4), 7, 3)
     assert torch.equal(whole.noise[2:], half.noise) and torch.equal(whole.sigma[2:], half.sigma)
     assert not torch.equal(whole.noise[0], whole.noise[1])
-    levels = torch.stack([place_noise((1,), 0, step, 0)[1] for step in range(2000)])
+    levels = torch.stack([noise_at((1,), 0, step, 0)[1] for step in range(2000)])
     assert levels.min() > 0 and levels.max() <= 1
     assert abs(levels.mean() - 0.5) < 0.03 and abs(levels.var() - 1 / 12) < 0.01
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from clear_core import ClearSpec
 from clear_core.distill import __main__ as command
 from clear_core.distill.student import trained_set
-from clear_core.distill.train import Plan, check_plan
+from clear_core.distill.train import TrainConfig, check_config
 from tests.support import PROJECT
 from tests.support.distillation import run, teacher
 
@@ -26,7 +26,7 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, tmp_path: Path, optimiz
     if optimizer == "prodigy":
         pytest.importorskip("prodigyopt")
     model = teacher()
-    plan = Plan(
+    plan = TrainConfig(
         radius=2,
         down_factor=2,
         steps=6,
@@ -61,8 +61,8 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, tmp_path: Path, optimiz
 
 def test_accumulated_passes_equal_one_large_batch(data: Path, tmp_path: Path):
     model = teacher()
-    one = run(model, data, Plan(radius=2, steps=2, batch=4, rate=1e-3), tmp_path / "one")
-    two = run(model, data, Plan(radius=2, steps=2, batch=2, accumulation=2, rate=1e-3), tmp_path / "two")
+    one = run(model, data, TrainConfig(radius=2, steps=2, batch=4, rate=1e-3), tmp_path / "one")
+    two = run(model, data, TrainConfig(radius=2, steps=2, batch=2, accumulation=2, rate=1e-3), tmp_path / "two")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5, msg=name)
 
@@ -130,10 +130,10 @@ def test_two_processes_equal_one_with_twice_the_batch(data: Path, tmp_path: Path
 
 
 def test_another_plan_does_not_go_on_in_an_old_folder(tmp_path: Path):
-    check_plan(tmp_path, Plan(radius=8, steps=10), 1, 5)
-    check_plan(tmp_path, Plan(radius=8, steps=20), 1, 5)
+    check_config(tmp_path, TrainConfig(radius=8, steps=10), 1, 5)
+    check_config(tmp_path, TrainConfig(radius=8, steps=20), 1, 5)
     with pytest.raises(ValueError, match="begun with radius 8, and now it is 16"):
-        check_plan(tmp_path, Plan(radius=16, steps=20), 1, 5)
+        check_config(tmp_path, TrainConfig(radius=16, steps=20), 1, 5)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_another_plan_does_not_go_on_in_an_old_folder(tmp_path: Path):
 )
 def test_bad_plans_are_refused_in_words(values: dict[str, object], words: str):
     with pytest.raises(ValueError, match=words):
-        Plan(**{"radius": 8, **values})
+        TrainConfig(**{"radius": 8, **values})
 
 
 def test_bad_radius_on_the_command_line_is_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
