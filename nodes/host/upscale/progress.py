@@ -83,7 +83,7 @@ def time_words(stages: tuple[Stage, ...], steps: int) -> str:
     return f"time: about {duration(seconds)} of denoising, at the pace of the last run"
 
 
-def say_on_node(text: str, node: str | None) -> None:
+def write_on_node(text: str, node: str | None) -> None:
     """Write a line on a node; nothing where there is no server or no node."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and node is not None:
@@ -153,7 +153,7 @@ class StageProgress:
             _pace[:] = [pace / self.stage.tokens]
             left = pace * (total - step - 1)
             height, width = self.stage.size
-            say_on_node(
+            write_on_node(
                 f"Stage {self.stage.number} of {len(self.plan.stages)}: {width} x {height} px, step {step + 1} "
                 f"of {total}, {duration(left)} left in this stage",
                 self.plan.node,
