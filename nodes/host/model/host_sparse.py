@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 RULE = (
     "ComfyUI's sparse attention is on the same model: the window is used, and the sparse attention only in the blocks "
@@ -10,7 +11,7 @@ RULE = (
 )
 
 
-def is_host_sparse(override: Callable | None) -> bool:
+def is_host_sparse(override: Callable[..., Any] | None) -> bool:
     """Whether an attention override is that of Block Sparse Attention, which puts it on top anew at every step.
 
     Source: ``comfy_extras/nodes_sparse_attention.py``, ComfyUI 0.36 and later; the loader gives the module its path as
