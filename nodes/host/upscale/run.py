@@ -13,9 +13,10 @@ from ....clear_core.sdedit import Stage, plan_stages
 from ..model.flux_shape import flux_shape
 from ..model.read import has_windows
 from .expansion import Link, expand_stages, links_of
+from .forecast import time_text
 from .info import info_text
-from .progress import RunPlan, StageProgress, plan_of_running_node, time_words, write_on_node
-from .stage import StageInputs, StageSettings, run_stage
+from .progress import RunPlan, StageProgress, plan_of_running_node, write_on_node
+from .stage import StageInputs, StageSettings, run_stage, step_work
 
 REQUIRED_LINKS = {"image", "model", "positive", "vae"}
 
@@ -82,7 +83,8 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
     info = info_text(plan, sockets, settings, image.shape[0])
     if not has_windows(sockets.model):
         logging.warning("CLEAR: attention is dense, since there is no CLEARAttention before CLEARUpscale.")
-    write_on_node(f"{info}\n{time_words(plan, settings.steps)}", node)
+    planned = settings.steps * sum(step_work(stage, sockets, settings, image.shape[0]) for stage in plan)
+    write_on_node(f"{info}\n{time_text(planned, settings.sampler_name)}", node)
     run = RunPlan(plan, settings.steps, node)
     links = links_of(dynprompt, node)
     if links.keys() >= REQUIRED_LINKS:
