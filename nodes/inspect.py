@@ -13,7 +13,7 @@ from ..clear_core.inspection.page import draw_note, draw_sheet
 from ..clear_core.inspection.report import note, report
 from .host.inspect.read_model import inspect_model
 from .host.model.flux_shape import flux_shape
-from .host.model.throughput import last_pace
+from .host.model.throughput import last_throughput
 from .host.pack import versions
 from .host.search_aliases import with_search_aliases
 
@@ -77,7 +77,7 @@ class CLEARInspect(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
         """Runs again when there is a new measurement to show."""
-        return repr(last_pace())
+        return repr(last_throughput())
 
     @classmethod
     def execute(cls, model, image=None, latent=None, upscale_by: float = 1.0) -> io.NodeOutput:

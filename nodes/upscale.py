@@ -1,26 +1,23 @@
-"""The node that makes a picture larger, and the node of its single stages."""
+"""The node that makes a picture larger."""
 
 from __future__ import annotations
 
-import logging
+from typing import Any
 
-from comfy.samplers import KSampler
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..clear_core.sdedit import COLOR_FIXES, Stage, plan_stages
+from ..clear_core.sdedit import COLOR_FIXES
 from .attention import ADVANCED
-from .host.model.flux_shape import flux_shape
+from .host.samplers import sampler_names, scheduler_names
 from .host.search_aliases import with_search_aliases
-from .host.upscale.expansion import STAGE_NODE, expand_stages, links_of
-from .host.upscale.info import attention_words, info_text
-from .host.upscale.progress import RunPlan, StageProgress, plan_of_running_node, say_on_node, time_words
-from .host.upscale.stage import StageInputs, StageSettings, run_stage
+from .host.upscale.run import run_upscale
 
 MOST_PIXELS = 65536
 
 
-def sockets() -> list[io.Input]:
-    """Sockets of both nodes."""
+def upscale_sockets() -> list[io.Input]:
+    """The sockets of CLEARUpscale and of its single stages."""
     return [
         io.Image.Input("image", tooltip="The picture to enlarge, of any size; a batch is processed together."),
         io.Model.Input(
@@ -54,7 +51,7 @@ class CLEARUpscale(io.ComfyNode):
             "them.",
             enable_expand=True,
             inputs=[
-                *sockets(),
+                *upscale_sockets(),
                 io.Float.Input(
                     "upscale_by",
                     default=2.0,
@@ -92,14 +89,14 @@ class CLEARUpscale(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=KSampler.SAMPLERS,
+                    options=sampler_names(),
                     default="euler",
                     optional=True,
                     tooltip="Method of removing the noise.",
                 ),
                 io.Combo.Input(
                     "scheduler",
-                    options=KSampler.SCHEDULERS,
+                    options=scheduler_names(),
                     default="simple",
                     optional=True,
                     tooltip="Spacing of the noise levels.",
@@ -207,122 +204,6 @@ class CLEARUpscale(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        image,
-        model,
-        positive,
-        vae,
-        negative=None,
-        upscale_model=None,
-        mask=None,
-        upscale_by: float = 2.0,
-        seed: int = 0,
-        steps: int = 20,
-        cfg: float = 1.0,
-        sampler_name: str = "euler",
-        scheduler: str = "simple",
-        denoise: float = 0.5,
-        stages: int = 0,
-        stage_denoise: str = "0.7, 0.5",
-        tile_width: int = 0,
-        tile_height: int = 0,
-        tile_overlap: int = 128,
-        color_fix: str = "none",
-        shift: float = 3.0,
-    ) -> io.NodeOutput:
-        flux_shape(model)
-        plan = plan_stages(
-            image.shape[1],
-            image.shape[2],
-            upscale_by=upscale_by,
-            stages=stages,
-            denoise=denoise,
-            stage_denoise=stage_denoise,
-            seed=seed,
-        )
-        inputs = StageInputs(model, positive, vae, negative, upscale_model, mask)
-        settings = StageSettings(
-            steps, cfg, sampler_name, scheduler, tile_width, tile_height, tile_overlap, color_fix, shift
-        )
-        info = info_text(plan, inputs, settings, image.shape[0])
-        if "dense" in (words := attention_words(model)):
-            logging.warning("CLEAR: attention is %s.", words)
-        node = cls.hidden.unique_id
-        say_on_node(f"{info}\n{time_words(plan, steps)}", node)
-        links = links_of(cls.hidden.dynprompt, node)
-        if links is not None and {"image", "model", "positive", "vae"} <= links.keys():
-            graph, picture, latent = expand_stages(plan, settings, links, node)
-            return io.NodeOutput(picture, latent, info, expand=graph)
-        run = RunPlan(plan, steps, node)
-        for stage in plan:
-            image, latent = run_stage(image, inputs, stage, settings, StageProgress(run, stage))
-        return io.NodeOutput(image, latent, info)
-
-
-class CLEARUpscaleStage(io.ComfyNode):
-    """One stage of :class:`CLEARUpscale`, which puts it into the graph while it runs."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id=STAGE_NODE,
-            display_name="CLEAR Upscale, one stage",
-            category="image/upscaling",
-            description="One stage of CLEAR Upscale (FLUX), which adds it by itself.",
-            is_deprecated=True,  # Keeps it out of the menus.
-            inputs=[
-                *sockets(),
-                io.Int.Input("number", tooltip="Number of this stage; 1 for the first."),
-                io.Int.Input("height", tooltip="Height of the output picture in pixels."),
-                io.Int.Input("width", tooltip="Width of the output picture in pixels."),
-                io.Float.Input("denoise", tooltip="Denoising strength."),
-                io.Int.Input("seed", max=2**64 - 1, tooltip="Seed of the noise."),
-                io.Int.Input("steps", tooltip="Steps of this stage."),
-                io.Float.Input("cfg", tooltip="Classifier-free guidance."),
-                io.Combo.Input("sampler_name", options=KSampler.SAMPLERS, tooltip="Method of removing the noise."),
-                io.Combo.Input("scheduler", options=KSampler.SCHEDULERS, tooltip="Spacing of the noise levels."),
-                io.Int.Input("tile_width", tooltip="Width of a tile in pixels; 0 is automatic."),
-                io.Int.Input("tile_height", tooltip="Height of a tile in pixels; 0 is automatic."),
-                io.Int.Input("tile_overlap", tooltip="Pixels that neighbouring tiles share."),
-                io.Combo.Input("color_fix", options=list(COLOR_FIXES), tooltip="Source of the coarse colours."),
-                io.Float.Input("shift", tooltip="Shift of the noise levels; 0 is the model's own."),
-            ],
-            outputs=[
-                io.Image.Output("image", tooltip="The picture after this stage."),
-                io.Latent.Output("latent", tooltip="The latent after this stage."),
-            ],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        image,
-        model,
-        positive,
-        vae,
-        number: int,
-        height: int,
-        width: int,
-        denoise: float,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        tile_width: int,
-        tile_height: int,
-        tile_overlap: int,
-        color_fix: str,
-        shift: float,
-        negative=None,
-        upscale_model=None,
-        mask=None,
-    ) -> io.NodeOutput:
-        stage = Stage(number, tuple(image.shape[1:3]), (height, width), denoise, seed)
-        settings = StageSettings(
-            steps, cfg, sampler_name, scheduler, tile_width, tile_height, tile_overlap, color_fix, shift
-        )
-        progress = StageProgress(plan_of_running_node() or RunPlan((stage,), steps), stage)
-        inputs = StageInputs(model, positive, vae, negative, upscale_model, mask)
-        return io.NodeOutput(*run_stage(image, inputs, stage, settings, progress))
+    def execute(cls, image: Tensor, **inputs: Any) -> io.NodeOutput:
+        result = run_upscale(image, inputs, cls.hidden.unique_id, cls.hidden.dynprompt)
+        return io.NodeOutput(result.image, result.latent, result.info, expand=result.graph)

@@ -13,7 +13,7 @@ from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.tiling.plan import tile_plan
 from clear_core.cost import clear_pairs, dense_pairs, token_gflops
-from clear_core.inspection.facts import Inspection, ModelFacts, Pace, WeightsFacts
+from clear_core.inspection.facts import Inspection, ModelFacts, Throughput, WeightsFacts
 from clear_core.inspection.report import MARK, headline, note, report
 from clear_core.inspection.units import memory_words, percent, significant, time_words
 from clear_core.memory import Activations
@@ -86,7 +86,7 @@ def test_curves_rise_with_size_and_keep_their_order(spec):
 
 
 def test_time_is_the_work_at_the_measured_pace():
-    inspected = facts(2048, pace=Pace(1000.0, 20, "a run"))
+    inspected = facts(2048, pace=Throughput(1000.0, 20, "a run"))
     work = inspected.row((2048, 2048)).window
     assert inspected.seconds(work) == pytest.approx(work / 1000)
     text = report(inspected)
@@ -235,7 +235,7 @@ def test_block_map_shows_pooled_keys():
         pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks=frozenset({0, 30})), id="overview"),
         pytest.param(facts(1024, None), id="no CLEAR"),
         pytest.param(facts(dense_blocks=frozenset(range(57))), id="all blocks dense"),
-        pytest.param(replace(facts(), size=(512, 6144), pace=Pace(3.0, 4, "a run")), id="panorama"),
+        pytest.param(replace(facts(), size=(512, 6144), pace=Throughput(3.0, 4, "a run")), id="panorama"),
         pytest.param(facts(64, ClearSpec(16)), id="tiny"),
         pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
     ],

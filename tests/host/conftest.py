@@ -160,3 +160,13 @@ def applied(host: boot.Host) -> Callable[..., Any]:
         return (positive, negative) if len(conds) > 1 else positive
 
     return apply
+
+
+@pytest.fixture
+def clear_folder(host, pack) -> Iterator[Path]:
+    """models/clear, and afterwards only what was there before."""
+    folder = host.base / "models" / "clear"
+    before = set(folder.rglob("*"))
+    yield folder
+    for path in set(folder.rglob("*")) - before:
+        path.unlink()
