@@ -60,7 +60,7 @@ class Recorded:
         c_concat: Any = None,
         c_crossattn: Any = None,
         control: Any = None,
-        transformer_options: dict = {},
+        transformer_options: dict | None = None,
         **extra: Any,
     ) -> torch.Tensor:
         self.calls.append({"x": x, "control": control, "options": transformer_options, "text": c_crossattn, **extra})
@@ -111,7 +111,7 @@ def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, tiled, pre
     text, image = whole[:7], whole[7:127].reshape(10, 12, 3)
     starts = [(y, x) for y in (0, 4) for x in (0, 4)]
     assert len(seen) == 4
-    for ids, (y, x) in zip(seen, starts):
+    for ids, (y, x) in zip(seen, starts, strict=True):
         assert torch.equal(ids[:7], text)
         assert torch.equal(ids[7:55].reshape(6, 8, 3), image[y : y + 6, x : x + 8])
         assert torch.equal(ids[55:], whole[127:])
