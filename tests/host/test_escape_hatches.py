@@ -109,7 +109,7 @@ def test_min_tokens_counts_the_frame_of_a_tile(pack, tiny_flux, clear_node, pred
     frame = importlib.import_module(f"{pack.__name__}.nodes.host.model.tile_frame")
     model, x = tiny_flux(), noise()
     patched = clear_node(model, **EVERYWHERE, min_tokens=least)
-    patched.model_options["transformer_options"][frame.KEY] = frame.FramePart((12, 14), None)
+    patched.model_options["transformer_options"][frame.KEY] = frame.FramePart((12, 14), frame.Tile(0, 0, 6, 7))
     expected = model if dense else clear_node(model, **EVERYWHERE)
     assert torch.equal(predict(patched, x, SIGMA, prompt()), predict(expected, x, SIGMA, prompt()))
 

@@ -61,7 +61,7 @@ class Recorded:
         c_concat: Any = None,
         c_crossattn: Any = None,
         control: Any = None,
-        transformer_options: dict = {},
+        transformer_options: dict | None = None,
         **extra: Any,
     ) -> torch.Tensor:
         self.calls.append({"x": x, "control": control, "options": transformer_options, "text": c_crossattn, **extra})

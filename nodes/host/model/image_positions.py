@@ -1,4 +1,4 @@
-"""Position ids of image tokens: found in a sequence, recomputed in float32, and moved to their place in the frame.
+"""Position ids of image tokens: found in a sequence, recomputed in float32, and moved to the tile's position.
 
 Source: ``comfy.ldm.chroma.model.Chroma._forward`` and ``comfy.ldm.flux.controlnet.ControlNetFlux.forward``, which make
 ids in the dtype of the latent (bfloat16 has no odd integers above 256), and ``comfy.ldm.flux.model.Flux.process_img``,
@@ -20,7 +20,7 @@ EXACT = (torch.float32, torch.float64)
 """Dtypes that hold every position of a frame exactly."""
 
 ROW, COLUMN = 1, 2
-"""Axes of an id; axis 0 tells images of one sequence apart."""
+"""Axes of an id; axis 0 distinguishes the images of one sequence."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,19 @@ class HostGrid:
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """The image tokens of a sequence of ids: index of the first, and the grid if it is one of the host's."""
+    """The image tokens in a sequence of ids: index of the first, and their grid, or None if it is not the host's."""
 
     start: int
     grid: HostGrid | None
 
 
 def find_image(ids: Tensor, layout: SequenceLayout, grids: tuple[HostGrid, ...]) -> ImageSpan | None:
-    """Where the image tokens are, or None if that cannot be told.
+    """Find the image tokens; None if they cannot be identified.
 
     Args:
         ids: (B, tokens, axes) of text, image and reference tokens.
-        layout: What the call was given. Other nodes may have added text tokens, and a model may ignore references.
-        grids: That the host may have laid the positions out on.
+        layout: Of the call's inputs. Other nodes may have added text tokens, and a model may ignore references.
+        grids: Candidates for the host's grid.
     """
     spare = ids.shape[1] - layout.image
     starts = [start for start in dict.fromkeys((layout.text, spare - layout.reference)) if 0 <= start <= spare]
@@ -89,14 +89,14 @@ def place_image(
     rope_options: Mapping[str, float] | None = None,
     references_follow: bool = False,
 ) -> Tensor | None:
-    """Ids whose image tokens are exact and lie where the tile lies in the frame.
+    """Make the ids of image tokens exact, and move them to the tile's position in the frame.
 
     A grid of the host's is recomputed in float32. Positions that another node has changed keep their difference from
     the host's and are only moved.
 
     Args:
         ids: (B, tokens, axes).
-        layout: What the call was given.
+        layout: Of the call's inputs.
         part: The tile that the call computes, or None for the whole frame.
         rope_options: Of the call.
         references_follow: Whether the host places reference tokens past the image's last row and column, so that they
@@ -104,7 +104,7 @@ def place_image(
 
     Returns:
         (B, tokens, axes) float32, or ``ids`` itself if nothing has to change; None if a tile's image tokens cannot be
-        told from the others.
+        identified.
     """
     if part is None and ids.dtype in EXACT:
         return ids

@@ -1,4 +1,4 @@
-"""A FLUX ControlNet without windows, in a tile: its image tokens lie where the tile lies in the frame.
+"""A FLUX ControlNet without windows, in a tile: its image tokens have the tile's position in the frame.
 
 Source: ``comfy.ldm.flux.controlnet.ControlNetFlux``, which embeds positions by itself; ComfyUI 0.9.0 and later.
 """
@@ -17,7 +17,7 @@ from .tile_frame import FramePart
 
 
 class PlacedControlModel:
-    """Stands for the model of a FLUX ControlNet in the calls of one tile; all but positions is the model's own.
+    """Replaces the model of a FLUX ControlNet in the calls of one tile; only the positions differ.
 
     Args:
         model: Shared with every other user of the ControlNet; only read.

@@ -1,4 +1,4 @@
-"""The model's position embedder, with what every call of the model asks of it: NTK factor, exact ids, place of a tile.
+"""The model's position embedder, with the NTK factor, exact position ids and tile position of each call.
 
 Source: ``comfy.ldm.flux.layers.EmbedND``, exchanged by ``ModelPatcher.add_object_patch``, which follows clones and is
 undone by the host; ``comfy.patcher_extension.WrappersMP.APPLY_MODEL``; ComfyUI 0.9.0 and later.
@@ -32,11 +32,11 @@ WRAPPER_KEY = "clear_flux_positions"
 
 @dataclass(frozen=True)
 class CallPositions:
-    """What the running call of a model asks of its position embedder.
+    """The running call of a model, as its position embedder has to know it.
 
     Attributes:
         factor: NTK factor.
-        layout: Text, image and reference tokens that the call was given; None keeps all ids as they are.
+        layout: Text, image and reference tokens of the call's inputs; None keeps all ids as they are.
         part: The tile that the call computes, or None for the whole frame.
         rope_options: The call's ``transformer_options["rope_options"]``.
         references_follow: Whether reference tokens lie past the image's last row and column (the host's "uxo").
@@ -49,13 +49,13 @@ class CallPositions:
     references_follow: bool = False
 
 
-# The embedder's forward is given token ids alone, and one module serves frames of every size, in several threads.
+# The embedder's forward gets token ids alone, and one module serves frames of every size, in several threads.
 _running: ContextVar[CallPositions] = ContextVar("clear_positions", default=CallPositions())  # noqa: B039 - frozen
 
 
 @contextmanager
 def positions(**changes: Any) -> Generator[None]:
-    """Let :class:`PositionEmbedder` use these fields of :class:`CallPositions` inside, and the outer call's others."""
+    """Set fields of :class:`CallPositions` for the embedder inside; the other fields stay as outside."""
     token = _running.set(replace(_running.get(), **changes))
     try:
         yield
@@ -71,7 +71,7 @@ def ntk_factor(factor: float) -> Any:
 class PositionEmbedder(torch.nn.Module):
     """Embeds positions as ``base`` does, with the NTK factor, the exact ids and the tile of the running call.
 
-    An embedder of another node is given the ids of the tile, and decides by itself about its theta.
+    An embedder of another node gets the ids of the tile; its theta is not scaled.
     """
 
     def __init__(self, base: torch.nn.Module):
@@ -107,7 +107,7 @@ class PositionEmbedder(torch.nn.Module):
 
 @dataclass(frozen=True)
 class PositionsPatch:
-    """The APPLY_MODEL wrapper that tells :class:`PositionEmbedder` what the running call looks like."""
+    """The APPLY_MODEL wrapper that describes the running call to :class:`PositionEmbedder`."""
 
     notices: Notices = field(default_factory=Notices)
 
@@ -156,7 +156,7 @@ def install_embedder(model: ModelPatcher, wrap_foreign: bool = False) -> None:
 
     Args:
         model: The clone; a second call changes nothing.
-        wrap_foreign: Whether another pack's embedder (DyPE) is given the ids of tiles. If not, it is kept as it is.
+        wrap_foreign: Whether another pack's embedder (DyPE) is wrapped too, so that it gets the ids of tiles.
     """
     current = model.get_model_object(KEY)
     if is_plain(current) or (wrap_foreign and not isinstance(current, PositionEmbedder)):

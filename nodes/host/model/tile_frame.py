@@ -1,4 +1,4 @@
-"""Where a call of the model lies in the whole frame, if the frame is sampled in tiles."""
+"""The position of a call of the model in the whole frame, if the frame is sampled in tiles."""
 
 from __future__ import annotations
 

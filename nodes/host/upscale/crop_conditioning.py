@@ -1,6 +1,7 @@
-"""A tile's share of the conditioning: areas, masks, latent-shaped inputs and ControlNet hints.
+"""The part of a conditioning that belongs to a tile: areas, masks, latent-shaped inputs and ControlNet hints.
 
-Source: what ``comfy.samplers.get_area_and_mult`` reads from a conditioning, and ``comfy.controlnet.ControlBase``.
+Source: ``comfy.samplers.get_area_and_mult``, which reads a conditioning, and ``comfy.controlnet.ControlBase``, in
+ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def crop_area(area: tuple[int, ...], rows: slice, columns: slice) -> tuple[int, 
 
 
 def crop_model_cond(name: str, value: Any, tile: Tile, frame: Tensor) -> Any:
-    """The tile's share of one input of the model; the same object if it is not laid out over the frame."""
+    """The tile's part of one input of the model; the same object if it is not laid out over the frame."""
     tensor = getattr(value, "cond", None)
     if not isinstance(tensor, Tensor):
         return value
@@ -96,7 +97,7 @@ def crop_token_mask(mask: Tensor, tile: Tile, width: int, image_tokens: int) -> 
     for dim in (-2, -1):
         text = mask.shape[dim] - image_tokens
         image = mask.narrow(dim, text, image_tokens).unflatten(dim, (-1, width))
-        # Counted from the end, the two new dimensions are where the old one was and the next.
+        # Counted from the end, unflatten leaves columns at ``dim`` and puts rows before them.
         first = dim - 1
         image = image.narrow(first, tile.y, tile.height).narrow(first + 1, tile.x, tile.width)
         mask = torch.cat([mask.narrow(dim, 0, text), image.flatten(first, first + 1)], dim=dim)
@@ -111,7 +112,7 @@ def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor, part:
         rows: The tile's, in latents.
         columns: The tile's, in latents.
         frame: (B, C, H, W) latent of the whole frame.
-        part: The tile, to whose place in the frame a FLUX ControlNet moves its positions; None leaves them at 0.
+        part: The tile; a FLUX ControlNet gets its position in the frame. None leaves positions as they are.
     """
     cropped = copy_of(control)
     cropped.cond_hint = None

@@ -26,7 +26,7 @@ class TiledModel:
 
     Attributes:
         layout: Tiles over the frame.
-        on_tile: Called after every tile with (tiles done, tiles) of this call; what it raises ends the run.
+        on_tile: Called after every tile with (tiles done, tiles) of this call; an exception from it ends the run.
         controls: Cropped ControlNets of this run.
     """
 
@@ -45,7 +45,7 @@ class TiledModel:
     def prepare(
         self, executor: Callable[..., Any], model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Let the host make room for a tile, not for the frame."""
+        """Make the host reserve memory for a tile, not for the frame."""
         rows, columns = self.layout.tiles[0].latents
         shape = [*noise_shape[:2], rows.stop - rows.start, columns.stop - columns.start]
         return executor(model, shape, *args, **kwargs)
@@ -59,7 +59,7 @@ class TiledModel:
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
-        """One prediction for every list of conditionings, (B, C, H, W), blended from the tiles'."""
+        """Blend the tiles' predictions: one (B, C, H, W) for each list of conditionings."""
         predicted = [torch.zeros_like(x_in) for _ in conds]
         for done, tile in enumerate(self.layout.tiles, start=1):
             rows, columns = tile.latents
@@ -77,12 +77,13 @@ class TiledModel:
         return predicted
 
     def crop(self, conds: list[Cond] | None, tile: Tile, frame: Tensor) -> list[Cond] | None:
+        """The conditionings of a tile, without those that lie outside it."""
         if conds is None:
             return None
         cropped = [crop_cond(cond, tile, frame, self.controls) for cond in conds]
         return [cond for cond in cropped if cond is not None]
 
     def options_of(self, tile: Tile, model_options: dict[str, Any]) -> dict[str, Any]:
-        """The model options of one tile's calls, which say where it lies."""
+        """The model options of one tile's calls, with its position."""
         options = {**model_options.get("transformer_options", {}), KEY: FramePart(self.layout.grid, tile)}
         return {**model_options, "transformer_options": options}
