@@ -10,9 +10,9 @@ import torch
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.backends.flex import kernel_lists, window_mask_mod
-from clear_core.attention.backends.gather import tile_classes
-from clear_core.attention.tiling.order import copy_from_tiles, copy_to_tiles
-from clear_core.attention.tiling.plan import KEY_BLOCK, QUERY_BLOCK, tile_plan
+from clear_core.attention.tiling.classes import tile_classes
+from clear_core.attention.tiling.order import KEY_BLOCK, QUERY_BLOCK, TileOrder, copy_from_tiles, copy_to_tiles
+from clear_core.attention.tiling.plan import tile_plan
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def oracle_in_tile_order(plan):
     window = seen[:, image]
     # Where each token of the kernel's order lies in the row-major image; padding points nowhere.
     place = torch.zeros(1, 1, plan.query_tiles * QUERY_BLOCK, 1)
-    copy_to_tiles(torch.arange(1.0, layout.image + 1)[None, None, :, None], place, plan)
+    copy_to_tiles(torch.arange(1.0, layout.image + 1)[None, None, :, None], place, plan.keys)
     place = place.flatten().long() - 1
     real = place >= 0
     expected = torch.zeros(len(place), plan.prefix_blocks * KEY_BLOCK + len(place), dtype=torch.bool)
@@ -78,21 +78,20 @@ def test_lists_and_mask_are_the_oracles(layout, spec):
 
 @pytest.mark.parametrize("grid", [(1, 1), (16, 8), (8, 16), (17, 9), (40, 33)], ids=str)
 def test_tile_order_and_back_is_the_identity(grid):
-    plan = tile_plan(SequenceLayout(0, grid), ClearSpec(3), CPU)
+    order = TileOrder.least_padding(grid)
     tokens = torch.randn(2, 3, grid[0] * grid[1], 5)
-    tiled = torch.full((2, 3, plan.query_tiles * QUERY_BLOCK, 5), float("nan"))
-    copy_to_tiles(tokens, tiled, plan)
+    tiled = torch.full((2, 3, order.tokens, 5), float("nan"))
+    copy_to_tiles(tokens, tiled, order)
     back = torch.empty_like(tokens)
-    copy_from_tiles(tiled, back, plan)
+    copy_from_tiles(tiled, back, order)
     assert torch.equal(back, tokens)
     assert not tiled.isnan().any()
 
 
 def test_a_block_of_the_kernel_is_one_rectangle():
-    plan = tile_plan(SequenceLayout(0, (32, 32)), ClearSpec(3), CPU)
     tiled = torch.empty(1, 1, 1024, 2)
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    copy_to_tiles(torch.stack([y, x], dim=-1).view(1, 1, 1024, 2), tiled, plan)
+    copy_to_tiles(torch.stack([y, x], dim=-1).view(1, 1, 1024, 2), tiled, TileOrder.least_padding((32, 32)))
     for tokens, sides in ((QUERY_BLOCK, {(16, 8), (8, 16)}), (KEY_BLOCK, {(8, 8)})):
         for block in tiled.view(-1, tokens, 2):
             spread = block.max(dim=0).values - block.min(dim=0).values + 1
@@ -100,8 +99,8 @@ def test_a_block_of_the_kernel_is_one_rectangle():
 
 
 def test_orientation_pads_least():
-    assert tile_plan(SequenceLayout(512, (52, 76)), ClearSpec(8), CPU).padded_grid == (56, 80)
-    assert tile_plan(SequenceLayout(512, (48, 84)), ClearSpec(8), CPU).padded_grid == (48, 88)
+    assert TileOrder.least_padding((52, 76)).padded_grid == (56, 80)
+    assert TileOrder.least_padding((48, 84)).padded_grid == (48, 88)
 
 
 def test_plan_is_small_at_8k():
@@ -113,7 +112,7 @@ def test_plan_is_shared_frozen_and_bounded():
     plan = tile_plan(layout, spec, CPU)
     assert tile_plan(SequenceLayout(3, (9, 9)), ClearSpec(2), CPU) is plan
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.tiles = (1, 1)
+        plan.layout = layout
     for side in range(1, 60):
         tile_plan(SequenceLayout(0, (side, side)), spec, CPU)
     assert tile_plan.cache_info().currsize <= 16
@@ -123,7 +122,7 @@ def test_plans_from_several_threads_agree():
     layouts = [SequenceLayout(side % 5, (side, 31)) for side in range(1, 25)] * 4
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         plans = list(pool.map(lambda layout: tile_plan(layout, ClearSpec(5), CPU), layouts))
-    for layout, plan in zip(layouts, plans):
+    for layout, plan in zip(layouts, plans, strict=True):
         assert plan.layout == layout
         assert torch.equal(plan.partial, tile_plan.__wrapped__(layout, ClearSpec(5), CPU).partial)
 
@@ -141,7 +140,7 @@ def test_plan_made_under_inference_mode_serves_autograd():
 def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius, tile):
     height, width = grid
     times_seen = torch.zeros(height * width, dtype=torch.int64)
-    for tiles in tile_classes(grid, radius, tile, CPU):
+    for tiles in tile_classes(grid, ClearSpec(radius), tile, CPU):
         first_y, first_x = tiles.first // width, tiles.first % width
         key_y, key_x = first_y[:, None] + tiles.key_y, first_x[:, None] + tiles.key_x
         assert int(key_y.min()) >= 0 and int(key_y.max()) < height
@@ -152,7 +151,7 @@ def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius
                 inside = (tiles.key_y - y).int().square() + (tiles.key_x - x).int().square() < radius**2
                 # As many keys as the query's window has on this grid: none is missing, none is there twice.
                 all_y, all_x = torch.arange(height)[:, None], torch.arange(width)
-                for one_y, one_x in zip((first_y + y).tolist()[:2], (first_x + x).tolist()[:2]):
+                for one_y, one_x in zip((first_y + y).tolist()[:2], (first_x + x).tolist()[:2], strict=True):
                     window = (all_y - one_y).square() + (all_x - one_x).square() < radius**2
                     assert int(inside.sum()) == int(window.sum())
                 if tiles.covered:

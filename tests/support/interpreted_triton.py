@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
-from clear_core.attention import choose as backends
+from clear_core.attention import choose
 from clear_core.attention.backends.triton import backend as triton_backend
 from clear_core.attention.backends.triton import launch as triton_launch
-from clear_core.attention.backends.triton.launch import TileShape, launch
+from clear_core.attention.backends.triton.launch import BlockShape, KernelTensors, launch
 from clear_core.attention.pool import mean_weight
 from clear_core.attention.tiling.plan import tile_plan
 
@@ -99,14 +99,14 @@ class Case:
         weight = None
         if self.weight == "learned":
             weight = mean_weight(d) * (0.5 + torch.rand(d, d, generator=torch.Generator().manual_seed(self.seed)))
-        return dict(
-            grid=self.grid,
-            spec=ClearSpec(self.radius, d),
-            spatial_weight=weight,
-            scale=self.scale,
-            reference_tokens=self.reference,
-            return_lse=True,
-        )
+        return {
+            "grid": self.grid,
+            "spec": ClearSpec(self.radius, d),
+            "spatial_weight": weight,
+            "scale": self.scale,
+            "reference_tokens": self.reference,
+            "return_lse": True,
+        }
 
 
 def prepare() -> None:
@@ -122,7 +122,7 @@ def prepare() -> None:
 def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
     """Largest difference of the output from the oracle's (of values above 1 relative to the largest), and of the
     log-sum-exp; both NaN-proof."""
-    triton_backend.tile_shapes = lambda *asked: (TileShape(*case.blocks, 4, 2),)
+    triton_backend.shapes_for = lambda *asked: (BlockShape(*case.blocks, 4, 2),)
     # Distances are integers where windows are too wide for float32; such grids would take hours here.
     triton_launch.FAR_RADIUS = 0 if case.integers else 2**11
     q, k, v = case.tensors(dtype)
@@ -135,11 +135,11 @@ def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
 
 def said() -> list[str]:
     """What was said about backends that were replaced by another."""
-    return sorted(backends._said)
+    return sorted(choose._logged)
 
 
 def refusal(dtype: torch.dtype) -> str | None:
-    return backends.unavailable_reason("triton", torch.device("cpu"), dtype, 16)
+    return choose.unavailable_reason("triton", torch.device("cpu"), dtype, 16)
 
 
 def refusal_of_another_window() -> str | None:
@@ -147,16 +147,16 @@ def refusal_of_another_window() -> str | None:
     sizes = triton_launch.kernel_sizes
     triton_launch.kernel_sizes = lambda plan, heads: {**sizes(plan, heads), "inside": (plan.spec.radius + 1) ** 2}
     try:
-        return backends._triton_self_test.__wrapped__(torch.device("cpu"), torch.float32, 16)
+        return choose._self_test.__wrapped__(choose.TRITON, torch.device("cpu"), torch.float32, 16, True)
     finally:
         triton_launch.kernel_sizes = sizes
 
 
 def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float, int]:
-    """Tokens and heads so far apart that their places need more than 32 bits, in files that are all but empty.
+    """Tokens and heads so far apart that their offsets need more than 32 bits, in files that are all but empty.
 
     Returns:
-        Largest difference of the image rows from the oracle, and the place of the last number in each tensor.
+        Largest difference of the image rows from the oracle, and the offset of the last element of each tensor.
     """
     layout, spec, heads, head_dim = SequenceLayout(5, (9, 7), 0), ClearSpec(4), 2, 16
     last = (heads - 1) * head_stride + (layout.length - 1) * token_stride + head_dim - 1
@@ -167,21 +167,11 @@ def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float,
         )
         for name in ("q", "k", "v", "out")
     ]
-    for view, one in zip(far, close):
+    for view, one in zip(far, close, strict=True):
         view.copy_(one)
     q, k, v, out = far
     text, image = slice(0, layout.text), layout.image_slice
-    launch(
-        TileShape(128, 64, 4, 1),
-        q,
-        k,
-        v,
-        k[:, :, text],
-        v[:, :, text],
-        out,
-        torch.empty(out.shape[:3]),
-        tile_plan(layout, spec, torch.device("cpu")),
-        0.25,
-    )
+    tensors = KernelTensors(q, k, v, k[:, :, text], v[:, :, text], out, torch.empty(out.shape[:3]))
+    launch(BlockShape(128, 64, 4, 1), tensors, tile_plan(layout, spec, torch.device("cpu")), 0.25)
     expected = clear_attention(*close.float(), grid=layout.grid, spec=spec, scale=0.25, backend="dense")
     return float((out[:, :, image].float() - expected[:, :, image]).abs().max()), last
