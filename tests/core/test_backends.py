@@ -156,8 +156,11 @@ def test_six_resolutions_and_three_radii_compile_two_kernels_at_most(monkeypatch
     for i, grid in enumerate([(20, 12), (16, 8), (33, 17), (40, 40), (1, 3), (9, 70)]):
         for radius in (2, 8, 16):
             q, k, v = tensors(grid, text=(0, 1, 64, 77)[i % 4], batch=1 + i % 2, heads=2 + i % 3)
-            # Every size its own scale too, as with proportional attention.
+            # Every size its own scale too, as with proportional attention, and every other one its own query rows.
             options = {"grid": grid, "spec": ClearSpec(radius, 1 + i % 3), "scale": 0.1 + 0.01 * i}
+            if i % 2 == 0:
+                options["query_rows"] = range(grid[0] // 4, 1 + grid[0] // 2)
+                q = q[:, :, : q.shape[2] - (grid[0] - len(options["query_rows"])) * grid[1]]
             found = clear_attention(q, k, v, backend="flex", **options)
             torch.testing.assert_close(found, clear_attention(q, k, v, backend="dense", **options))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2

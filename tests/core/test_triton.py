@@ -22,6 +22,11 @@ CASES = [
     dataclasses.replace(Case.draw(0), grid=(25, 19), text=0, reference=0, radius=4, down_factor=1),
     *(Case.draw(seed) for seed in range(1, 150)),
 ]
+# The first: query tiles that begin inside a key tile, whole ones and one cut by the last row.
+ROW_CASES = [
+    dataclasses.replace(Case.draw_rows(0), grid=(40, 17), text=7, radius=16, rows=range(3, 37)),
+    *(Case.draw_rows(seed) for seed in range(1, 200)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +54,29 @@ def test_the_kernel_is_dense(case, dtype, interpreter):
     assert interpreter(interpreted_triton.said) == []
 
 
+@pytest.mark.parametrize(
+    "case", [*ROW_CASES[:16], *(pytest.param(case, marks=pytest.mark.slow) for case in ROW_CASES[16:])], ids=str
+)
+def test_rows_by_the_kernel(case, interpreter):
+    out, lse = interpreter(interpreted_triton.errors, case, torch.float32)
+    assert out <= TOLERANCE[torch.float32]
+    assert lse <= 4e-6
+    assert interpreter(interpreted_triton.said) == []
+
+
+def plan_of(case):
+    layout = SequenceLayout(case.text, case.grid, case.reference)
+    return tile_plan(layout, ClearSpec(case.radius, case.down_factor), CPU, case.rows)
+
+
 def test_the_cases_reach_every_branch():
-    plans = [
-        tile_plan(SequenceLayout(case.text, case.grid, case.reference), ClearSpec(case.radius, case.down_factor), CPU)
-        for case in CASES
-    ]
+    plans = [plan_of(case) for case in CASES]
     lists = [triton_launch.tile_lists(plan) for plan in plans]
+    row_plans = [plan_of(case) for case in ROW_CASES[:16] if case.rows]
+    assert len(row_plans) < 16, "no row at all"
+    assert {plan.query_rows.start % 8 > 0 for plan in row_plans} == {True, False}
+    assert {plan.queries.upright for plan in row_plans} == {True, False}
+    assert any(plan.full_count.any() for plan in row_plans)
     assert {case.blocks for case in CASES} == set(interpreted_triton.BLOCKS)
     assert {case.scale for case in CASES} >= {None, 0.0, -0.2}
     assert {case.integers for case in CASES} == {True, False}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ class Case:
     chunk_bytes: int | None
     blocks: tuple[int, int]
     integers: bool
+    rows: range | None = None
 
     def __str__(self) -> str:
         parts = [
@@ -60,6 +61,7 @@ class Case:
             + ["strided"] * self.strided
             + ["chunked"] * (self.chunk_bytes is not None)
             + ["integers"] * self.integers
+            + ([] if self.rows is None else [f"rows{self.rows.start}to{self.rows.stop}"])
         )
 
     @classmethod
@@ -85,6 +87,15 @@ class Case:
             blocks=draw.choice(BLOCKS),
             integers=draw.random() < 0.2,
         )
+
+    @classmethod
+    def draw_rows(cls, seed: int) -> Case:
+        """A call for some of the image's rows; none in one of ten."""
+        case, draw = cls.draw(seed), random.Random(-seed)
+        height = draw.randint(1, 40)
+        first = draw.randint(0, height - 1)
+        stop = first if draw.random() < 0.1 else draw.randint(first + 1, min(first + 20, height))
+        return replace(case, grid=(height, draw.randint(1, 20)), heads=1, rows=range(first, stop))
 
     def tensors(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """q, k, v: contiguous, or views as ComfyUI's blocks hand them over (V inside a wider tensor)."""
@@ -126,9 +137,24 @@ def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
     # Distances are integers where windows are too wide for float32; such grids would take hours here.
     triton_launch.FAR_RADIUS = 0 if case.integers else 2**11
     q, k, v = case.tensors(dtype)
-    found, lse = clear_attention(q, k, v, backend="triton", chunk_bytes=case.chunk_bytes, **case.options())
+    whole = q.float()
+    positions = torch.arange(q.shape[2])
+    if case.rows is not None:
+        image = slice(case.text, case.text + case.grid[0] * case.grid[1])
+        rows = positions[image].unflatten(0, case.grid)[case.rows.start : case.rows.stop].flatten()
+        positions = torch.cat([positions[: image.start], rows, positions[image.stop :]])
+        # As the caller would have it: these tokens alone, strided as before.
+        q = q.transpose(1, 2)[:, positions].transpose(1, 2)
+        q = q if case.strided else q.contiguous()
+    options = case.options()
+    found, lse = clear_attention(
+        q, k, v, backend="triton", chunk_bytes=case.chunk_bytes, query_rows=case.rows, **options
+    )
     assert found.dtype == dtype and lse.dtype == torch.float32
-    expected, expected_lse = clear_attention(*(one.float() for one in (q, k, v)), backend="dense", **case.options())
+    expected, expected_lse = clear_attention(whole, k.float(), v.float(), backend="dense", **options)
+    expected, expected_lse = expected[:, :, positions], expected_lse[:, :, positions]
+    if not found.numel():
+        return 0.0, 0.0
     difference = (found.float() - expected).abs().max() / expected.abs().max().clamp(min=1)
     return float(difference), float((lse - expected_lse).abs().max())
 

@@ -140,13 +140,14 @@ def _fused(
         "scale": 1.0,
         "kernel_options": kernel_options,
     }
+    attention: Callable[..., Any] = flex.flex_attention
     if not return_lse:
-        return flex.flex_attention(q, k, v, **options)
+        return attention(q, k, v, **options)
     if hasattr(flex, "AuxRequest"):
-        out, aux = flex.flex_attention(q, k, v, return_aux=flex.AuxRequest(lse=True), **options)
+        out, aux = attention(q, k, v, return_aux=flex.AuxRequest(lse=True), **options)
         return out, aux.lse
     # torch before 2.9.
-    return flex.flex_attention(q, k, v, return_lse=True, **options)  # pyright: ignore[reportDeprecated]
+    return attention(q, k, v, return_lse=True, **options)
 
 
 @lru_cache(maxsize=1)
