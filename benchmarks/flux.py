@@ -25,9 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention, cost
-from clear_core.attention import explain_backend
+from clear_core.attention import explain_backend, unavailable_reason
 from clear_core.attention.backends.dense import image_rows_mask
-from clear_core.attention.choose import unavailable_reason
 from clear_core.attention.pool import mean_weight, pool_tokens
 
 from .attention import ORDINARY, ROW_MAJOR, TOLERANCE

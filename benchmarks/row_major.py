@@ -28,7 +28,7 @@ def block_map(layout: SequenceLayout, spec: ClearSpec) -> Tensor:
     text_blocks = -(-layout.text // BLOCK)
     seen[:text_blocks] = True
     seen[:, :text_blocks] = True
-    reaches = [math.isqrt(spec.radius**2 - 1 - dy * dy) for dy in range(spec.radius)]
+    reaches = [math.isqrt(spec.inside - 1 - dy * dy) for dy in range(spec.radius)]
     for block in range(layout.text // BLOCK, blocks):
         token = max(block * BLOCK - layout.text, 0)
         stop = min((block + 1) * BLOCK - layout.text, layout.image)
@@ -51,7 +51,7 @@ def visited_pairs(layout: SequenceLayout, spec: ClearSpec) -> int:
 
 def block_mask(layout: SequenceLayout, spec: ClearSpec, device: torch.device) -> BlockMask:
     """The published code's mask; blocks of nothing but text keys or text queries need no mask inside."""
-    text, width, inside = layout.text, layout.grid[1], spec.radius**2
+    text, width, inside = layout.text, layout.grid[1], spec.inside
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query_token, key_token = query - text, key - text

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from clear_core.attention.backends.triton.block_shapes import candidate_shapes
-from clear_core.attention.backends.triton.launch import TileShape, kernel_constants
+from clear_core.attention.backends.triton.launch import BlockShape, kernel_constants
 
 from .timing import write_record
 
@@ -32,7 +32,7 @@ DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 
 
-def compile_kernel(capability: int, dtype: str, head_dim: int, shape: TileShape, **constants: Any) -> Any:
+def compile_kernel(capability: int, dtype: str, head_dim: int, shape: BlockShape, **constants: Any) -> Any:
     """The kernel as it is compiled at the first call with ordinary tensors: aligned, strides multiples of 16."""
     import triton
     from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""What CLEAR attention costs, counted exactly and without building anything of size L x L."""
+"""The cost of CLEAR attention, counted exactly and without building anything of size L x L."""
 
 from __future__ import annotations
 
@@ -15,28 +15,39 @@ FLUX_WIDTH = 3072
 """Heads times head size of FLUX.1 (24 x 128)."""
 
 
-def window_pairs(grid: tuple[int, int], radius: int) -> int:
-    """Query-key pairs of image tokens inside the windows of one grid, border included."""
+def window_pairs(grid: tuple[int, int], radius: int, query_rows: range | None = None) -> int:
+    """Query-key pairs of image tokens inside the windows of one grid, border included.
+
+    Args:
+        query_rows: Rows of the grid whose queries count; None is all.
+    """
     height, width = grid
-    pairs = 0
+    rows = range(height) if query_rows is None else query_rows
+    inside, pairs = ClearSpec(radius).inside, 0
     for dy in range(-min(radius, height) + 1, min(radius, height)):
-        reach = min(isqrt(radius * radius - dy * dy - 1), width - 1)  # the largest dx inside, to both sides
-        pairs += (height - abs(dy)) * ((2 * reach + 1) * width - reach * (reach + 1))
+        reach = min(isqrt(inside - dy * dy - 1), width - 1)  # the largest dx inside, to both sides
+        with_key = max(0, min(rows.stop, height - dy) - max(rows.start, -dy))  # rows y whose row y + dy exists
+        pairs += with_key * ((2 * reach + 1) * width - reach * (reach + 1))
     return pairs
 
 
 def dense_pairs(layout: SequenceLayout) -> int:
-    """Query-key pairs of ordinary attention over the same sequence."""
+    """Query-key pairs of dense attention over the same sequence."""
     return layout.length**2
 
 
-def clear_pairs(layout: SequenceLayout, spec: ClearSpec) -> int:
-    """Query-key pairs of CLEAR attention: what the method asks for, no more (paper, table 1)."""
+def clear_pairs(layout: SequenceLayout, spec: ClearSpec, query_rows: range | None = None) -> int:
+    """Query-key pairs of CLEAR attention: those of the method, no more (paper, table 1).
+
+    Args:
+        query_rows: Rows of the grid whose queries count, beside text and reference queries; None is all.
+    """
     pooled_rows, pooled_cols = layout.pooled_grid(spec.down_factor)
     seen_by_all = layout.text + layout.reference
     everywhere = seen_by_all * layout.length
+    image_queries = layout.image if query_rows is None else len(query_rows) * layout.grid[1]
     per_image_query = seen_by_all + pooled_rows * pooled_cols
-    return everywhere + layout.image * per_image_query + window_pairs(layout.grid, spec.radius)
+    return everywhere + image_queries * per_image_query + window_pairs(layout.grid, spec.radius, query_rows)
 
 
 def visited_blocks(plan: TilePlan) -> int:
@@ -52,7 +63,7 @@ def visited_pairs(plan: TilePlan) -> int:
 
 def overcompute(plan: TilePlan) -> float:
     """Pairs computed over pairs asked for, 1 or more."""
-    return visited_pairs(plan) / clear_pairs(plan.layout, plan.spec)
+    return visited_pairs(plan) / clear_pairs(plan.layout, plan.spec, plan.query_rows)
 
 
 def gflops(pairs: int, width: int = FLUX_WIDTH) -> float:

@@ -1,8 +1,12 @@
-"""What a query may see: the parameters of CLEAR attention (arXiv 2412.16112, section 3)."""
+"""The shape of the window: the parameters of CLEAR attention (arXiv 2412.16112, section 3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, overload
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,25 @@ class ClearSpec:
         """Whether image queries also see pooled tokens."""
         return self.down_factor > 1
 
+    @property
+    def inside(self) -> int:
+        """Squared distances in tokens below this value are seen."""
+        return self.radius**2
+
+    @overload
+    def sees(self, dy: int, dx: int) -> bool: ...
+    @overload
+    def sees(self, dy: Tensor, dx: Tensor) -> Tensor: ...
+    def sees(self, dy: int | Tensor, dx: int | Tensor) -> bool | Tensor:
+        """Whether an image query sees the image token ``dy`` rows and ``dx`` columns away; tensors are broadcast."""
+        return dy * dy + dx * dx < self.inside
+
     def covers(self, grid: tuple[int, int]) -> bool:
         """Whether every image query of ``grid`` = (h, w) sees the whole grid."""
-        height, width = grid
-        return (height - 1) ** 2 + (width - 1) ** 2 < self.radius**2
+        return self.sees(grid[0] - 1, grid[1] - 1)
 
     def within(self, grid: tuple[int, int]) -> ClearSpec:
-        """The same windows on ``grid`` = (h, w), with a radius whose square a 32-bit integer holds."""
+        """The same windows on ``grid`` = (h, w), with a radius whose square fits a 32-bit integer."""
         return replace(self, radius=min(self.radius, sum(grid)))
 
     def __str__(self) -> str:

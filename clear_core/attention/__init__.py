@@ -1,7 +1,7 @@
-"""CLEAR attention: one function, several backends that give the same numbers."""
+"""CLEAR attention: one function, several backends that give the same results."""
 
 from .api import clear_attention
-from .bias import AttentionBias
-from .choose import BACKENDS, explain_backend
+from .bias import AttentionBias, ImageBias
+from .choose import BACKENDS, explain_backend, unavailable_reason
 
-__all__ = ["BACKENDS", "AttentionBias", "clear_attention", "explain_backend"]
+__all__ = ["BACKENDS", "AttentionBias", "ImageBias", "clear_attention", "explain_backend", "unavailable_reason"]

@@ -11,14 +11,15 @@ from ..layout import SequenceLayout
 from ..scale import attention_scale
 from ..spec import ClearSpec
 from .bias import AttentionBias
-from .choose import BACKENDS, run_backend
+from .call import AttentionCall, wants_grad
+from .choose import run_backend
 from .pool import mean_weight
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
 
 
 @torch.compiler.disable
-def clear_attention(
+def clear_attention(  # noqa: PLR0913 - the one public call; everything behind it takes an AttentionCall
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -28,6 +29,7 @@ def clear_attention(
     spatial_weight: Tensor | None = None,
     scale: float | None = None,
     reference_tokens: int = 0,
+    query_rows: range | None = None,
     bias: Tensor | AttentionBias | None = None,
     chunk_bytes: int | None = None,
     on_chunk: Callable[[], None] | None = None,
@@ -46,20 +48,23 @@ def clear_attention(
         scale: Factor on the query-key products; None is ``1/sqrt(D)``.
         reference_tokens: Tokens at the end that every query sees and that see every text, image and reference
             token (no pooled ones).
+        query_rows: Rows of the grid whose queries are wanted; None is all. q then has T + rows * w + R tokens: text,
+            these rows, reference tokens; k and v hold the whole grid. Only these rows are computed.
         bias: Attention mask over the text columns, (B|1, heads|1, L|1, T), or over all, (B|1, heads|1, L|1, L): bool,
-            True where a key is seen, or float, added to the scaled scores of the keys that the window lets through.
-            Pooled keys stand for image keys: a row's number for all image keys is theirs too, and a bias that
+            True if a key is seen, or float, added to the scaled scores of the keys inside the window. Its rows are
+            q's. Pooled keys stand for image keys: a row's value for all image keys is theirs too, and a bias that
             differs between image keys is refused with pooling. A query that sees no key at all gets zeros (and a
-            log-sum-exp of -inf), as from ``scaled_dot_product_attention``. It gets no gradient. A full one is looked
-            through once per call; an :class:`.AttentionBias` has been. "flex" and "triton" leave it to "gather".
+            log-sum-exp of -inf), as from ``scaled_dot_product_attention``. It gets no gradient. A tensor over all
+            columns is classified in every call; an :class:`.AttentionBias` was classified once. "flex" and "triton"
+            leave masks to "gather".
         chunk_bytes: Bytes that one chunk of work may take besides input and output, 1 or more; None decides by the
-            free memory. A single tile of queries is always worked on whole.
-        on_chunk: Called after each chunk. What it raises ends the attention, as an interrupt does.
+            free memory. A single query tile is never split.
+        on_chunk: Called after each chunk. An exception raised in it ends the attention, as an interrupt does.
         return_lse: Return the log-sum-exp of the scores as well. It has no gradient.
         backend: One of :data:`BACKENDS`; "auto" takes the fastest that is known to be right here.
 
     Returns:
-        (B, heads, L, D) in q's dtype; with ``return_lse`` also (B, heads, L) float32, the natural logarithm of each
+        As q in shape and dtype; with ``return_lse`` also (B, heads, queries) float32, the natural logarithm of each
         query's softmax denominator.
 
     Not traced by ``torch.compile``: a compiled model calls it as it is, with the window of each call.
@@ -67,50 +72,67 @@ def clear_attention(
     Raises:
         ValueError: A value does not fit; the message names it and what was expected.
     """
-    if chunk_bytes is not None and (not isinstance(chunk_bytes, int) or chunk_bytes < 1):
-        raise ValueError(f"chunk_bytes is {chunk_bytes!r}; expected a number of bytes of at least 1, or None.")
-    layout = _check_tensors(q, k, v, grid, spec, reference_tokens)
-    weight = _check_spatial_weight(spatial_weight, spec)
+    if chunk_bytes is not None and (not isinstance(chunk_bytes, int) or chunk_bytes < 1):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        raise ValueError(f"chunk_bytes is {chunk_bytes!r}; expected an integer of at least 1, in bytes, or None.")
+    if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
+    _check_tensors(q, k, v, any_queries=query_rows is not None)
+    layout = SequenceLayout.of(k.shape[2], grid, reference_tokens)
+    rows = range(layout.grid[0])
+    if query_rows is not None:
+        rows = _check_query_rows(query_rows, q, layout)
     if bias is not None:
-        bias = bias if isinstance(bias, AttentionBias) else AttentionBias.of(bias, layout)
-        bias.check(q, layout, spec)
-    if scale is None:
-        scale = attention_scale(q.shape[-1])
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    return run_backend(
-        backend,
-        q,
-        k,
-        v,
+        bias = bias if isinstance(bias, AttentionBias) else AttentionBias.of(bias, layout, rows)
+        bias.check(q, layout, rows, spec)
+    weight = _check_spatial_weight(spatial_weight, spec)
+    call = AttentionCall(
+        q=q,
+        k=k,
+        v=v,
         layout=layout,
+        query_rows=rows,
         spec=spec.within(layout.grid),
         spatial_weight=weight,
-        scale=scale,
+        scale=attention_scale(q.shape[-1]) if scale is None else scale,
         bias=bias,
         chunk_bytes=chunk_bytes,
-        on_chunk=on_chunk,
+        on_chunk=_nothing if on_chunk is None else on_chunk,
         return_lse=return_lse,
+        needs_grad=wants_grad(q, k, v, weight),
     )
+    out, lse = run_backend(backend, call)
+    return out if lse is None else (out, lse)
 
 
-def _check_tensors(
-    q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], spec: ClearSpec, reference_tokens: int
-) -> SequenceLayout:
-    if not isinstance(spec, ClearSpec):
-        raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, any_queries: bool) -> None:
+    """Shapes, dtypes and devices; with ``any_queries`` the number of q's tokens is left to another check."""
     if q.ndim != 4:
         raise ValueError(f"q has shape {tuple(q.shape)}; expected (batch, heads, tokens, head size).")
+    if any_queries and (k.ndim != 4 or (*k.shape[:2], k.shape[3]) != (*q.shape[:2], q.shape[3])):
+        raise ValueError(f"k has shape {tuple(k.shape)}; expected q's batch, heads and head size, {tuple(q.shape)}.")
+    of, expected = ("k's", k.shape) if any_queries else ("q's", q.shape)
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.shape != q.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected q's, {tuple(q.shape)}.")
+        if tensor.shape != expected:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {of}, {tuple(expected)}.")
         if tensor.dtype != q.dtype or tensor.device != q.device:
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; expected q's, {q.dtype} on {q.device}.")
     if not q.is_floating_point():
         raise ValueError(f"q is {q.dtype}; expected a floating-point dtype.")
     if not _SMALLEST_HEAD <= q.shape[-1] <= _LARGEST_HEAD:
         raise ValueError(f"the head size is {q.shape[-1]}; expected {_SMALLEST_HEAD} to {_LARGEST_HEAD}.")
-    return SequenceLayout.of(q.shape[2], grid, reference_tokens)
+
+
+def _check_query_rows(rows: range, q: Tensor, layout: SequenceLayout) -> range:
+    height, width = layout.grid
+    if not isinstance(rows, range) or rows.step != 1 or not 0 <= rows.start <= rows.stop <= height:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        raise ValueError(f"query_rows is {rows!r}; expected a range of step 1 inside the grid's {height} rows.")
+    expected = layout.length - layout.image + len(rows) * width
+    if q.shape[2] != expected:
+        raise ValueError(
+            f"q has {q.shape[2]} tokens, but text, {len(rows)} rows of {width} image tokens and reference tokens "
+            f"are {expected}; check query_rows and grid."
+        )
+    return rows
 
 
 def _check_spatial_weight(weight: Tensor | None, spec: ClearSpec) -> Tensor | None:
@@ -123,3 +145,7 @@ def _check_spatial_weight(weight: Tensor | None, spec: ClearSpec) -> Tensor | No
             f"spatial_weight has shape {tuple(weight.shape)}; expected ({d}, {d}), the down factor of the spec."
         )
     return weight.reshape(d, d) if spec.pools else None
+
+
+def _nothing() -> None:
+    """``on_chunk`` of callers that have none."""

@@ -1,4 +1,4 @@
-"""How much one chunk of work may take: bytes of memory, and attention between two looks at the interrupt."""
+"""Chunk size limits: memory per chunk, and work between interrupt checks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ CPU_PAIRS = 2**26
 
 
 def default_chunk_bytes(device: torch.device) -> int:
-    """A budget for one chunk where the caller names none: an eighth of the free memory, 64 MiB to 1 GiB.
+    """Memory in bytes for one chunk if the caller sets no limit: an eighth of the free memory, 64 MiB to 1 GiB.
 
-    On a CPU 128 MiB: larger chunks leave its caches and are slower.
+    On a CPU it is 128 MiB: larger chunks leave its caches and are slower.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch has reserved and not handed out is free as well.
+        # Memory that torch has reserved and not handed out is free as well.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     elif device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
@@ -29,17 +29,17 @@ def default_chunk_bytes(device: torch.device) -> int:
     return min(max(free // 8, _LEAST), _MOST)
 
 
-def query_rows(device: torch.device, pairs_per_row: int, chunk_bytes: int) -> int:
-    """How many queries an unmasked attention call takes at once.
+def queries_at_once(device: torch.device, pairs_per_query: int, chunk_bytes: int) -> int:
+    """Number of queries of one unmasked attention call.
 
     Args:
-        pairs_per_row: Query-key pairs of one query over batch, heads and keys.
-        chunk_bytes: Budget of the call.
+        pairs_per_query: Query-key pairs of one query over batch, heads and keys.
+        chunk_bytes: Memory limit of the call.
     """
     if device.type == "cuda":
         # Fused and fast: nothing is materialised, and splitting would leave most of the card idle.
         return 2**31
     if device.type == "cpu":
-        return max(64, CPU_PAIRS // pairs_per_row)
+        return max(64, CPU_PAIRS // pairs_per_query)
     # Elsewhere attention may write its scores out, in float32 and again in the values' dtype.
-    return max(1, chunk_bytes // (8 * pairs_per_row))
+    return max(1, chunk_bytes // (8 * pairs_per_query))

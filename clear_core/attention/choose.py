@@ -1,39 +1,45 @@
-"""Which backend runs: one check says what can run here, for the choice and for the message alike."""
+"""Which backend runs a call. One check serves the choice and the messages about it alike."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
-from .backends.dense import dense_attention
-from .backends.flex import FlexFailure, flex_attention, padded_head_dim
-from .backends.gather import gather_attention
-from .backends.triton.backend import TritonFailure, triton_attention, triton_unavailable_reason
-from .bias import AttentionBias
-from .outside_image import wants_grad
-
-BACKENDS = ("auto", "dense", "gather", "flex", "triton")
-"""Names that ``clear_attention`` takes as ``backend``."""
+from .backends.base import Backend, KernelError
+from .backends.dense import DENSE
+from .backends.flex import FLEX
+from .backends.gather import GATHER
+from .backends.triton.backend import TRITON
+from .call import Attended, AttentionCall, CallKind, padded_head_dim
 
 logger = logging.getLogger(__name__)
 
-_FLEX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REGISTRY: list[Backend] = [DENSE, GATHER, FLEX, TRITON]
+"""All backends in order of preference; "auto" takes gathered tiles if none of them wants the call and can run it."""
 
-# What the self-test may be off by, for values of about 1: more than any dtype's rounding, less than any wrong mask.
+BACKENDS = ("auto", *(backend.name for backend in REGISTRY))
+"""Names that ``clear_attention`` takes as ``backend``."""
+
+# Largest error in the self-test, for values of about 1: more than any dtype's rounding, less than any wrong mask.
 _SELF_TEST_TOLERANCE = 0.03
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
-# (name, device, dtype, head size, log-sum-exp) for which a kernel failed after its self-test: it is not tried again.
-_dropped: set[tuple[str, torch.device, torch.dtype, int, bool]] = set()
+# Kernels that failed after their self-test, and the error; they are not tried again.
+_dropped: dict[tuple[str, torch.device, torch.dtype, int, bool], str] = {}
+
+
+def explain_backend(
+    device: torch.device | str, dtype: torch.dtype, head_dim: int, grid: tuple[int, int], spec: ClearSpec
+) -> tuple[str, str]:
+    """What ``backend="auto"`` takes for a call of this kind, without a mask or gradients, and one sentence why."""
+    backend, why, _ = _choose(CallKind(torch.device(device), dtype, head_dim, grid, spec.within(grid)))
+    return backend.name, why
 
 
 def unavailable_reason(
@@ -45,7 +51,7 @@ def unavailable_reason(
     needs_grad: bool = False,
     return_lse: bool = False,
 ) -> str | None:
-    """Why a backend cannot run, as the end of a sentence; None where it can.
+    """Why a backend cannot run, as the end of a sentence; None if it can.
 
     The first question about "flex" or "triton" compiles a small self-test, which takes seconds.
 
@@ -54,151 +60,124 @@ def unavailable_reason(
         needs_grad: Whether gradients are wanted.
         return_lse: Whether the log-sum-exp is wanted.
     """
-    if name == "triton":
-        reason = triton_unavailable_reason(device, dtype, needs_grad)
-        return reason or _triton_self_test(device, dtype, padded_head_dim(head_dim))
-    if name != "flex":
+    if name == "auto":
         return None
-    if device.type not in ("cuda", "cpu"):
-        return f"FlexAttention has no kernel for {device.type} devices that is used here"
-    if dtype not in _FLEX_DTYPES:
-        return f"FlexAttention's kernel does not take {dtype}"
-    if device.type == "cpu":
-        if needs_grad:
-            return "FlexAttention has no gradient on a CPU"
-        if return_lse:
-            return "FlexAttention returns no log-sum-exp on a CPU"
-    elif importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    return _flex_self_test(device, dtype, padded_head_dim(head_dim), return_lse)
+    backend = _backend(name)
+    # Grid and window are not known here; no backend is unavailable because of them.
+    kind = CallKind(device, dtype, head_dim, (1, 1), ClearSpec(1), needs_grad, return_lse)
+    return _hand_over(backend, kind) or _refusal(backend, kind)
 
 
-def choose_backend(
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    grid: tuple[int, int],
-    spec: ClearSpec,
-    *,
-    needs_grad: bool = False,
-    return_lse: bool = False,
-) -> tuple[str, str]:
-    """What "auto" takes, and why.
-
-    Returns:
-        The backend's name and one sentence.
-    """
-    if _is_ordinary(spec, grid):
-        return "dense", f"Every window covers the grid of {grid[0]} x {grid[1]} tokens, so attention is ordinary."
-    if device.type == "cpu":
-        return "gather", "On a CPU gathered tiles are faster than a compiled kernel."
-    reason = unavailable_reason("flex", device, dtype, head_dim, needs_grad=needs_grad, return_lse=return_lse)
-    if reason is None:
-        return "flex", f"FlexAttention's compiled kernel works on {device}."
-    return "gather", f"FlexAttention is not used because {reason}."
-
-
-def explain_backend(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int, grid: tuple[int, int], spec: ClearSpec
-) -> tuple[str, str]:
-    """What ``backend="auto"`` takes for such a call, and one sentence that says why."""
-    return choose_backend(torch.device(device), dtype, head_dim, grid, spec)
-
-
-def _is_ordinary(spec: ClearSpec, grid: tuple[int, int]) -> bool:
-    return spec.covers(grid) and not spec.pools
-
-
-def run_backend(
-    name: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    layout: SequenceLayout,
-    spec: ClearSpec,
-    bias: AttentionBias | None,
-    return_lse: bool,
-    **options: Any,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Runs the backend of that name, or what "auto" stands for.
+def run_backend(name: str, call: AttentionCall) -> Attended:
+    """Runs the backend of that name, or the one that "auto" stands for.
 
     Raises:
-        ValueError: The backend cannot run here.
+        ValueError: There is no such backend, or it cannot run here.
     """
-    wanted = {"needs_grad": wants_grad(q, k, v), "return_lse": return_lse}
-    if bias is not None:
-        options["bias"] = bias
-        name = _backend_for_bias(name, q.device, spec, layout.grid)
+    kind = call.kind
     if name == "auto":
-        name, why = choose_backend(q.device, q.dtype, q.shape[-1], layout.grid, spec, **wanted)
-        if name == "gather" and q.device.type == "cuda":
-            _say_once(why)
+        backend, _, passed_over = _choose(kind)
+        if passed_over is not None:
+            _log_once(passed_over)
     else:
-        reason = unavailable_reason(name, q.device, q.dtype, q.shape[-1], **wanted)
+        backend = _backend(name)
+        reason = _hand_over(backend, kind)
         if reason is not None:
+            _log_once(f"{backend.title} is not used because {reason}.")
+            backend = GATHER
+        elif (reason := _refusal(backend, kind)) is not None:
             raise ValueError(f"backend is {name!r}, but {reason}; use 'auto' or 'gather'.")
-    case = (name, q.device, q.dtype, q.shape[-1], return_lse)
-    if case in _dropped:
-        name = "gather"
-    run: Callable[..., Any] = {
-        "dense": dense_attention,
-        "gather": gather_attention,
-        "flex": flex_attention,
-        "triton": triton_attention,
-    }[name]
-    options.update(layout=layout, spec=spec, return_lse=return_lse)
     try:
-        return run(q, k, v, **options)
-    except (FlexFailure, TritonFailure) as failure:
-        _dropped.add(case)
-        _say_once(f"{'FlexAttention' if name == 'flex' else 'The Triton kernel'} failed ({failure}).")
-    return gather_attention(q, k, v, **options)
+        return backend.run(call)
+    except KernelError as error:
+        _dropped[_kernel(backend, kind)] = str(error)
+        _log_once(f"{backend.title} is not used because {_hand_over(backend, kind)}.")
+    return GATHER.run(call)
 
 
-def _backend_for_bias(name: str, device: torch.device, spec: ClearSpec, grid: tuple[int, int]) -> str:
-    """The backend of that name, or the one that stands in for it where an attention mask is set."""
-    if name in ("dense", "gather"):
-        return name
-    if name == "auto" and _is_ordinary(spec, grid):
-        return "dense"
-    if name != "auto" or device.type == "cuda":
-        _say_once("The compiled kernels take no attention mask.")
-    return "gather"
+def _choose(kind: CallKind) -> tuple[Backend, str, str | None]:
+    """What "auto" takes.
+
+    Returns:
+        The backend, one sentence why, and the same sentence if a preferred backend had to be passed over, else None.
+    """
+    passed_over: str | None = None
+    for backend in REGISTRY:
+        why = backend.preferred(kind)
+        if why is None:
+            continue
+        reason = _hand_over(backend, kind) or _refusal(backend, kind)
+        if reason is None:
+            return backend, passed_over or why, passed_over
+        passed_over = passed_over or f"{backend.title} is not used because {reason}."
+    return GATHER, passed_over or "Gathered tiles run everywhere.", passed_over
 
 
-def _say_once(cause: str) -> None:
-    if cause not in _said:
-        _said.add(cause)
+def _backend(name: str) -> Backend:
+    for backend in REGISTRY:
+        if backend.name == name:
+            return backend
+    raise ValueError(f"backend is {name!r}; expected one of auto, {', '.join(one.name for one in REGISTRY)}.")
+
+
+def _refusal(backend: Backend, kind: CallKind) -> str | None:
+    """Why such a call cannot run here at all, self-test included, as the end of a sentence; None if it can."""
+    reason = backend.unavailable(kind)
+    if reason is None and backend.compiled:
+        return _self_test(backend, kind.device, kind.dtype, padded_head_dim(kind.head_dim), kind.return_lse)
+    return reason
+
+
+def _hand_over(backend: Backend, kind: CallKind) -> str | None:
+    """Why gathered tiles stand in for a backend that may run otherwise, as the end of a sentence; None if not."""
+    if kind.masked and not backend.takes_bias:
+        return "it takes no attention mask"
+    if _dropped and (error := _dropped.get(_kernel(backend, kind))) is not None:
+        return f"its kernel failed ({error})"
+    return None
+
+
+def _kernel(backend: Backend, kind: CallKind) -> tuple[str, torch.device, torch.dtype, int, bool]:
+    return backend.name, kind.device, kind.dtype, kind.head_dim, kind.return_lse
+
+
+def _log_once(cause: str) -> None:
+    if cause not in _logged:
+        _logged.add(cause)
         logger.warning("CLEAR attention: %s The results are the same, from gathered tiles.", cause)
 
 
-@lru_cache(maxsize=32)
-def _flex_self_test(device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool) -> str | None:
-    return _self_test(flex_attention, device, dtype, head_dim, return_lse)
-
-
-@lru_cache(maxsize=32)
-def _triton_self_test(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return _self_test(triton_attention, device, dtype, head_dim, return_lse=True)
-
-
+@lru_cache(maxsize=64)
 def _self_test(
-    run: Callable[..., Any], device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
+    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
 ) -> str | None:
-    """Runs a kernel on a small odd case beside the oracle; what is wrong, or None. Asked once for each cause."""
-    layout, spec = SequenceLayout.of(20 * 13 + 7, (20, 13), reference=2), ClearSpec(5)
+    """Runs a kernel on a small odd case beside the reference; the error as the end of a sentence, or None."""
+    layout = SequenceLayout(7, (20, 13), 2)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, layout.length, head_dim, generator=generator).to(device, dtype) for _ in range(3))
-    options = {"layout": layout, "spec": spec, "spatial_weight": None, "scale": head_dim**-0.5, "return_lse": True}
-    expected = dense_attention(q.float(), k.float(), v.float(), **options)
-    options["return_lse"] = return_lse
+
+    call = AttentionCall(
+        q=q,
+        k=k,
+        v=v,
+        layout=layout,
+        query_rows=range(layout.grid[0]),
+        spec=ClearSpec(5),
+        spatial_weight=None,
+        scale=head_dim**-0.5,
+        bias=None,
+        chunk_bytes=None,
+        on_chunk=lambda: None,
+        return_lse=return_lse,
+        needs_grad=False,
+    )
     try:
-        found = run(q, k, v, **options)
-    except (FlexFailure, TritonFailure, torch.OutOfMemoryError) as error:
+        found = backend.run(call)
+    except (KernelError, torch.OutOfMemoryError) as error:
         return f"its kernel does not run here ({str(error).splitlines()[0]})"
-    found = found if return_lse else (found,)
-    error = max(float((a.float() - b).abs().max()) for a, b in zip(found, expected, strict=False))
+    expected = DENSE.run(replace(call, q=q.float(), k=k.float(), v=v.float()))
+    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
+    error = max(float((a.float() - b).abs().max()) for a, b in pairs)
     if not error < _SELF_TEST_TOLERANCE:
         return f"its kernel is off by {error:.2g} in a small test on {device}"
     return None

@@ -112,8 +112,7 @@ def draw_grid(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int], c
     far = SUMMARISED if spec.pools else UNSEEN
     for y in range(rows):
         for x in range(columns):
-            distance = (y - query[0]) ** 2 + (x - query[1]) ** 2
-            color = WINDOW if distance < spec.radius**2 else far
+            color = WINDOW if spec.sees(y - query[0], x - query[1]) else far
             left, top, side = x * cell + gap, y * cell + gap, max(cell - 2 * gap - 1, 0)
             draw.rectangle((left, top, left + side, top + side), color)
     if spec.pools:
@@ -177,7 +176,7 @@ def draw_heading(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearS
 def legend(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int]) -> list[tuple[Color | None, str]]:
     """(color, words) line by line; no color for the sums at the end."""
     rows, columns = layout.grid
-    seen = sum((y - query[0]) ** 2 + (x - query[1]) ** 2 < spec.radius**2 for y in range(rows) for x in range(columns))
+    seen = sum(spec.sees(y - query[0], x - query[1]) for y in range(rows) for x in range(columns))
     pooled_rows, pooled_columns = layout.pooled_grid(spec.down_factor)
     entries: list[tuple[Color | None, str]] = [
         (QUERY, f"the query, token {query[0]}, {query[1]}"),

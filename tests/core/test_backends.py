@@ -1,15 +1,16 @@
 """The choice of a backend, what is said about it, and how few kernels are compiled."""
 
+import importlib.util
 import logging
 
 import pytest
 import torch
 
-from clear_core import ClearSpec, clear_attention
-from clear_core.attention import choose as backends
-from clear_core.attention import explain_backend
+from clear_core import ClearSpec, SequenceLayout, clear_attention
+from clear_core.attention import choose, explain_backend
 from clear_core.attention.backends import flex
-from clear_core.attention.backends.flex import FlexFailure
+from clear_core.attention.backends.base import KernelError
+from clear_core.attention.call import AttentionCall
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -18,8 +19,8 @@ CUDA = torch.device("cuda", 0)
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch):
     """What was said and dropped in other tests is forgotten, and the other way round."""
-    monkeypatch.setattr(backends, "_said", set())
-    monkeypatch.setattr(backends, "_dropped", set())
+    monkeypatch.setattr(choose, "_logged", set())
+    monkeypatch.setattr(choose, "_dropped", {})
 
 
 def tensors(grid=(20, 21), text=5, batch=1, heads=2, head_dim=64):
@@ -27,7 +28,10 @@ def tensors(grid=(20, 21), text=5, batch=1, heads=2, head_dim=64):
     return torch.randn(3, batch, heads, text + grid[0] * grid[1], head_dim, generator=generator).unbind()
 
 
-def run(backend, spec=ClearSpec(4), grid=(20, 21), **options):
+WINDOW = ClearSpec(4)
+
+
+def run(backend, spec=WINDOW, grid=(20, 21), **options):
     return clear_attention(*tensors(grid), grid=grid, spec=spec, backend=backend, **options)
 
 
@@ -45,8 +49,8 @@ def run(backend, spec=ClearSpec(4), grid=(20, 21), **options):
     ids=lambda value: str(value),
 )
 def test_auto_and_its_explanation(device, spec, passes, name, monkeypatch):
-    monkeypatch.setattr(backends, "_flex_self_test", lambda *case: None if passes else "the kernel is broken")
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda module: object())
+    monkeypatch.setattr(choose, "_self_test", lambda *case: None if passes else "the kernel is broken")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
     chosen, sentence = explain_backend(device, torch.bfloat16, 128, (64, 64), spec)
     assert chosen == name
     assert sentence.endswith(".")
@@ -55,8 +59,8 @@ def test_auto_and_its_explanation(device, spec, passes, name, monkeypatch):
 
 
 def test_without_triton_there_is_no_flex_on_cuda(monkeypatch):
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda module: None)
-    assert "Triton" in backends.unavailable_reason("flex", CUDA, torch.bfloat16, 128)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    assert "Triton" in choose.unavailable_reason("flex", CUDA, torch.bfloat16, 128)
     assert explain_backend(CUDA, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] == "gather"
 
 
@@ -70,7 +74,7 @@ def test_without_triton_there_is_no_flex_on_cuda(monkeypatch):
     ],
 )
 def test_why_flex_is_not_available(device, dtype, options, part):
-    assert part in backends.unavailable_reason("flex", device, dtype, 64, **options)
+    assert part in choose.unavailable_reason("flex", device, dtype, 64, **options)
 
 
 def test_a_named_backend_is_refused_with_the_reason():
@@ -90,7 +94,7 @@ def test_a_kernel_that_fails_is_dropped_and_said_once(monkeypatch, caplog):
         calls.append(1)
         raise ValueError("no such instruction\nsecond line")
 
-    monkeypatch.setattr(backends, "_flex_self_test", lambda *case: None)
+    monkeypatch.setattr(choose, "_self_test", lambda *case: None)
     monkeypatch.setattr(flex, "_compiled", lambda: broken)
     with caplog.at_level(logging.WARNING):
         outputs = [run("flex") for _ in range(3)]
@@ -103,10 +107,10 @@ def test_a_kernel_that_fails_is_dropped_and_said_once(monkeypatch, caplog):
 
 def test_a_kernel_that_fails_its_self_test_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(flex, "_compiled", lambda: lambda q, *rest: torch.zeros_like(q))
-    backends._flex_self_test.cache_clear()
+    choose._self_test.cache_clear()
     with pytest.raises(ValueError, match=r"backend is 'flex', but its kernel is off by .* use 'auto'"):
         run("flex")
-    backends._flex_self_test.cache_clear()
+    choose._self_test.cache_clear()
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), KeyboardInterrupt()], ids=repr)
@@ -114,32 +118,49 @@ def test_what_the_host_handles_is_passed_on(error, monkeypatch):
     def raises(*arguments):
         raise error
 
-    monkeypatch.setattr(backends, "_flex_self_test", lambda *case: None)
+    monkeypatch.setattr(choose, "_self_test", lambda *case: None)
     monkeypatch.setattr(flex, "_compiled", lambda: raises)
     with pytest.raises(type(error)):
         run("flex")
-    assert not backends._dropped
+    assert not choose._dropped
 
 
 def test_flex_never_runs_unfused(monkeypatch):
     # As with TORCHDYNAMO_DISABLE=1, where a "compiled" function is the plain one.
     monkeypatch.setattr(flex, "_compiled", lambda: flex._fused)
-    with pytest.raises(FlexFailure, match="without its compiled kernel"):
+    with pytest.raises(KernelError, match="without its compiled kernel"):
         q, k, v = tensors()
-        flex.flex_attention(
-            q, k, v, layout=backends.SequenceLayout(5, (20, 21)), spec=ClearSpec(4), spatial_weight=None, scale=1.0
+        choose.FLEX.run(
+            AttentionCall(
+                q=q,
+                k=k,
+                v=v,
+                layout=SequenceLayout(5, (20, 21)),
+                query_rows=range(20),
+                spec=ClearSpec(4),
+                spatial_weight=None,
+                scale=1.0,
+                bias=None,
+                chunk_bytes=None,
+                on_chunk=lambda: None,
+                return_lse=False,
+                needs_grad=False,
+            )
         )
 
 
 def test_six_resolutions_and_three_radii_compile_two_kernels_at_most(monkeypatch):
-    monkeypatch.setattr(backends, "gather_attention", None)
+    monkeypatch.setattr(choose.GATHER, "run", None)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for i, grid in enumerate([(20, 12), (16, 8), (33, 17), (40, 40), (1, 3), (9, 70)]):
         for radius in (2, 8, 16):
             q, k, v = tensors(grid, text=(0, 1, 64, 77)[i % 4], batch=1 + i % 2, heads=2 + i % 3)
-            # Every size its own scale too, as with proportional attention.
+            # Every size its own scale too, as with proportional attention, and every other one its own query rows.
             options = {"grid": grid, "spec": ClearSpec(radius, 1 + i % 3), "scale": 0.1 + 0.01 * i}
+            if i % 2 == 0:
+                options["query_rows"] = range(grid[0] // 4, 1 + grid[0] // 2)
+                q = q[:, :, : q.shape[2] - (grid[0] - len(options["query_rows"])) * grid[1]]
             found = clear_attention(q, k, v, backend="flex", **options)
             torch.testing.assert_close(found, clear_attention(q, k, v, backend="dense", **options))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
@@ -173,7 +194,7 @@ def test_older_versions_of_torch_get_lists_they_can_transpose(missing, monkeypat
             kv_indices,
             full_kv_num_blocks=None,
             full_kv_indices=None,
-            BLOCK_SIZE=128,
+            BLOCK_SIZE=128,  # noqa: N803
             mask_mod=None,
             seq_lengths=None,
         ):
@@ -189,13 +210,18 @@ def test_older_versions_of_torch_get_lists_they_can_transpose(missing, monkeypat
     else:
 
         def from_kv_blocks(
-            kv_num_blocks, kv_indices, full_kv_num_blocks=None, full_kv_indices=None, BLOCK_SIZE=128, mask_mod=None
+            kv_num_blocks,
+            kv_indices,
+            full_kv_num_blocks=None,
+            full_kv_indices=None,
+            BLOCK_SIZE=128,  # noqa: N803
+            mask_mod=None,
         ):
             return original(
                 kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, BLOCK_SIZE=BLOCK_SIZE, mask_mod=mask_mod
             )
 
-    plan = tile_plan(backends.SequenceLayout(70, (33, 17)), ClearSpec(6), CPU)
+    plan = tile_plan(SequenceLayout(70, (33, 17)), ClearSpec(6), CPU)
     expected = flex.block_mask(plan, needs_grad=False)
     monkeypatch.setattr(BlockMask, "from_kv_blocks", from_kv_blocks)
     found = flex.block_mask(plan, needs_grad=False)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import math
 import random
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.backends.flex import kernel_lists, window_mask_mod
-from clear_core.attention.backends.gather import tile_classes
-from clear_core.attention.tiling.order import copy_from_tiles, copy_to_tiles
-from clear_core.attention.tiling.plan import KEY_BLOCK, QUERY_BLOCK, tile_plan
+from clear_core.attention.tiling.classes import tile_classes
+from clear_core.attention.tiling.order import KEY_BLOCK, QUERY_BLOCK, TileOrder, copy_from_tiles, copy_to_tiles
+from clear_core.attention.tiling.plan import tile_plan
 
 CPU = torch.device("cpu")
 
@@ -23,36 +24,39 @@ def some_cases(number):
         grid = draw.randint(1, 45), draw.randint(1, 45)
         layout = SequenceLayout(draw.choice([0, 1, 63, 64, 65]), grid, draw.choice([0, 0, 5]))
         spec = ClearSpec(draw.choice([1, 2, 5, 8, 16, 33, 100]), draw.choice([1, 1, 2, 4]))
-        yield pytest.param(
-            layout,
-            spec,
-            id=f"{grid[0]}x{grid[1]}-T{layout.text}-R{layout.reference}-r{spec.radius}-d{spec.down_factor}",
-        )
+        first = draw.randrange(grid[0])
+        rows = draw.choice([range(grid[0]), range(first, draw.randint(first + 1, grid[0]))])
+        name = f"{grid[0]}x{grid[1]}-T{layout.text}-R{layout.reference}-r{spec.radius}-d{spec.down_factor}"
+        yield pytest.param(layout, spec, rows, id=f"{name}-rows{rows.start}to{rows.stop}")
 
 
 def oracle_in_tile_order(plan):
     """bool (queries, keys) in the kernel's order from the oracle's mask; padded queries and keys see nothing."""
     layout = plan.layout
-    seen = image_rows_mask(range(layout.grid[0]), layout, plan.spec, CPU)
+    seen = image_rows_mask(plan.query_rows, layout, plan.spec, CPU)
     image = layout.image_slice
     # The oracle's keys are text, image, reference, pooled.
     prefix = torch.cat([seen[:, : image.start], seen[:, image.stop :]], dim=1)
     window = seen[:, image]
-    # Where each token of the kernel's order lies in the row-major image; padding points nowhere.
-    place = torch.zeros(1, 1, plan.query_tiles * QUERY_BLOCK, 1)
-    copy_to_tiles(torch.arange(1.0, layout.image + 1)[None, None, :, None], place, plan)
-    place = place.flatten().long() - 1
-    real = place >= 0
-    expected = torch.zeros(len(place), plan.prefix_blocks * KEY_BLOCK + len(place), dtype=torch.bool)
+
+    def index_in_grid(order):
+        """Index in its row-major grid of each token of the kernel's order; -1 is padding."""
+        index = torch.zeros(1, 1, order.tokens, 1)
+        copy_to_tiles(torch.arange(1.0, order.grid[0] * order.grid[1] + 1)[None, None, :, None], index, order)
+        return index.flatten().long() - 1
+
+    query, key = index_in_grid(plan.queries), index_in_grid(plan.keys)
+    real = query >= 0
     start = plan.prefix_blocks * KEY_BLOCK
-    expected[:, : plan.prefix] = prefix[place] & real[:, None]
-    expected[:, start:] = window[place][:, place] & real[:, None] & real
+    expected = torch.zeros(len(query), start + len(key), dtype=torch.bool)
+    expected[:, : plan.prefix] = prefix[query] & real[:, None]
+    expected[:, start:] = window[query][:, key] & real[:, None] & (key >= 0)
     return expected, real
 
 
-@pytest.mark.parametrize("layout, spec", list(some_cases(40)))
-def test_lists_and_mask_are_the_oracles(layout, spec):
-    plan = tile_plan(layout, spec, CPU)
+@pytest.mark.parametrize("layout, spec, rows", list(some_cases(60)))
+def test_lists_and_mask_are_the_oracles(layout, spec, rows):
+    plan = tile_plan(layout, spec, CPU, rows)
     expected, real = oracle_in_tile_order(plan)
     query, key = torch.arange(expected.shape[0])[:, None], torch.arange(expected.shape[1])
     mask = window_mask_mod(plan)(0, 0, query, key)
@@ -78,21 +82,20 @@ def test_lists_and_mask_are_the_oracles(layout, spec):
 
 @pytest.mark.parametrize("grid", [(1, 1), (16, 8), (8, 16), (17, 9), (40, 33)], ids=str)
 def test_tile_order_and_back_is_the_identity(grid):
-    plan = tile_plan(SequenceLayout(0, grid), ClearSpec(3), CPU)
+    order = TileOrder.least_padding(grid)
     tokens = torch.randn(2, 3, grid[0] * grid[1], 5)
-    tiled = torch.full((2, 3, plan.query_tiles * QUERY_BLOCK, 5), float("nan"))
-    copy_to_tiles(tokens, tiled, plan)
+    tiled = torch.full((2, 3, order.tokens, 5), float("nan"))
+    copy_to_tiles(tokens, tiled, order)
     back = torch.empty_like(tokens)
-    copy_from_tiles(tiled, back, plan)
+    copy_from_tiles(tiled, back, order)
     assert torch.equal(back, tokens)
     assert not tiled.isnan().any()
 
 
 def test_a_block_of_the_kernel_is_one_rectangle():
-    plan = tile_plan(SequenceLayout(0, (32, 32)), ClearSpec(3), CPU)
     tiled = torch.empty(1, 1, 1024, 2)
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    copy_to_tiles(torch.stack([y, x], dim=-1).view(1, 1, 1024, 2), tiled, plan)
+    copy_to_tiles(torch.stack([y, x], dim=-1).view(1, 1, 1024, 2), tiled, TileOrder.least_padding((32, 32)))
     for tokens, sides in ((QUERY_BLOCK, {(16, 8), (8, 16)}), (KEY_BLOCK, {(8, 8)})):
         for block in tiled.view(-1, tokens, 2):
             spread = block.max(dim=0).values - block.min(dim=0).values + 1
@@ -100,8 +103,8 @@ def test_a_block_of_the_kernel_is_one_rectangle():
 
 
 def test_orientation_pads_least():
-    assert tile_plan(SequenceLayout(512, (52, 76)), ClearSpec(8), CPU).padded_grid == (56, 80)
-    assert tile_plan(SequenceLayout(512, (48, 84)), ClearSpec(8), CPU).padded_grid == (48, 88)
+    assert TileOrder.least_padding((52, 76)).padded_grid == (56, 80)
+    assert TileOrder.least_padding((48, 84)).padded_grid == (48, 88)
 
 
 def test_plan_is_small_at_8k():
@@ -113,7 +116,7 @@ def test_plan_is_shared_frozen_and_bounded():
     plan = tile_plan(layout, spec, CPU)
     assert tile_plan(SequenceLayout(3, (9, 9)), ClearSpec(2), CPU) is plan
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.tiles = (1, 1)
+        plan.layout = layout
     for side in range(1, 60):
         tile_plan(SequenceLayout(0, (side, side)), spec, CPU)
     assert tile_plan.cache_info().currsize <= 16
@@ -138,10 +141,12 @@ def test_plan_made_under_inference_mode_serves_autograd():
 @pytest.mark.parametrize("grid", [(1, 1), (7, 3), (16, 16), (24, 65), (100, 40)], ids=str)
 @pytest.mark.parametrize("radius", [1, 4, 16, 150])
 @pytest.mark.parametrize("tile", [(16, 16), (16, 32)], ids=str)
-def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius, tile):
+@pytest.mark.parametrize("part", [(0, 1), (0.3, 0.6)], ids=["all", "part"])
+def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius, tile, part):
     height, width = grid
+    rows = range(int(part[0] * height), math.ceil(part[1] * height))
     times_seen = torch.zeros(height * width, dtype=torch.int64)
-    for tiles in tile_classes(grid, radius, tile, CPU):
+    for tiles in tile_classes(grid, ClearSpec(radius), tile, CPU, rows):
         first_y, first_x = tiles.first // width, tiles.first % width
         key_y, key_x = first_y[:, None] + tiles.key_y, first_x[:, None] + tiles.key_x
         assert int(key_y.min()) >= 0 and int(key_y.max()) < height
@@ -157,4 +162,6 @@ def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius
                     assert int(inside.sum()) == int(window.sum())
                 if tiles.covered:
                     assert bool(inside.all())
-    assert bool((times_seen == 1).all())
+    wanted = torch.zeros(height, width, dtype=torch.int64)
+    wanted[rows.start : rows.stop] = 1
+    assert torch.equal(times_seen, wanted.flatten())

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, SequenceLayout
-from clear_core.attention.backends.triton import block_shapes as triton_tiles
-from clear_core.attention.backends.triton.launch import TileShape, launch
+from clear_core.attention.backends.triton import block_shapes
+from clear_core.attention.backends.triton.launch import BlockShape, KernelTensors, launch
 from clear_core.attention.tiling.plan import tile_plan
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -27,7 +27,7 @@ def binder():
     )
 
 
-def compiled_for(
+def compiled_for(  # noqa: PLR0913 - every one is a thing that might compile another kernel
     monkeypatch,
     grid,
     text=512,
@@ -53,14 +53,14 @@ def compiled_for(
     bind = binder()
     monkeypatch.setattr(triton_kernel, "clear_kernel", Recorder())
     layout = SequenceLayout(text, grid, reference)
-    q, k, v, out, wide = torch.empty(5, batch, heads, layout.length, head_dim).unbind()
+    q, k, v, out, _wide = torch.empty(5, batch, heads, layout.length, head_dim).unbind()
     if strided:
         v = torch.empty(batch, layout.length, 7, heads, head_dim)[:, :, 2].transpose(1, 2)
     plan = tile_plan(layout, ClearSpec(radius, down_factor).within(grid), torch.device("cpu"))
     prefix = torch.empty(batch, heads, plan.prefix, head_dim)
     lse = torch.empty(out.shape[:3])
     parts = (one[:, inside_heads] for one in (q, k, v, prefix, prefix, out, lse))
-    launch(TileShape(128, 64, 8, 3), *parts, plan, scale)
+    launch(BlockShape(128, 64, 8, 3), KernelTensors(*parts), plan, scale)
     monkeypatch.undo()
     options = {name: asked[0].pop(name) for name in ("num_warps", "num_stages")}
     return str(bind(**asked[0])[1]), options
@@ -99,9 +99,9 @@ COMPILED = [
     (capability, dtype, shape)
     for capability in (80, 89, 90)
     for dtype in ("bfloat16", "float32")
-    for shape in triton_tiles.candidate_shapes("cuda", divmod(capability, 10), getattr(torch, dtype), 128)
+    for shape in block_shapes.candidate_shapes("cuda", divmod(capability, 10), getattr(torch, dtype), 128)
 ]
-QUICK = (80, "bfloat16", TileShape(64, 32, 4, 2))
+QUICK = (80, "bfloat16", BlockShape(64, 32, 4, 2))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_it_compiles_and_fits_the_card(capability, dtype, shape):
     if dtype != "float32":
         assert found["tensor_cores"] == ("wgmma.mma_async" if capability == 90 else "mma.sync")
         assert found["wide_async_copies"] > 0
-        # Five walks: what everyone sees in whole blocks and the rest of it, tiles whole, cut by a circle, by the border.
+        # Five walks: the prefix in whole blocks and the rest of it, tiles whole, cut by a circle, by the border.
         assert len(found["loop_instructions"]) == 5
         assert found["spills_in_loops"] == 0
 
@@ -130,7 +130,7 @@ def test_it_compiles_and_fits_the_card(capability, dtype, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [16, 50, 72])
 def test_other_head_sizes_compile(head_dim):
-    shape = triton_tiles.candidate_shapes("cuda", (8, 9), torch.float16, head_dim)[0]
+    shape = block_shapes.candidate_shapes("cuda", (8, 9), torch.float16, head_dim)[0]
     compiled = triton_compile.compile_kernel(89, "float16", head_dim, shape)
     assert triton_compile.resources(compiled, 89, shape.warps)["fits"]
 
@@ -139,6 +139,6 @@ def test_other_head_sizes_compile(head_dim):
 def test_far_windows_and_odd_strides_compile():
     import triton.language as tl
 
-    shape = TileShape(64, 32, 4, 2)
+    shape = BlockShape(64, 32, 4, 2)
     compiled = triton_compile.compile_kernel(80, "float16", 64, shape, UNIT=1, DISTANCE=tl.int32)
     assert triton_compile.resources(compiled, 80, shape.warps)["fits"]

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import random
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
-from clear_core.attention import choose as backends
+from clear_core.attention import choose
 from clear_core.attention.backends.triton import backend as triton_backend
 from clear_core.attention.backends.triton import launch as triton_launch
-from clear_core.attention.backends.triton.launch import TileShape, launch
+from clear_core.attention.backends.triton.launch import BlockShape, KernelTensors, launch
 from clear_core.attention.pool import mean_weight
 from clear_core.attention.tiling.plan import tile_plan
 
@@ -42,6 +42,7 @@ class Case:
     chunk_bytes: int | None
     blocks: tuple[int, int]
     integers: bool
+    rows: range | None = None
 
     def __str__(self) -> str:
         parts = [
@@ -60,6 +61,7 @@ class Case:
             + ["strided"] * self.strided
             + ["chunked"] * (self.chunk_bytes is not None)
             + ["integers"] * self.integers
+            + ([] if self.rows is None else [f"rows{self.rows.start}to{self.rows.stop}"])
         )
 
     @classmethod
@@ -85,6 +87,15 @@ class Case:
             blocks=draw.choice(BLOCKS),
             integers=draw.random() < 0.2,
         )
+
+    @classmethod
+    def draw_rows(cls, seed: int) -> Case:
+        """A call for some of the image's rows; none in one of ten."""
+        case, draw = cls.draw(seed), random.Random(-seed)
+        height = draw.randint(1, 40)
+        first = draw.randint(0, height - 1)
+        stop = first if draw.random() < 0.1 else draw.randint(first + 1, min(first + 20, height))
+        return replace(case, grid=(height, draw.randint(1, 20)), heads=1, rows=range(first, stop))
 
     def tensors(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """q, k, v: contiguous, or views as ComfyUI's blocks hand them over (V inside a wider tensor)."""
@@ -122,24 +133,39 @@ def prepare() -> None:
 def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
     """Largest difference of the output from the oracle's (of values above 1 relative to the largest), and of the
     log-sum-exp; both NaN-proof."""
-    triton_backend.tile_shapes = lambda *asked: (TileShape(*case.blocks, 4, 2),)
+    triton_backend.shapes_for = lambda *asked: (BlockShape(*case.blocks, 4, 2),)
     # Distances are integers where windows are too wide for float32; such grids would take hours here.
     triton_launch.FAR_RADIUS = 0 if case.integers else 2**11
     q, k, v = case.tensors(dtype)
-    found, lse = clear_attention(q, k, v, backend="triton", chunk_bytes=case.chunk_bytes, **case.options())
+    whole = q.float()
+    positions = torch.arange(q.shape[2])
+    if case.rows is not None:
+        image = slice(case.text, case.text + case.grid[0] * case.grid[1])
+        rows = positions[image].unflatten(0, case.grid)[case.rows.start : case.rows.stop].flatten()
+        positions = torch.cat([positions[: image.start], rows, positions[image.stop :]])
+        # As the caller would have it: these tokens alone, strided as before.
+        q = q.transpose(1, 2)[:, positions].transpose(1, 2)
+        q = q if case.strided else q.contiguous()
+    options = case.options()
+    found, lse = clear_attention(
+        q, k, v, backend="triton", chunk_bytes=case.chunk_bytes, query_rows=case.rows, **options
+    )
     assert found.dtype == dtype and lse.dtype == torch.float32
-    expected, expected_lse = clear_attention(*(one.float() for one in (q, k, v)), backend="dense", **case.options())
+    expected, expected_lse = clear_attention(whole, k.float(), v.float(), backend="dense", **options)
+    expected, expected_lse = expected[:, :, positions], expected_lse[:, :, positions]
+    if not found.numel():
+        return 0.0, 0.0
     difference = (found.float() - expected).abs().max() / expected.abs().max().clamp(min=1)
     return float(difference), float((lse - expected_lse).abs().max())
 
 
 def said() -> list[str]:
     """What was said about backends that were replaced by another."""
-    return sorted(backends._said)
+    return sorted(choose._logged)
 
 
 def refusal(dtype: torch.dtype) -> str | None:
-    return backends.unavailable_reason("triton", torch.device("cpu"), dtype, 16)
+    return choose.unavailable_reason("triton", torch.device("cpu"), dtype, 16)
 
 
 def refusal_of_another_window() -> str | None:
@@ -147,16 +173,16 @@ def refusal_of_another_window() -> str | None:
     sizes = triton_launch.kernel_sizes
     triton_launch.kernel_sizes = lambda plan, heads: {**sizes(plan, heads), "inside": (plan.spec.radius + 1) ** 2}
     try:
-        return backends._triton_self_test.__wrapped__(torch.device("cpu"), torch.float32, 16)
+        return choose._self_test.__wrapped__(choose.TRITON, torch.device("cpu"), torch.float32, 16, True)
     finally:
         triton_launch.kernel_sizes = sizes
 
 
 def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float, int]:
-    """Tokens and heads so far apart that their places need more than 32 bits, in files that are all but empty.
+    """Tokens and heads so far apart that their offsets need more than 32 bits, in files that are all but empty.
 
     Returns:
-        Largest difference of the image rows from the oracle, and the place of the last number in each tensor.
+        Largest difference of the image rows from the oracle, and the offset of the last element of each tensor.
     """
     layout, spec, heads, head_dim = SequenceLayout(5, (9, 7), 0), ClearSpec(4), 2, 16
     last = (heads - 1) * head_stride + (layout.length - 1) * token_stride + head_dim - 1
@@ -171,17 +197,7 @@ def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float,
         view.copy_(one)
     q, k, v, out = far
     text, image = slice(0, layout.text), layout.image_slice
-    launch(
-        TileShape(128, 64, 4, 1),
-        q,
-        k,
-        v,
-        k[:, :, text],
-        v[:, :, text],
-        out,
-        torch.empty(out.shape[:3]),
-        tile_plan(layout, spec, torch.device("cpu")),
-        0.25,
-    )
+    tensors = KernelTensors(q, k, v, k[:, :, text], v[:, :, text], out, torch.empty(out.shape[:3]))
+    launch(BlockShape(128, 64, 4, 1), tensors, tile_plan(layout, spec, torch.device("cpu")), 0.25)
     expected = clear_attention(*close.float(), grid=layout.grid, spec=spec, scale=0.25, backend="dense")
     return float((out[:, :, image].float() - expected[:, :, image]).abs().max()), last

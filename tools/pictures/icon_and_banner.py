@@ -33,7 +33,7 @@ def draw_tokens(
     )
     for dy in rows:
         for dx in columns:
-            seen = dy * dy + dx * dx < spec.radius * spec.radius
+            seen = spec.sees(dy, dx)
             color = QUERY if dx == dy == 0 else WINDOW if seen else UNSEEN
             left, top = query[0] + (dx - 0.5) * cell, query[1] + (dy - 0.5) * cell
             draw.rounded_rectangle((left + gap, top + gap, left + cell - gap, top + cell - gap), 0.16 * cell, color)

@@ -1,13 +1,13 @@
 """Windows by torch's FlexAttention over 2-D tiles: a compiled, fused block-sparse kernel (CUDA by Triton, CPU by C++).
 
-Image queries run in the kernel, in the tile order of :mod:`..tiling.plan`; text and reference queries are an ordinary
+Image queries run in the kernel, in the tile order of :mod:`..tiling.order`; text and reference queries are a dense
 attention call of their own. Permuting into tile order happens here, so the model's tokens stay row-major.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
-import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -16,117 +16,105 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...layout import SequenceLayout
-from ...spec import ClearSpec
-from ..outside_image import attend_outside_image, empty_output, wants_grad
-from ..pool import pool_tokens
-from ..tiling.order import copy_from_tiles, copy_to_tiles
-from ..tiling.plan import KEY_BLOCK, KEY_TILE_SIDE, QUERY_BLOCK, TilePlan, query_tile_size, tile_plan
+from ..call import Attended, AttentionCall, CallKind, head_groups, padded_head_dim
+from ..outside_image import attend_outside_image
+from ..tiling.order import KEY_BLOCK, KEY_TILE_SIDE, QUERY_BLOCK, copy_from_tiles, copy_to_tiles, query_tile_size
+from ..tiling.plan import TilePlan, tile_plan
+from .base import KernelError
 
-# The compiler specialises on the integers 0 and 1. What may be 0 or 1 is handed to it with this much added.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Dynamo specialises on the integers 0 and 1. This much is added to what may be 0 or 1.
 _PAST_SPECIAL = 2
 
 # The attention scale in the kernel is a multiple of one over this: more digits than float32 has.
 _SCALE_STEPS = 2**30
 
 # Row offsets inside the kernel are 32-bit.
-_MOST_NUMBERS = 2**31 - 1
+_MOST_ELEMENTS = 2**31 - 1
 
 
-class FlexFailure(RuntimeError):
-    """The kernel could not be compiled or run. The message is one line."""
+class FlexBackend:
+    """FlexAttention's compiled kernel; nothing runs unfused instead.
 
-
-@torch.compiler.disable
-def flex_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    layout: SequenceLayout,
-    spec: ClearSpec,
-    spatial_weight: Tensor | None,
-    scale: float,
-    chunk_bytes: int | None = None,
-    on_chunk: Callable[[], None] | None = None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """CLEAR attention; arguments as in :func:`clear_core.clear_attention`, already checked.
-
-    Never compiled together with the model around it: the compiler would keep the first window for good. A chunk is
-    a group of heads; by default all of them.
-
-    Raises:
-        FlexFailure: The kernel cannot be compiled or run; nothing runs unfused instead.
+    ``clear_attention`` keeps it out of the compilation of the model around it: the first window would be compiled in.
     """
-    plan = tile_plan(layout, spec, q.device)
-    mask = block_mask(plan, wants_grad(q, k, v))
-    out = empty_output(q)
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if return_lse else None
-    for heads in _head_groups(q, plan, chunk_bytes):
-        _attend_image(
-            q[:, heads],
-            k[:, heads],
-            v[:, heads],
-            out[:, heads],
-            None if lse is None else lse[:, heads],
-            plan,
-            mask,
-            spatial_weight,
-            scale,
-        )
-        if on_chunk is not None:
-            on_chunk()
-    attend_outside_image(q, k, v, out, lse, layout=layout, scale=scale, chunk_bytes=chunk_bytes, on_chunk=on_chunk)
-    return (out, lse) if return_lse else out
+
+    name = "flex"
+    title = "FlexAttention"
+    takes_bias = False
+    compiled = True
+
+    def unavailable(self, kind: CallKind) -> str | None:
+        if kind.device.type not in ("cuda", "cpu"):
+            return f"FlexAttention has no kernel for {kind.device.type} devices that is used here"
+        if kind.dtype not in DTYPES:
+            return f"FlexAttention's kernel does not take {kind.dtype}"
+        if kind.device.type == "cpu":
+            if kind.needs_grad:
+                return "FlexAttention has no gradient on a CPU"
+            if kind.return_lse:
+                return "FlexAttention returns no log-sum-exp on a CPU"
+        elif importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        return None
+
+    def preferred(self, kind: CallKind) -> str | None:
+        return f"FlexAttention's compiled kernel works on {kind.device}." if kind.device.type == "cuda" else None
+
+    def run(self, call: AttentionCall) -> Attended:
+        """A chunk is a group of heads; by default all of them."""
+        result = call.empty_result()
+        if call.query_rows:
+            plan = tile_plan(call.layout, call.spec, call.q.device, call.query_rows)
+            mask = block_mask(plan, call.needs_grad)
+            for heads in _head_groups(call, plan):
+                lse = None if result.lse is None else result.lse[:, heads]
+                _attend_image(call.of_heads(heads), Attended(result.out[:, heads], lse), plan, mask)
+                call.on_chunk()
+        attend_outside_image(call, result)
+        return result
 
 
-def _head_groups(q: Tensor, plan: TilePlan, chunk_bytes: int | None) -> list[slice]:
-    """Slices of the heads, each as large as the budget and the kernel's offsets allow."""
-    batch, heads = q.shape[:2]
-    queries = plan.query_tiles * QUERY_BLOCK
-    keys = plan.prefix_blocks * KEY_BLOCK + queries
-    head_dim = padded_head_dim(q.shape[-1])
-    most = _MOST_NUMBERS // (batch * keys * head_dim)
-    if chunk_bytes is not None:
-        most = min(most, chunk_bytes // (2 * batch * (queries + keys) * head_dim * q.element_size()))
-    groups = -(-heads // max(1, most))
-    if batch == 1:
-        # A kernel for a single head would be compiled apart.
-        groups = min(groups, max(1, heads // 2))
-    bounds = [heads * i // groups for i in range(groups + 1)]
-    return [slice(*pair) for pair in itertools.pairwise(bounds)]
+FLEX = FlexBackend()
 
 
-def _attend_image(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor | None,
-    plan: TilePlan,
-    mask: Any,
-    spatial_weight: Tensor | None,
-    scale: float,
-) -> None:
-    image = plan.layout.image_slice
+def _head_groups(call: AttentionCall, plan: TilePlan) -> list[slice]:
+    """Slices of the heads, each as large as the memory limit and the kernel's offsets allow."""
+    batch, heads = call.q.shape[:2]
+    queries, keys = plan.queries.tokens, _key_count(plan)
+    head_dim = padded_head_dim(call.q.shape[-1])
+    most = _MOST_ELEMENTS // (batch * keys * head_dim)
+    if call.chunk_bytes is not None:
+        most = min(most, call.chunk_bytes // (2 * batch * (queries + keys) * head_dim * call.q.element_size()))
+    # A kernel for a single head and item would be compiled apart.
+    return head_groups(heads, most, least=2 if batch == 1 else 1)
+
+
+def _key_count(plan: TilePlan) -> int:
+    """Keys of the kernel, padding included."""
+    return plan.prefix_blocks * KEY_BLOCK + plan.keys.tokens
+
+
+def _attend_image(call: AttentionCall, result: Attended, plan: TilePlan, mask: Any) -> None:
+    """Writes the image rows of ``result``."""
+    q, image = call.q, call.image_queries
     head_dim = q.shape[-1]
-    queries, filled = _kernel_input(q, plan.query_tiles * QUERY_BLOCK)
-    copy_to_tiles(q[:, :, image], filled[..., :head_dim], plan)
-    keys, values = (_prefix_and_tiles(one, plan, spatial_weight) for one in (k, v))
+    queries, filled = _kernel_input(q, plan.queries.tokens)
+    copy_to_tiles(q[:, :, image], filled[..., :head_dim], plan.queries)
+    keys, values = (_prefix_and_tiles(call, one, plan) for one in (call.k, call.v))
+    options, score_mod = _kernel_options(q.device, q.dtype), _score_mod(call.scale)
     try:
-        result = _compiled()(
-            queries, keys, values, mask, _score_mod(scale), _kernel_options(q.device, q.dtype), lse is not None
-        )
+        found = _compiled()(queries, keys, values, mask, score_mod, options, result.lse is not None)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         # Compilers raise errors of many kinds, most of them private.
-        raise FlexFailure(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}") from error
-    tiled = result if lse is None else result[0]
-    copy_from_tiles(tiled.view(filled.shape)[..., :head_dim], out[:, :, image], plan)
-    if lse is not None:
-        copy_from_tiles(result[1].view(*filled.shape[:3], 1), lse[:, :, image, None], plan)
+        raise KernelError(FLEX.name, error) from error
+    out, lse = (found, None) if result.lse is None else found
+    copy_from_tiles(out.view(filled.shape)[..., :head_dim], result.out[:, :, image], plan.queries)
+    if result.lse is not None and lse is not None:
+        copy_from_tiles(lse.view(*filled.shape[:3], 1), result.lse[:, :, image, None], plan.queries)
 
 
 # ---- the kernel ----
@@ -140,7 +128,8 @@ def _fused(
     score_mod: Callable[..., Tensor],
     kernel_options: dict[str, int] | None,
     return_lse: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
+    """Output, or output and log-sum-exp."""
     from torch.nn.attention import flex_attention as flex
 
     if not torch.compiler.is_compiling():
@@ -151,12 +140,14 @@ def _fused(
         "scale": 1.0,
         "kernel_options": kernel_options,
     }
+    attention: Callable[..., Any] = flex.flex_attention
     if not return_lse:
-        return flex.flex_attention(q, k, v, **options)
+        return attention(q, k, v, **options)
     if hasattr(flex, "AuxRequest"):
-        out, aux = flex.flex_attention(q, k, v, return_aux=flex.AuxRequest(lse=True), **options)
+        out, aux = attention(q, k, v, return_aux=flex.AuxRequest(lse=True), **options)
         return out, aux.lse
-    return flex.flex_attention(q, k, v, return_lse=True, **options)
+    # torch before 2.9.
+    return attention(q, k, v, return_lse=True, **options)
 
 
 @lru_cache(maxsize=1)
@@ -178,7 +169,7 @@ def _kernel_options(device: torch.device, dtype: torch.dtype) -> dict[str, int] 
 
 
 def _score_mod(scale: float) -> Callable[..., Tensor]:
-    """The attention scale, as an integer: a number with a fraction would be compiled in, one kernel for each."""
+    """The attention scale as an integer: a Python float would be specialised by Dynamo, one kernel per scale."""
     steps = round(scale * _SCALE_STEPS) + _PAST_SPECIAL
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -187,20 +178,15 @@ def _score_mod(scale: float) -> Callable[..., Tensor]:
     return score_mod
 
 
-def padded_head_dim(head_dim: int) -> int:
-    """The kernel takes powers of two; zeros change neither products nor values."""
-    return max(16, 1 << (head_dim - 1).bit_length())
-
-
-# ---- what the kernel is told to visit ----
+# ---- its block mask ----
 
 
 def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
+    """The ``BlockMask`` of a plan."""
     from torch.nn.attention.flex_attention import BlockMask
 
     known = inspect.signature(BlockMask.from_kv_blocks).parameters
-    queries = plan.query_tiles * QUERY_BLOCK
-    keys = plan.prefix_blocks * KEY_BLOCK + queries
+    queries, keys = plan.queries.tokens, _key_count(plan)
     options: dict[str, Any] = {}
     if "compute_q_blocks" in known:
         options["compute_q_blocks"] = needs_grad
@@ -222,20 +208,20 @@ def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
     )
 
 
-# One model runs one layout at a time; two of them for a pass at each of two sizes.
-@lru_cache(maxsize=2)
+# A model runs one layout at a time, or a few that take turns.
+@lru_cache(maxsize=4)
 def kernel_lists(plan: TilePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Partial and full key blocks of every query block, the prefix included, as the kernel wants them.
+    """Partial and full key blocks of every query block, the prefix included, as the kernel takes them.
 
     Returns:
         Counts (1, 1, query tiles) and lists (1, 1, query tiles, width), int32, for partial and for full blocks; both
-        lists have one width, because older kernels step through both by the first one's stride.
+        lists have one width, because older kernels step through both by the stride of the first.
     """
     with torch.inference_mode(False):
         whole = plan.prefix // KEY_BLOCK
         prefix = torch.arange(plan.prefix_blocks, dtype=torch.int32, device=plan.partial.device)
         prefix = prefix.expand(plan.query_tiles, -1)
-        lists = []
+        lists: list[Tensor] = []
         for blocks, tiles in ((prefix[:, whole:], plan.partial), (prefix[:, :whole], plan.full)):
             lists.append(torch.cat([blocks, tiles.to(torch.int32) + plan.prefix_blocks], dim=1))
         width = max(one.shape[1] for one in lists)
@@ -246,24 +232,25 @@ def kernel_lists(plan: TilePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def window_mask_mod(plan: TilePlan) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Whether a query sees a key, from their places in the kernel's order.
+    """Whether a query sees a key, from their indices in the kernel's order.
 
-    Plain integers, not tensors: the compiler makes them symbols, so one kernel serves every grid and radius. Ten of
-    them at least: the C++ backend replaces its own symbol "ks<how many>" as text, and a number of one digit would
-    be found inside the names of these.
+    Plain integers, not tensors: the compiler makes them symbols, so one kernel serves every grid, radius and range of
+    query rows. There must be ten or more of them: the C++ backend replaces its own symbol "ks<count>" as text, and a
+    count of one digit would be found inside the names of these.
     """
     prefix = plan.prefix + _PAST_SPECIAL
     image = plan.prefix_blocks * KEY_BLOCK + _PAST_SPECIAL
-    columns = plan.tiles[1] + _PAST_SPECIAL
+    columns = plan.keys.tiles[1] + _PAST_SPECIAL
+    first_row = plan.query_rows.start + _PAST_SPECIAL
     height = plan.layout.grid[0] + _PAST_SPECIAL
     width = plan.layout.grid[1] + _PAST_SPECIAL
-    inside = plan.spec.radius**2 + _PAST_SPECIAL
-    step_y, step_x = query_tile_size(plan.upright)
-    # Where the second key tile of a query tile lies from the first.
+    inside = plan.spec.inside + _PAST_SPECIAL
+    step_y, step_x = query_tile_size(plan.keys.upright)
+    # Offset of the second key tile of a query tile from the first.
     second_y = step_y - KEY_TILE_SIDE + _PAST_SPECIAL
     second_x = step_x - KEY_TILE_SIDE + _PAST_SPECIAL
 
-    def place(token: Tensor) -> tuple[Tensor, Tensor]:
+    def position(token: Tensor) -> tuple[Tensor, Tensor]:
         """(y, x) of a token in tile order."""
         tile, second = token // QUERY_BLOCK, token // KEY_BLOCK % 2
         row, col = tile // (columns - _PAST_SPECIAL), tile % (columns - _PAST_SPECIAL)
@@ -272,9 +259,9 @@ def window_mask_mod(plan: TilePlan) -> Callable[[Tensor, Tensor, Tensor, Tensor]
         return y, x
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        query_y, query_x = place(query)
-        key_y, key_x = place(key - (image - _PAST_SPECIAL))
-        dy, dx = query_y - key_y, query_x - key_x
+        query_y, query_x = position(query)
+        key_y, key_x = position(key - (image - _PAST_SPECIAL))
+        dy, dx = query_y + (first_row - _PAST_SPECIAL) - key_y, query_x - key_x
         window = (dy * dy + dx * dx < inside - _PAST_SPECIAL) & (key >= image - _PAST_SPECIAL)
         real = (key_y < height - _PAST_SPECIAL) & (key_x < width - _PAST_SPECIAL)
         return (key < prefix - _PAST_SPECIAL) | (window & real)
@@ -282,14 +269,14 @@ def window_mask_mod(plan: TilePlan) -> Callable[[Tensor, Tensor, Tensor, Tensor]
     return mask_mod
 
 
-# ---- what the kernel reads ----
+# ---- its inputs ----
 
 
 def _kernel_input(like: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Zeros for the kernel, and the same memory as (B, heads, length, padded head size) to be filled.
 
-    Batch and heads are one dimension to the kernel, or it would be compiled for every number of heads; and what it
-    gets is no view, or it would be compiled for every shape of what is viewed.
+    Batch and heads are one dimension of the kernel's input, or it would be compiled for every number of heads; and the
+    input is no view, or it would be compiled for every shape of the viewed tensor.
     """
     batch, heads, _, head_dim = like.shape
     # Zeros, since a padded value takes part in the product with a weight of zero.
@@ -297,21 +284,17 @@ def _kernel_input(like: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return given, given.view(batch, heads, length, -1)
 
 
-def _prefix_and_tiles(tokens: Tensor, plan: TilePlan, spatial_weight: Tensor | None) -> Tensor:
+def _prefix_and_tiles(call: AttentionCall, tokens: Tensor, plan: TilePlan) -> Tensor:
     """Keys or values as the kernel reads them: text, reference, pooled, padding to a whole block, image in tiles.
 
     Returns:
-        (B * heads, 1, prefix blocks * 64 + query tiles * 128, padded head size), contiguous.
+        (B * heads, 1, prefix blocks * 64 + key tiles * 64, padded head size), contiguous.
     """
-    image = plan.layout.image_slice
-    parts = [tokens[:, :, : image.start], tokens[:, :, image.stop :]]
-    if spatial_weight is not None:
-        parts.append(pool_tokens(tokens[:, :, image], plan.layout.grid, spatial_weight))
     start = plan.prefix_blocks * KEY_BLOCK
-    given, filled = _kernel_input(tokens, start + plan.query_tiles * QUERY_BLOCK)
-    head_dim, place = tokens.shape[-1], 0
-    for part in parts:
-        filled[:, :, place : place + part.shape[2], :head_dim] = part
-        place += part.shape[2]
-    copy_to_tiles(tokens[:, :, image], filled[:, :, start:, :head_dim], plan)
+    given, filled = _kernel_input(tokens, _key_count(plan))
+    head_dim, first = tokens.shape[-1], 0
+    for part in call.prefix_parts(tokens):
+        filled[:, :, first : first + part.shape[2], :head_dim] = part
+        first += part.shape[2]
+    copy_to_tiles(tokens[:, :, call.image_keys], filled[:, :, start:, :head_dim], plan.keys)
     return given

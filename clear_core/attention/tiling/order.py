@@ -1,43 +1,113 @@
-"""Tokens into the 2-D tile order of :mod:`.plan` and back: views and one copy, no index tensors."""
+"""The 2-D tile order of image tokens: row-major tokens into it and back by views and one copy, no index tensors.
+
+A block-sparse kernel works on blocks of queries times blocks of keys. In row-major order a block is a strip of one
+row and touches far more keys than its windows ask for; in tile order it is a small rectangle.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import KEY_TILE_SIDE, TilePlan
+KEY_TILE_SIDE = 8
+KEY_BLOCK = KEY_TILE_SIDE**2
+"""Tokens of a key tile, 8 x 8; one block of keys for the kernel."""
+
+QUERY_BLOCK = 2 * KEY_BLOCK
+"""Tokens of a query tile, two adjacent key tiles (16 x 8 or 8 x 16); one block of queries for the kernel."""
 
 
-def copy_to_tiles(tokens: Tensor, tiled: Tensor, plan: TilePlan) -> None:
+@dataclass(frozen=True)
+class TileOrder:
+    """How the tokens of a grid lie in tile order.
+
+    A row-major sequence of query tiles, each of them two key tiles one after the other, each of those row-major: query
+    tile ``i`` consists of the key tiles ``2 * i`` and ``2 * i + 1``. The grid is padded at its bottom and right to
+    whole query tiles.
+
+    Attributes:
+        grid: (h, w) in tokens.
+        upright: Query tiles are 16 x 8 tokens (height x width) if True, 8 x 16 if False.
+        tiles: (rows, columns) of query tiles, two of them at least.
+    """
+
+    grid: tuple[int, int]
+    upright: bool
+    tiles: tuple[int, int]
+
+    @classmethod
+    def of(cls, grid: tuple[int, int], upright: bool) -> TileOrder:
+        """The order of a grid for one orientation of its query tiles."""
+        height, width = query_tile_size(upright)
+        rows, cols = -(-grid[0] // height), -(-grid[1] // width)
+        # A single block would be a case of its own for the compiler.
+        return cls(grid, upright, (max(rows, 3 - cols), cols))
+
+    @classmethod
+    def least_padding(cls, grid: tuple[int, int]) -> TileOrder:
+        """The order whose orientation pads the grid least."""
+        upright, lying = cls.of(grid, True), cls.of(grid, False)
+
+        def real_tiles(order: TileOrder) -> int:
+            height, width = query_tile_size(order.upright)
+            return -(-grid[0] // height) * -(-grid[1] // width)
+
+        return lying if real_tiles(lying) < real_tiles(upright) else upright
+
+    @property
+    def query_tiles(self) -> int:
+        """Number of query tiles."""
+        return self.tiles[0] * self.tiles[1]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, padding included."""
+        return self.query_tiles * QUERY_BLOCK
+
+    @property
+    def padded_grid(self) -> tuple[int, int]:
+        """(h, w) in tokens of the whole tiles, padding included."""
+        height, width = query_tile_size(self.upright)
+        return self.tiles[0] * height, self.tiles[1] * width
+
+
+def query_tile_size(upright: bool) -> tuple[int, int]:
+    """(height, width) of a query tile in tokens."""
+    return (2 * KEY_TILE_SIDE, KEY_TILE_SIDE) if upright else (KEY_TILE_SIDE, 2 * KEY_TILE_SIDE)
+
+
+def copy_to_tiles(tokens: Tensor, tiled: Tensor, order: TileOrder) -> None:
     """Row-major (B, heads, h * w, D) into tile order (B, heads, query tiles * 128, D)."""
-    grid, padded = plan.layout.grid, plan.padded_grid
+    grid, padded = order.grid, order.padded_grid
     image = tokens.unflatten(2, grid)
     if grid != padded:
         image = F.pad(image, (0, 0, 0, padded[1] - grid[1], 0, padded[0] - grid[0]))
-    _as_grid(tiled, plan).copy_(_split_grid(image, plan))
+    _as_grid(tiled, order).copy_(_split_grid(image, order))
 
 
-def copy_from_tiles(tiled: Tensor, tokens: Tensor, plan: TilePlan) -> None:
+def copy_from_tiles(tiled: Tensor, tokens: Tensor, order: TileOrder) -> None:
     """Tile order (B, heads, query tiles * 128, D) into row-major (B, heads, h * w, D); padding is dropped."""
-    grid, padded = plan.layout.grid, plan.padded_grid
-    image = _as_grid(tiled, plan)
+    grid, padded = order.grid, order.padded_grid
+    image = _as_grid(tiled, order)
     if grid == padded:
-        _split_grid(tokens.unflatten(2, grid), plan).copy_(image)
+        _split_grid(tokens.unflatten(2, grid), order).copy_(image)
     else:
         whole = image.reshape(*tokens.shape[:2], *padded, tokens.shape[-1])
         tokens.unflatten(2, grid).copy_(whole[:, :, : grid[0], : grid[1]])
 
 
-def _split_grid(image: Tensor, plan: TilePlan) -> Tensor:
+def _split_grid(image: Tensor, order: TileOrder) -> Tensor:
     """(B, heads, H, W, D) with both sides split into tiles, rows of them first."""
-    rows, cols = plan.tiles
+    rows, cols = order.tiles
     side = KEY_TILE_SIDE
-    height, width = ((rows, 2, side), (cols, side)) if plan.upright else ((rows, side), (cols, 2, side))
+    height, width = ((rows, 2, side), (cols, side)) if order.upright else ((rows, side), (cols, 2, side))
     return image.unflatten(3, width).unflatten(2, height)
 
 
-def _as_grid(tiled: Tensor, plan: TilePlan) -> Tensor:
+def _as_grid(tiled: Tensor, order: TileOrder) -> Tensor:
     """Tile order seen as ``_split_grid`` lays out a grid."""
     side = KEY_TILE_SIDE
-    parts = tiled.unflatten(2, (*plan.tiles, 2, side, side))
-    return parts.permute(0, 1, 2, 4, 5, 3, 6, 7) if plan.upright else parts.permute(0, 1, 2, 5, 3, 4, 6, 7)
+    parts = tiled.unflatten(2, (*order.tiles, 2, side, side))
+    return parts.permute(0, 1, 2, 4, 5, 3, 6, 7) if order.upright else parts.permute(0, 1, 2, 5, 3, 4, 6, 7)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....clear_core.attention import AttentionBias
+from ....clear_core.attention import AttentionBias, ImageBias
 from ....clear_core.layout import SequenceLayout
 
 MOST_BYTES = 10 * 2**30
@@ -62,7 +62,7 @@ class CallMasks:
         if self.mask is not mask or self.bias.layout != layout:
             self.mask, self.bias = mask, AttentionBias.of(with_heads(mask), layout)
         size = mask.numel() * mask.element_size()
-        if self.bias.image == "pairs" and size > MOST_BYTES:
+        if self.bias.image is ImageBias.PER_PAIR and size > MOST_BYTES:
             raise ValueError(
                 f"the attention mask tells image tokens apart and takes {size / 2**30:.1f} GiB for {layout.length} "
                 f"tokens ({layout.grid[1] * 16} x {layout.grid[0] * 16} px), but CLEAR takes such masks up to "

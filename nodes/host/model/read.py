@@ -8,8 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ....clear_core.attention import explain_backend
-from ....clear_core.attention.choose import unavailable_reason
+from ....clear_core.attention import explain_backend, unavailable_reason
 from ....clear_core.inspection.facts import WeightsFacts
 from ....clear_core.weights import fingerprint
 from .apply import KEY

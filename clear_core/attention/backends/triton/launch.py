@@ -1,4 +1,4 @@
-"""Starting the Triton kernel: what it is told about tensors, sizes and tiles."""
+"""Starting the Triton kernel: its arguments, from tensors, sizes and tiles."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...tiling.plan import KEY_TILE_SIDE, QUERY_BLOCK, TilePlan, query_tile_size
-from ..flex import padded_head_dim
+from ...call import padded_head_dim
+from ...tiling.order import KEY_TILE_SIDE, QUERY_BLOCK, TileOrder, query_tile_size
+from ...tiling.plan import TilePlan
 
 # Squares of distances in a visited tile stay below 2**24, where float32 is exact, up to this radius.
 FAR_RADIUS = 2**11
@@ -22,14 +23,14 @@ _LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
-class TileShape:
-    """What the kernel is compiled for on a device.
+class BlockShape:
+    """Block sizes and pipelining that the kernel is compiled for (Triton's config).
 
     Attributes:
         block_m: Queries of a program, 128 (a whole query tile) or 64 (half of one).
         block_n: Keys of a step, 64 (a whole key tile) or a half or quarter of one.
-        warps: Warps of a program.
-        stages: Steps of keys that are in shared memory at once.
+        warps: Warps of a program (num_warps).
+        stages: Steps of keys that are in shared memory at once (num_stages).
     """
 
     block_m: int
@@ -42,74 +43,80 @@ class TileShape:
 
 
 def interpreted() -> bool:
-    """Whether Triton was told to run kernels in its interpreter, which works on a CPU and is slow."""
+    """Whether Triton runs kernels in its interpreter, which works on a CPU and is slow."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def launch(
-    shape: TileShape,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    plan: TilePlan,
-    scale: float,
-) -> None:
-    """Starts the kernel; tensors as :func:`.kernel.clear_kernel` takes them."""
+class KernelTensors(NamedTuple):
+    """The tensors of :func:`.kernel.clear_kernel`, all but the tile lists."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    prefix_k: Tensor
+    prefix_v: Tensor
+    out: Tensor
+    lse: Tensor
+
+
+def launch(shape: BlockShape, tensors: KernelTensors, plan: TilePlan, scale: float) -> None:
+    """Starts the kernel.
+
+    Args:
+        scale: Factor on the query-key products, above 0.
+    """
     from .kernel import clear_kernel
 
+    q, lse = tensors.q, tensors.lse
     batch, heads, _, head_dim = q.shape
-    named = {"q": q, "k": k, "v": v, "prefix_k": prefix_k, "prefix_v": prefix_v, "out": out}
-    unit = stride_unit(*named.values())
+    unit = stride_unit(*tensors[:-1])
     strides = {
         f"{name}_{axis}": step // unit
-        for name, tensor in named.items()
-        for axis, step in zip(("batch", "head", "token"), tensor.stride(), strict=False)
+        for name, tensor in zip(tensors._fields[:-1], tensors[:-1], strict=True)
+        for axis, step in zip(("batch", "head", "token"), tensor.stride()[:3], strict=True)
     }
     sizes = kernel_sizes(plan, heads)
     grid = (plan.query_tiles * (QUERY_BLOCK // shape.block_m), batch * heads)
+    arguments: dict[str, Any] = {
+        **tensors._asdict(),
+        **tile_lists(plan)._asdict(),
+        **sizes,
+        **strides,
+        "lse_batch": lse.stride(0),
+        "lse_head": lse.stride(1),
+        "scale": scale * _LOG2_E,
+        "UNIT": unit,
+        **kernel_constants(shape, head_dim, sizes["inside"]),
+    }
     with _current_device(q.device):
-        clear_kernel[grid](
-            **named,
-            lse=lse,
-            **tile_lists(plan)._asdict(),
-            scale=scale * _LOG2_E,
-            **sizes,
-            **strides,
-            lse_batch=lse.stride(0),
-            lse_head=lse.stride(1),
-            UNIT=unit,
-            **kernel_constants(shape, head_dim, sizes["inside"]),
-        )
+        clear_kernel[grid](**arguments)
 
 
 def kernel_sizes(plan: TilePlan, heads: int) -> dict[str, int]:
-    """The kernel's sizes."""
+    """The kernel's sizes, by the names of its arguments."""
     height, width = plan.layout.grid
-    step_y, step_x = query_tile_size(plan.upright)
+    step_y, step_x = query_tile_size(plan.queries.upright)
     lists = tile_lists(plan)
-    # A larger square would overflow, and says no more than that everything is seen.
-    inside = min(plan.spec.radius**2, (height - 1) ** 2 + (width - 1) ** 2 + 1)
     return {
         "heads": heads,
         "text": plan.layout.text,
         "prefix": plan.prefix,
         "height": height,
         "width": width,
-        "tile_columns": plan.tiles[1],
+        "first_row": plan.query_rows.start,
+        "query_rows": len(plan.query_rows),
+        "tile_columns": plan.queries.tiles[1],
         "second_y": step_y - KEY_TILE_SIDE,
         "second_x": step_x - KEY_TILE_SIDE,
         "partial_width": lists.partial.shape[1],
         "full_width": lists.full.shape[1],
-        "inside": inside,
+        # A larger square would overflow without showing more of the grid.
+        "inside": min(plan.spec.inside, (height - 1) ** 2 + (width - 1) ** 2 + 1),
     }
 
 
-def kernel_constants(shape: TileShape, head_dim: int, inside: int) -> dict[str, Any]:
-    """What the kernel is compiled for, apart from the dtype and the stride's unit."""
+def kernel_constants(shape: BlockShape, head_dim: int, inside: int) -> dict[str, Any]:
+    """The kernel's compile-time arguments, apart from the stride's unit."""
     import triton.language as tl
 
     return {
@@ -125,7 +132,7 @@ def kernel_constants(shape: TileShape, head_dim: int, inside: int) -> dict[str, 
 
 
 def stride_unit(*tensors: Tensor) -> int:
-    """16 where batch, head and token strides are all multiples of it, else 1."""
+    """16 if batch, head and token strides are all multiples of it, else 1."""
     return 1 if any(step % 16 for one in tensors for step in one.stride()[:3]) else 16
 
 
@@ -139,28 +146,29 @@ class TileLists(NamedTuple):
     full_count: Tensor
 
 
-@lru_cache(maxsize=2)
+# As many as one model may take turns with.
+@lru_cache(maxsize=4)
 def tile_lists(plan: TilePlan) -> TileLists:
-    """The plan's lists, places written as row * 2**16 + column, tiles cut by the border behind the others."""
+    """The plan's lists, key tiles written as row * 2**16 + column, tiles cut by the border behind the others."""
     with torch.inference_mode(False):
-        row, col = _row_and_column(plan.partial, plan)
+        row, col = _row_and_column(plan.partial, plan.keys)
         height, width = plan.layout.grid
         border = ((row + 1) * KEY_TILE_SIDE > height) | ((col + 1) * KEY_TILE_SIDE > width)
         unused = torch.arange(row.shape[1], device=row.device) >= plan.partial_count[:, None]
-        # What is unused lies at the end, and stays there.
+        # Unused entries lie at the end, and stay there.
         order = (border | unused).to(torch.int8).argsort(dim=1, stable=True)
         circle_count = (~border & ~unused).sum(dim=1, dtype=torch.int32)
         partial = (row * 2**16 + col).gather(1, order)
-        row, col = _row_and_column(plan.full, plan)
+        row, col = _row_and_column(plan.full, plan.keys)
         return TileLists(partial, circle_count, plan.partial_count, row * 2**16 + col, plan.full_count)
 
 
-def _row_and_column(tiles: Tensor, plan: TilePlan) -> tuple[Tensor, Tensor]:
-    """(row, column) in key tiles of places in tile order."""
+def _row_and_column(tiles: Tensor, order: TileOrder) -> tuple[Tensor, Tensor]:
+    """(row, column) of key tiles, from their indices in tile order."""
     tiles = tiles.to(torch.int32)
     query_tile, second = tiles // 2, tiles % 2
-    row, col = query_tile // plan.tiles[1], query_tile % plan.tiles[1]
-    return (row * 2 + second, col) if plan.upright else (row, col * 2 + second)
+    row, col = query_tile // order.tiles[1], query_tile % order.tiles[1]
+    return (row * 2 + second, col) if order.upright else (row, col * 2 + second)
 
 
 def _current_device(device: torch.device) -> AbstractContextManager[Any]:

@@ -1,0 +1,56 @@
+"""What a backend is. A new one is a file here and one line in :mod:`..choose`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..call import Attended, AttentionCall, CallKind
+
+
+class Backend(Protocol):
+    """One way to compute CLEAR attention. A backend imports no other backend.
+
+    Attributes:
+        name: What users write.
+        title: The subject of a sentence about it.
+        takes_bias: Whether it takes attention masks; calls that have one are handed over to gathered tiles if not.
+        compiled: Whether its kernel is compiled here: it is then tested beside the reference before its first use, and
+            may raise :class:`KernelError`, after which it is not used again.
+    """
+
+    name: str
+    title: str
+    takes_bias: bool
+    compiled: bool
+
+    def unavailable(self, kind: CallKind) -> str | None:
+        """Why such calls cannot run, as the end of "cannot run here because ..."; None if they can.
+
+        Says it without compiling anything.
+        """
+        ...
+
+    def preferred(self, kind: CallKind) -> str | None:
+        """One sentence that says why "auto" should take it for such calls; None if it should not."""
+        ...
+
+    def run(self, call: AttentionCall) -> Attended:
+        """Computes the rows of q. ``lse`` is None exactly if ``call.return_lse`` is False.
+
+        Raises:
+            KernelError: The kernel cannot be compiled or run.
+        """
+        ...
+
+
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or run. The message is one line.
+
+    Attributes:
+        backend: Name of the backend.
+    """
+
+    def __init__(self, backend: str, cause: BaseException) -> None:
+        line = (str(cause).strip() or "no message").splitlines()[0]
+        super().__init__(f"{type(cause).__name__}: {line}")
+        self.backend = backend
