@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support_comfy.boot import PROJECT
 
-from dev import host_interpreter
+from tools.suites import host_interpreter
 
 GRAPH = """() => {
     app.graph.clear();

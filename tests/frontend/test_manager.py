@@ -20,7 +20,7 @@ from registry import REAL, Registry, published_files
 from support_comfy import boot
 from support_comfy.server import Server
 
-from dev import host_interpreter
+from tools.suites import host_interpreter
 
 GRAPH = boot.PROJECT / "example_workflows" / "clear_text_to_image_1k_to_4k.json"
 OURS = {"CLEARAttention", "CLEARUpscale", "CLEARInspect"}
