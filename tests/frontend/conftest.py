@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dev import find_browser, find_hosts, host_interpreter, host_version
 from tests.support.page_hands import skip_the_welcome
+from tools.suites import find_browser, find_hosts, host_interpreter, host_version
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dev import host_interpreter
 from tests.host.support_comfy.boot import PROJECT
+from tools.suites import host_interpreter
 
 GRAPH = """() => {
     app.graph.clear();

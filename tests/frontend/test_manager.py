@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from dev import host_interpreter
 from tests.host.support_comfy import boot
 from tests.host.support_comfy.server import Server
 from tests.support.page_hands import skip_the_welcome
 from tests.support.registry import REAL, Registry, published_files
+from tools.suites import host_interpreter
 
 GRAPH = boot.PROJECT / "example_workflows" / "clear_text_to_image_1k_to_4k.json"
 OURS = {"CLEARAttention", "CLEARUpscale", "CLEARInspect"}
