@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def draw_cost_chart(
     axes = chart_axes(box, places, curves)
     left, top, right, bottom = axes.box
     type_ = font(size)
-    for tick, name in zip(decades([value for curve in curves for value in curve.values]), y_name):
+    for tick, name in zip(decades([value for curve in curves for value in curve.values]), y_name, strict=False):
         y = axes.point(places[0], tick)[1]
         draw.line((left, y, right, y), GRID_LINE, 2)
         draw.text((left - size * 0.5, y), name, MUTED, type_, anchor="rm")
@@ -119,10 +120,12 @@ def draw_cost_chart(
         anchor = "rt" if x > (left + right) / 2 else "lt"
         draw.text((x + (-0.4 if anchor == "rt" else 0.4) * size, top), mark[1], QUERY, type_, anchor=anchor)
     for curve in curves:
-        points = [axes.point(place, value) for place, value in zip(places, curve.values)]
+        points = [axes.point(place, value) for place, value in zip(places, curve.values, strict=True)]
         draw.line(points, curve.color, round(size * (0.24 if curve.in_use else 0.11)), joint="curve")
     ends = [axes.point(places[-1], curve.values[-1])[1] for curve in curves]
-    for curve, y in zip(curves, apart(ends, size * 1.35 * max(curve.name.count("\n") + 1 for curve in curves))):
+    for curve, y in zip(
+        curves, apart(ends, size * 1.35 * max(curve.name.count("\n") + 1 for curve in curves)), strict=True
+    ):
         draw.text((right + size * 0.6, y), curve.name, curve.color, type_, anchor="lm", spacing=size * 0.2)
     return axes
 
@@ -138,7 +141,7 @@ def apart(places: Sequence[float], least: float) -> list[float]:
     """The same places in the same order, moved so that neighbours are at least ``least`` apart."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
-    for before, after in zip(order, order[1:]):
+    for before, after in itertools.pairwise(order):
         moved[after] = max(moved[after], moved[before] + least)
     excess = moved[order[-1]] - places[order[-1]]
     # Shared between both ends, so that no label wanders far from its line.
@@ -172,7 +175,7 @@ def draw_table(
         draw.rectangle((left, y, right, y + line), (253, 240, 233))
     for index, cells in enumerate([[name for name, _ in columns], *rows]):
         y = top + line * (index + 0.5)
-        for (_, color), cell, x, anchor in zip(columns, cells, edges, anchors):
+        for (_, color), cell, x, anchor in zip(columns, cells, edges, anchors, strict=True):
             draw.text((x, y), cell, color, font(size), anchor=anchor)
         draw.line((left, y + line / 2, right, y + line / 2), GRID_LINE, 2)
     return top + line * (len(rows) + 1)

@@ -54,7 +54,7 @@ class WeightsFacts:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast a machine was in its last run.
 
     Attributes:
@@ -111,7 +111,7 @@ class Inspection:
     backend: tuple[str, str] = ("", "")
     device: str = ""
     device_bytes: int = 0
-    pace: Pace | None = None
+    pace: Throughput | None = None
     tiles: str = ""
     stages: str = ""
     others: tuple[str, ...] = ()

@@ -199,7 +199,7 @@ def draw_costs(page: Page, facts: Inspection) -> None:
     )
     page.gap(CHART_HEIGHT + 20)
     here = facts.row(facts.size)
-    listed = [(f"{side_name(side)} square", row) for side, row in zip(SIDES, rows)]
+    listed = [(f"{side_name(side)} square", row) for side, row in zip(SIDES, rows, strict=True)]
     listed.append((f"{facts.size[1]} x {facts.size[0]}", here))
     cells = [
         [

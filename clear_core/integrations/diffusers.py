@@ -215,7 +215,7 @@ def describe_call(
         ValueError: ``img_ids`` or ``txt_ids`` is missing, or the image's ids are not one row-major grid.
     """
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-    values = dict(zip(names, args)) | kwargs
+    values = dict(zip(names, args, strict=False)) | kwargs
     for name in ("img_ids", "txt_ids"):
         if values.get(name) is None:
             raise ValueError(f"the transformer was called without {name}, from which CLEAR reads the grid.")

@@ -13,7 +13,7 @@ from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.tiling.plan import tile_plan
 from clear_core.cost import clear_pairs, dense_pairs, token_gflops
-from clear_core.inspection.facts import Inspection, ModelFacts, Pace, WeightsFacts
+from clear_core.inspection.facts import Inspection, ModelFacts, Throughput, WeightsFacts
 from clear_core.inspection.report import MARK, headline, note, report
 from clear_core.inspection.units import memory_words, percent, significant, time_words
 from clear_core.memory import Activations
@@ -21,12 +21,14 @@ from clear_core.settings import ClearSettings
 
 pytest.importorskip("PIL")
 
-from PIL import Image  # noqa: E402
+import itertools
 
-from clear_core.inspection.charts import apart, block_map, decades  # noqa: E402
-from clear_core.inspection.overlay import draw_overlay  # noqa: E402
-from clear_core.inspection.page import PLACES, Unit, curves_of, draw_note, draw_sheet  # noqa: E402
-from clear_core.inspection.window_figure import CIRCLE, POOLED, QUERY, TEXT, UNSEEN, font, legible  # noqa: E402
+from PIL import Image
+
+from clear_core.inspection.charts import apart, block_map, decades
+from clear_core.inspection.overlay import draw_overlay
+from clear_core.inspection.page import PLACES, Unit, curves_of, draw_note, draw_sheet
+from clear_core.inspection.window_figure import CIRCLE, POOLED, QUERY, TEXT, UNSEEN, font, legible
 
 FLUX = ModelFacts(Activations(), 19, 38, 128, "bfloat16", 23_800_000_000)
 VERSIONS = {"clear-flux": "0.1.0", "torch": "2.11.0"}
@@ -74,7 +76,9 @@ def test_curves_rise_with_size_and_keep_their_order(spec):
         assert list(curve.values) == sorted(curve.values) and min(curve.values) > 0
         assert len(curve.values) == len(PLACES)
     dense, window, pooled = (curve.values for curve in curves)
-    assert all(a >= b for a, b in zip(dense, window)) and all(a >= b for a, b in zip(pooled, window))
+    assert all(a >= b for a, b in zip(dense, window, strict=True)) and all(
+        a >= b for a, b in zip(pooled, window, strict=True)
+    )
     assert dense[0] == pytest.approx(1.0)
     # The windows' own cost grows with the area: 64 times from 1K to 8K, and far more densely.
     assert window[-1] / window[0] < 80 < dense[-1] / dense[0]
@@ -82,7 +86,7 @@ def test_curves_rise_with_size_and_keep_their_order(spec):
 
 
 def test_time_is_the_work_at_the_measured_pace():
-    inspected = facts(2048, pace=Pace(1000.0, 20, "a run"))
+    inspected = facts(2048, pace=Throughput(1000.0, 20, "a run"))
     work = inspected.row((2048, 2048)).window
     assert inspected.seconds(work) == pytest.approx(work / 1000)
     text = report(inspected)
@@ -165,7 +169,7 @@ def test_a_refusal_is_a_sentence_and_the_versions():
 
 
 def near(pixel: tuple[int, int, int], color: tuple[int, int, int]) -> bool:
-    return max(abs(a - b) for a, b in zip(pixel, color)) < 40
+    return max(abs(a - b) for a, b in zip(pixel, color, strict=True)) < 40
 
 
 @pytest.mark.parametrize("picture", [None, Image.new("RGB", (64, 64), (250, 120, 0))], ids=["plain", "picture"])
@@ -179,7 +183,7 @@ def test_the_drawn_circle_is_true_to_scale(size, radius, picture):
         [place for place in range(image.width) if near(image.getpixel((place, int(y))), CIRCLE)],
         [place for place in range(image.height) if near(image.getpixel((int(x), place)), CIRCLE)],
     ]
-    for places, middle in zip(lines, (x, y)):
+    for places, middle in zip(lines, (x, y), strict=True):
         left = [place for place in places if place < middle]
         right = [place for place in places if middle < place]
         # The line's own middle; below the circle the label's border may be of its color too.
@@ -231,7 +235,7 @@ def test_block_map_shows_pooled_keys():
         pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks=frozenset({0, 30})), id="overview"),
         pytest.param(facts(1024, None), id="no CLEAR"),
         pytest.param(facts(dense_blocks=frozenset(range(57))), id="all blocks dense"),
-        pytest.param(replace(facts(), size=(512, 6144), pace=Pace(3.0, 4, "a run")), id="panorama"),
+        pytest.param(replace(facts(), size=(512, 6144), pace=Throughput(3.0, 4, "a run")), id="panorama"),
         pytest.param(facts(64, ClearSpec(16)), id="tiny"),
         pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
     ],
@@ -271,7 +275,7 @@ def test_labels_are_moved_apart_and_keep_their_order(places, least):
     moved = apart(places, least)
     order = sorted(range(len(places)), key=places.__getitem__)
     assert order == sorted(range(len(places)), key=moved.__getitem__)
-    assert all(moved[b] - moved[a] >= least for a, b in zip(order, order[1:]))
+    assert all(moved[b] - moved[a] >= least for a, b in itertools.pairwise(order))
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_reference_tokens_do_not_count() -> None:
 def test_ntk_theta_is_diffusers_ntk_factor(factor: float) -> None:
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     positions = torch.arange(300).float()
-    options = dict(use_real=True, repeat_interleave_real=True, freqs_dtype=torch.float64)
+    options = {"use_real": True, "repeat_interleave_real": True, "freqs_dtype": torch.float64}
     ours = embeddings.get_1d_rotary_pos_embed(56, positions, theta=ntk_theta(10000, factor), **options)
     theirs = embeddings.get_1d_rotary_pos_embed(56, positions, theta=10000, ntk_factor=factor, **options)
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy import flux
+
+from tests.host.support_comfy import flux
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peak memory from /proc")
 

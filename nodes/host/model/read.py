@@ -25,6 +25,11 @@ def clear_of(model: ModelPatcher) -> WindowPatch | None:
     return patches[-1] if patches else None
 
 
+def has_windows(model: ModelPatcher) -> bool:
+    """Whether CLEAR is on a model."""
+    return clear_of(model) is not None
+
+
 def head_dim_of(model: ModelPatcher) -> int:
     """Size of a head."""
     config = model.model.model_config.unet_config
