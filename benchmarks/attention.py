@@ -1,8 +1,8 @@
-"""Seconds of CLEAR attention by every backend beside ordinary attention and the published row-major order.
+"""Seconds of CLEAR attention by every backend, of dense attention and of the published row-major order.
 
     python -m benchmarks.attention --grid 128x128 --heads 4 --radius 8,16 --dtype bfloat16
 
-Nothing is timed before it was found equal to the oracle.
+Every run is compared with the oracle before it is timed.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from clear_core import ClearSpec, SequenceLayout, clear_attention, cost
 from clear_core.attention import explain_backend
 
 from .row_major import row_major_attention
-from .timing import interleaved, peak_bytes, summary, write_record
+from .timing import first_line, interleaved, peak_bytes, summary, write_record
 
-ORDINARY, ROW_MAJOR = "sdpa", "row-major"
-RUNS = (ORDINARY, ROW_MAJOR, "dense", "gather", "flex", "auto")
+DENSE, ROW_MAJOR = "sdpa", "row-major"
+RUNS = (DENSE, ROW_MAJOR, "dense", "gather", "flex", "auto")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-def contenders(
-    names: list[str], layout: SequenceLayout, spec: ClearSpec, q: Tensor, k: Tensor, v: Tensor
-) -> dict[str, Callable[[], Tensor]]:
-    found: dict[str, Callable[[], Tensor]] = {}
-    for name in names:
-        if name == ORDINARY:
-            found[name] = partial(F.scaled_dot_product_attention, q, k, v)
-        elif name == ROW_MAJOR:
-            found[name] = partial(row_major_attention(layout, spec, q.device), q, k, v)
-        else:
-            found[name] = partial(clear_attention, q, k, v, grid=layout.grid, spec=spec, backend=name)
-    return found
+Attention = Callable[[Tensor, Tensor, Tensor], Any]
+"""q, k and v to the output."""
+
+
+def attention(name: str, layout: SequenceLayout, spec: ClearSpec, device: torch.device) -> Attention:
+    """One of ``RUNS``, or a backend, for one layout and window."""
+    if name == DENSE:
+        return F.scaled_dot_product_attention
+    if name == ROW_MAJOR:
+        return row_major_attention(layout, spec, device)
+    return partial(clear_attention, grid=layout.grid, spec=spec, backend=name)
 
 
 def error(out: Tensor, expected: Tensor) -> float:
-    """Largest difference; of values above 1 relative to the largest of them."""
+    """Largest difference, relative to the largest expected value if that is above 1."""
     return float((out[:, :1].float() - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def measure(layout: SequenceLayout, spec: ClearSpec, options: argparse.Namespace) -> dict[str, Any]:
-    """One grid and radius: errors and peak memory first, then the rounds."""
+    """Results of one grid and radius: errors and peak memory first, then the rounds."""
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(options.batch, layout.length, 3, options.heads, options.head_dim, generator=generator)
     q, k, v = (one.contiguous() for one in wide.to(device, dtype).permute(2, 0, 3, 1, 4))
     del wide
     # One head is enough for the oracle, which is quadratic and runs in float32.
-    expected = clear_attention(*(one[:, :1].float() for one in (q, k, v)), grid=layout.grid, spec=spec, backend="dense")
-    functions = contenders(options.runs, layout, spec, q, k, v)
+    oracle = attention("dense", layout, spec, device)
+    expected = oracle(q[:, :1].float(), k[:, :1].float(), v[:, :1].float())
+    functions = {name: partial(attention(name, layout, spec, device), q, k, v) for name in options.runs}
     checks: dict[str, dict[str, Any]] = {}
     for name, function in functions.items():
         out = function()
-        off = None if name == ORDINARY else error(out, expected)
+        off = None if name == DENSE else error(out, expected)
         del out
         if off is not None and not off <= TOLERANCE[dtype]:
             raise SystemExit(f"{name} is off by {off:.2g} from the oracle at {layout.grid}, {spec}; nothing was timed.")
@@ -69,7 +69,7 @@ def measure(layout: SequenceLayout, spec: ClearSpec, options: argparse.Namespace
         checks[name] = {"error": off, "peak_bytes": peak}
     del expected
     clock = time.process_time if options.cpu_time else time.perf_counter
-    timed = summary(interleaved(functions, device, options.rounds, clock), ORDINARY)
+    timed = summary(interleaved(functions, device, options.rounds, clock), DENSE)
     auto, _ = explain_backend(device, dtype, options.head_dim, layout.grid, spec)
     exact = cost.clear_pairs(layout, spec)
     return {
@@ -84,10 +84,11 @@ def measure(layout: SequenceLayout, spec: ClearSpec, options: argparse.Namespace
 
 
 def show(result: dict[str, Any]) -> None:
+    """Prints the table of one result."""
     height, width = result["grid"]
     print(
         f"\n{height} x {width} tokens, radius {result['radius']}: {result['dense_over_exact']:.1f} times fewer pairs "
-        f"than ordinary attention; auto is {result['auto']}"
+        f"than dense attention; auto is {result['auto']}"
     )
     print(f"{'':>10} {'median':>12} {'speed-up':>9} {'peak':>9} {'error':>8}")
     for name, run in result["runs"].items():
@@ -106,7 +107,7 @@ def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=first_line(__doc__))
     parser.add_argument("--grid", type=_list_of(_grid), default="64x64", help="height x width in tokens, or several")
     parser.add_argument("--radius", type=_list_of(int), default="8,16,32", help="in tokens, or several")
     parser.add_argument("--down-factor", type=int, default=1, help="1 is without pooled keys")
@@ -130,8 +131,8 @@ def main() -> None:
     unknown = set(options.runs) - set(RUNS)
     if unknown:
         parser.error(f"--runs has {', '.join(sorted(unknown))}; expected some of {', '.join(RUNS)}")
-    if ORDINARY not in options.runs:
-        options.runs.insert(0, ORDINARY)
+    if DENSE not in options.runs:
+        options.runs.insert(0, DENSE)
     if options.down_factor > 1 and ROW_MAJOR in options.runs:
         options.runs.remove(ROW_MAJOR)
     torch.set_num_threads(options.threads)

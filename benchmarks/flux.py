@@ -2,9 +2,9 @@
 
     python -m benchmarks.flux --output benchmarks/records/NAME.json
 
-On a GPU: 24 heads of 128, bfloat16, 512 text tokens, radius 8, 16 and 32, with and without pooled keys. Nothing is
-timed before it was found equal to the oracle on sampled rows. What cannot run is named with its reason. On a CPU the
-defaults are small; they show that the command works, not how fast a GPU is.
+On a GPU: 24 heads of 128, bfloat16, 512 text tokens, radius 8, 16 and 32, with and without pooled keys. Every
+run is compared with the oracle on sampled rows before it is timed. An impossible run is listed with its reason.
+On a CPU the defaults are small; they show that the command works, not the speed of a GPU.
 """
 
 from __future__ import annotations
@@ -22,39 +22,37 @@ from typing import Any
 import torch
 import torch._dynamo
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from clear_core import ClearSpec, SequenceLayout, clear_attention, cost
+from clear_core import ClearSpec, SequenceLayout, cost
 from clear_core.attention import explain_backend, unavailable_reason
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.pool import mean_weight, pool_tokens
 
-from .attention import ORDINARY, ROW_MAJOR, TOLERANCE
-from .row_major import row_major_attention
-from .timing import interleaved, peak_bytes, synchronize, write_record
+from .attention import DENSE, ROW_MAJOR, TOLERANCE, attention
+from .flux_step import DOUBLE_BLOCKS, SINGLE_BLOCKS, step
+from .timing import failure, first_line, interleaved, peak_bytes, synchronize, write_record
 
-RUNS = (ORDINARY, ROW_MAJOR, "flex", "gather", "triton")
+RUNS = (DENSE, ROW_MAJOR, "flex", "gather", "triton")
 GRIDS = {"1K": (64, 64), "2K": (128, 128), "4K": (256, 256), "8K": (512, 512)}
-DOUBLE_BLOCKS, SINGLE_BLOCKS = 19, 38
-TEXT, MLP_RATIO, DOWN_FACTOR = 512, 4, 4
+TEXT, DOWN_FACTOR = 512, 4
 
-# What is asked most comes first, since the time is limited.
+# The most common sizes first, because the time is limited.
 GPU_ORDER = ("4K", "2K", "8K", "1K")
 
-# Ordinary attention of more tokens than these takes minutes on a CPU.
+# Dense attention of more tokens takes minutes on a CPU.
 CPU_TOKENS = 5000
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Clock:
-    """Minutes that are left, and what was not begun for want of them."""
+    """A time limit, and the measurements that it prevented."""
 
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
         self.left_out: list[str] = []
 
     def allows(self, what: str) -> bool:
+        """Whether there is time left; otherwise notes the measurement as left out."""
         if time.monotonic() < self.end:
             return True
         self.left_out.append(what)
@@ -62,26 +60,18 @@ class Clock:
 
 
 def skip_reason(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, spec: ClearSpec) -> str | None:
-    """Why a run is left out, or None."""
-    if name == ORDINARY:
+    """The reason why a run is left out, or None."""
+    if name == DENSE:
         return None
     if name == ROW_MAJOR:
         return "the published row-major order is measured without pooled keys" if spec.pools else None
     return unavailable_reason(name, device, dtype, head_dim)
 
 
-def attention(name: str, layout: SequenceLayout, spec: ClearSpec, device: torch.device) -> Attention:
-    if name == ORDINARY:
-        return F.scaled_dot_product_attention
-    if name == ROW_MAJOR:
-        return row_major_attention(layout, spec, device)
-    return partial(clear_attention, grid=layout.grid, spec=spec, backend=name)
-
-
 def sampled_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, spec: ClearSpec) -> float:
     """Largest difference from float32 in the first, middle and last image row of the first and last head.
 
-    The whole oracle is quadratic, and would take longer than all that is measured.
+    The whole oracle is quadratic and would take longer than the measurement.
     """
     height, width = layout.grid
     image, worst = layout.image_slice, 0.0
@@ -89,7 +79,7 @@ def sampled_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Sequence
         one_q, keys, values = (one[:1, head : head + 1].float() for one in (q, k, v))
         if spec.pools:
             weight = mean_weight(spec.down_factor)
-            # Pooled in the dtype, as every backend does.
+            # Pooled in the given dtype, as in every backend.
             keys, values = (
                 torch.cat([whole, pool_tokens(one[:1, head : head + 1, image], layout.grid, weight).float()], 2)
                 for whole, one in ((keys, k), (values, v))
@@ -104,20 +94,11 @@ def sampled_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Sequence
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """What a large matrix product reaches here, in 10**12 operations a second: the peak that shares refer to."""
+    """Throughput of a large matrix product in 10**12 operations a second: the peak of all shares."""
     side = 512 if device.type == "cpu" else 8192
     a, b = torch.randn(2, side, side, device=device, dtype=dtype).unbind()
     seconds = interleaved({"matmul": lambda: a @ b}, device, 10)["matmul"]
     return 2 * side**3 / min(seconds) / 1e12
-
-
-def failure(function: Callable[[], Any]) -> str | None:
-    """What goes wrong when it runs, in one line; None where nothing does. One backend that breaks is a result."""
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-    return None
 
 
 # ---- one layer ----
@@ -126,7 +107,7 @@ def failure(function: Callable[[], Any]) -> str | None:
 def layer(
     name: str, layout: SequenceLayout, spec: ClearSpec, peak: float, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Attention of one grid and spec by every run that works."""
+    """Attention of one grid and spec by every run that is possible."""
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     q, k, v = (
         torch.randn(1, options.heads, layout.length, options.head_dim, device=device, dtype=dtype) for _ in range(3)
@@ -139,19 +120,19 @@ def layer(
         if reason is None:
             function = partial(attention(run, layout, spec, device), q, k, v)
             reason = failure(function)
-        if reason is None:
-            off = None if run == ORDINARY else sampled_error(function(), q, k, v, layout, spec)
-            if off is None or off <= TOLERANCE[dtype]:
-                functions[run] = function
-                checked[run] = {"error": off, "peak_bytes": peak_bytes(function, device)[1]}
-            else:
-                reason = f"it is off by {off:.2g} from the oracle"
+            if reason is None:
+                off = None if run == DENSE else sampled_error(function(), q, k, v, layout, spec)
+                if off is None or off <= TOLERANCE[dtype]:
+                    functions[run] = function
+                    checked[run] = {"error": off, "peak_bytes": peak_bytes(function, device)[1]}
+                else:
+                    reason = f"it is off by {off:.2g} from the oracle"
         if reason is not None:
             skipped[run] = reason
-    exact, ordinary = cost.clear_pairs(layout, spec), cost.dense_pairs(layout)
-    runs = {}
+    exact, dense = cost.clear_pairs(layout, spec), cost.dense_pairs(layout)
+    runs: dict[str, dict[str, Any]] = {}
     for run, seconds in interleaved(functions, device, options.rounds).items():
-        flops = 4 * (ordinary if run == ORDINARY else exact) * options.heads * options.head_dim
+        flops = 4 * (dense if run == DENSE else exact) * options.heads * options.head_dim
         took = median(seconds)
         runs[run] = {
             "median_ms": round(took * 1e3, 3),
@@ -164,103 +145,18 @@ def layer(
         "grid": list(layout.grid),
         "radius": spec.radius,
         "down_factor": spec.down_factor,
-        "dense_over_exact_pairs": round(ordinary / exact, 2),
+        "dense_over_exact_pairs": round(dense / exact, 2),
         "auto": explain_backend(device, dtype, options.head_dim, layout.grid, spec)[0],
         "runs": runs,
         "skipped": skipped,
     }
 
 
-# ---- a step ----
-
-
-class DoubleBlock(nn.Module):
-    """The linear layers of FLUX's double block, without norms, positions and modulation."""
-
-    def __init__(self, width: int, heads: int, **kind: Any) -> None:
-        super().__init__()
-        self.heads = heads
-        self.streams = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "qkv": nn.Linear(width, 3 * width, **kind),
-                    "out": nn.Linear(width, width, **kind),
-                    "mlp": nn.Sequential(
-                        nn.Linear(width, MLP_RATIO * width, **kind),
-                        nn.GELU("tanh"),
-                        nn.Linear(MLP_RATIO * width, width, **kind),
-                    ),
-                }
-            )
-            for _ in range(2)
-        )
-
-    def forward(self, x: Tensor, attend: Attention) -> Tensor:
-        parts = x.split([TEXT, x.shape[1] - TEXT], dim=1)
-        qkv = torch.cat([stream["qkv"](part) for stream, part in zip(self.streams, parts, strict=True)], dim=1)
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = attend(q, k, v).transpose(1, 2).flatten(2).split([TEXT, x.shape[1] - TEXT], dim=1)
-        parts = [part + stream["out"](one) for stream, part, one in zip(self.streams, parts, attended, strict=True)]
-        return torch.cat([part + stream["mlp"](part) for stream, part in zip(self.streams, parts, strict=True)], dim=1)
-
-
-class SingleBlock(nn.Module):
-    """The linear layers of FLUX's single block; V is a view with the stride of everything, as in ComfyUI."""
-
-    def __init__(self, width: int, heads: int, **kind: Any) -> None:
-        super().__init__()
-        self.heads, self.widths = heads, (3 * width, MLP_RATIO * width)
-        self.linear1 = nn.Linear(width, sum(self.widths), **kind)
-        self.linear2 = nn.Linear(width + MLP_RATIO * width, width, **kind)
-
-    def forward(self, x: Tensor, attend: Attention) -> Tensor:
-        qkv, mlp = self.linear1(x).split(self.widths, dim=-1)
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = attend(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.linear2(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=2))
-
-
-def step(
-    name: str, layout: SequenceLayout, spec: ClearSpec, runs: list[str], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Time of 19 double and 38 single blocks: one of each is timed, since all have the same shapes."""
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    width = options.heads * options.head_dim
-    blocks = {
-        "double": DoubleBlock(width, options.heads, device=device, dtype=dtype),
-        "single": SingleBlock(width, options.heads, device=device, dtype=dtype),
-    }
-    x = torch.randn(1, layout.length, width, device=device, dtype=dtype)
-    attentions = {run: attention(run, layout, spec, device) for run in runs}
-    skipped: dict[str, str] = {}
-    for run, attend in attentions.items():
-        reason = failure(lambda: [block(x, attend) for block in blocks.values()])
-        if reason is not None:
-            skipped[run] = reason
-    found: dict[str, dict[str, Any]] = {run: {} for run in runs if run not in skipped}
-    for kind, block in blocks.items():
-        functions = {run: partial(block, x, attentions[run]) for run in found}
-        for run, function in functions.items():
-            found[run][f"{kind}_peak_bytes"] = peak_bytes(function, device)[1]
-        for run, seconds in interleaved(functions, device, options.rounds).items():
-            found[run][f"{kind}_ms"] = round(median(seconds) * 1e3, 3)
-    for one in found.values():
-        one["step_ms"] = round(DOUBLE_BLOCKS * one["double_ms"] + SINGLE_BLOCKS * one["single_ms"], 1)
-    return {
-        "kind": "step",
-        "size": name,
-        "grid": list(layout.grid),
-        "radius": spec.radius,
-        "down_factor": spec.down_factor,
-        "runs": found,
-        "skipped": skipped,
-    }
-
-
-# ---- what people read ----
+# ---- text output ----
 
 
 def show_layer(result: dict[str, Any]) -> None:
+    """Prints the table of one layer."""
     pooled = f", pooled {result['down_factor']} x {result['down_factor']}" if result["down_factor"] > 1 else ""
     print(
         f"\n{result['size']} ({result['grid'][0]} x {result['grid'][1]} tokens), radius {result['radius']}{pooled}: "
@@ -275,12 +171,14 @@ def show_layer(result: dict[str, Any]) -> None:
 
 
 def show_step(result: dict[str, Any]) -> None:
+    """Prints the table of one step."""
     print(
-        f"\nstep at {result['size']}, radius {result['radius']} ({DOUBLE_BLOCKS} double and {SINGLE_BLOCKS} single blocks)"
+        f"\nstep at {result['size']}, radius {result['radius']} "
+        f"({DOUBLE_BLOCKS} double and {SINGLE_BLOCKS} single blocks)"
     )
-    ordinary = result["runs"].get(ORDINARY, {}).get("step_ms")
+    dense = result["runs"].get(DENSE, {}).get("step_ms")
     for name, run in result["runs"].items():
-        speed = f"{ordinary / run['step_ms']:.2f}x" if ordinary else ""
+        speed = f"{dense / run['step_ms']:.2f}x" if dense else ""
         print(f"{name:>10} {run['step_ms'] / 1e3:>9.3f} s {speed:>8}")
     for name, reason in result["skipped"].items():
         print(f"{name:>10} skipped: {reason}")
@@ -291,7 +189,7 @@ def main() -> None:
         return text.split(",")
 
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flux", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.flux", description=first_line(__doc__))
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument(
         "--sizes", type=names, default=",".join(GPU_ORDER) if on_gpu else "1K", help=f"some of {', '.join(GRIDS)}"
@@ -302,7 +200,7 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5 if on_gpu else 3)
-    parser.add_argument("--minutes", type=float, default=7.0, help="nothing is begun after these")
+    parser.add_argument("--minutes", type=float, default=7.0, help="no measurement starts later")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
     for given, known, option in ((options.runs, RUNS, "--runs"), (options.sizes, GRIDS, "--sizes")):
@@ -310,17 +208,20 @@ def main() -> None:
             parser.error(f"{option} has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     device = torch.device(options.device)
     results: list[dict[str, Any]] = []
-    # Row-major attention is compiled for every size, as the published code does, and that is more than the usual limit.
+    # Row-major attention is compiled for every size, as in the published code; this exceeds the usual limit.
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     with torch.inference_mode(), torch._dynamo.config.patch({limit: 64}):
         measure(device, options, results)
     if options.output:
-        shown = {name: value for name, value in vars(options).items() if name != "output"}
-        shown["triton"] = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
-        write_record(options.output, device, shown, results)
+        settings = {name: value for name, value in vars(options).items() if name != "output"}
+        settings["triton"] = (
+            importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
+        )
+        write_record(options.output, device, settings, results)
 
 
 def measure(device: torch.device, options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Appends the results of all sizes, radii and down factors."""
     clock = Clock(options.minutes)
     peak = matmul_tflops(device, getattr(torch, options.dtype))
     results.append({"kind": "peak", "matmul_tflops": round(peak, 3)})

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from clear_core.layout import TOKEN_PIXELS, token_grid
 from clear_core.memory import FLUX_TEXT, GIB, RUNTIME_BYTES, Activations, activation_budget
 from clear_core.sdedit import TileLayout, choose_tiles
 
 CARDS = (8, 12, 16, 24, 48)
 SIDES = (2048, 4096, 8192)
 WEIGHTS = {"bf16": 23.8e9, "fp8": 11.9e9, "GGUF Q4": 6.8e9}
-"""Bytes of FLUX.1's weights as they are published in these forms."""
+"""Bytes of FLUX.1's published weights by format."""
 
 
 def whole_frame_rows() -> list[str]:
-    """What one call takes over the whole frame, in bf16."""
+    """Memory of one call over the whole frame, in bf16."""
     shape = Activations()
     rows = ["| picture | tokens | beside the weights, GiB | the same without chunks |", "| --- | --- | --- | --- |"]
     for side in SIDES:
-        tokens = (side // 16) ** 2
+        tokens = (side // TOKEN_PIXELS) ** 2
         chunked = shape.peak_bytes(tokens + FLUX_TEXT) / GIB
         plain = shape.peak_bytes(tokens + FLUX_TEXT, chunk=tokens + FLUX_TEXT) / GIB
         rows.append(f"| {side} x {side} | {tokens} | {chunked:.1f} | {plain:.1f} |")
@@ -24,7 +25,7 @@ def whole_frame_rows() -> list[str]:
 
 
 def card_rows() -> list[str]:
-    """Tiles by the automatic rule and the peak they lead to."""
+    """Tiles of the automatic rule, and their peak."""
     head = [f"{gigabytes} GB" for gigabytes in CARDS]
     rows = [f"| picture | weights | {' | '.join(head)} |", f"| --- | --- |{' --- |' * len(CARDS)}"]
     for side in SIDES:
@@ -35,18 +36,19 @@ def card_rows() -> list[str]:
 
 
 def card_cell(side: int, total: int, weights: int) -> str:
-    """Tile and peak on one card; an asterisk where the host has to keep a part of the weights in main memory."""
+    """Tile and peak on one card; an asterisk if the host has to keep a part of the weights in main memory."""
     shape, budget = Activations(), activation_budget(total, weights)
-    layout = choose_tiles((side // 16, side // 16), activations=shape, budget=budget)
+    layout = choose_tiles(token_grid(side, side, TOKEN_PIXELS), activations=shape, budget=budget)
     resident = min(weights, total // 2)
     peak = resident + RUNTIME_BYTES + shape.peak_bytes(layout.tile[0] * layout.tile[1] + FLUX_TEXT)
-    return f"{tile_words(layout)}, {peak / GIB:.1f}{'*' if resident < weights else ''}"
+    return f"{tile_text(layout)}, {peak / GIB:.1f}{'*' if resident < weights else ''}"
 
 
-def tile_words(layout: TileLayout) -> str:
+def tile_text(layout: TileLayout) -> str:
+    """Number and sides in px of the tiles."""
     if layout.is_whole:
         return "whole"
-    return f"{len(layout.tiles)} of {layout.tile[1] * 16} x {layout.tile[0] * 16}"
+    return f"{len(layout.tiles)} of {layout.tile[1] * TOKEN_PIXELS} x {layout.tile[0] * TOKEN_PIXELS}"
 
 
 if __name__ == "__main__":

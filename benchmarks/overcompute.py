@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from clear_core import ClearSpec, SequenceLayout, cost
 from clear_core.attention.tiling.plan import tile_plan
 
 from .row_major import visited_pairs
-from .timing import write_record
+from .timing import first_line, write_record
 
 GRIDS = {
     "1K": (64, 64),
@@ -33,9 +34,9 @@ RADII = (8, 16, 32)
 CPU = torch.device("cpu")
 
 
-def measure(text: int) -> list[dict[str, float | int | str]]:
-    """One row for each grid and radius; the plan's time is that of building it anew, best of five."""
-    rows = []
+def measure(text: int) -> list[dict[str, Any]]:
+    """One row for each grid and radius; the plan's time is the best of five new constructions."""
+    rows: list[dict[str, Any]] = []
     for name, grid in tqdm(GRIDS.items(), desc="grids", leave=False):
         for radius in RADII:
             layout, spec = SequenceLayout(text, grid), ClearSpec(radius)
@@ -62,7 +63,7 @@ def _plan_seconds(layout: SequenceLayout, spec: ClearSpec) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overcompute", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overcompute", description=first_line(__doc__))
     parser.add_argument("--text", type=int, default=512, help="text tokens")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()

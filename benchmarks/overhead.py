@@ -1,12 +1,12 @@
-"""What a CLEAR node costs beside attention itself, in a real ComfyUI on the CPU: delegating, and with windows.
+"""Overhead of a CLEAR node besides attention itself, in a real ComfyUI on the CPU: delegating, and with windows.
 
     COMFYUI_PATH=ComfyUI ComfyUI/.venv/bin/python -m benchmarks.overhead --output benchmarks/records/NAME.json
 
 with the Python that runs that ComfyUI. Three models take turns: as loaded (``stock``), with a CLEAR node that hands
 every attention call back to the host (``delegating``: ``min_tokens`` above the picture's) and with windows
 (``windows``). Every passage through our own code is timed: the node's wrappers around the model's call without that
-call, the attention override without the attention. Its cost is the median passage times the passages of a step, which
-other programs on the machine hardly move. Steps are in this process's CPU seconds for the same reason.
+call, the attention override without the attention. The overhead is the median passage times the passages of a step,
+which other programs on the machine hardly affect. Steps are in CPU seconds of this process for the same reason.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .timing import write_record
+from .timing import first_line, write_record
 
-# The tests know how to start a ComfyUI inside a process and how to make a small FLUX for it.
+# The tests start a ComfyUI inside a process and make a small FLUX for it.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
 
 from support_comfy import boot, flux, sampling
@@ -38,14 +38,14 @@ STOCK, DELEGATING, WINDOWS = "stock", "delegating", "windows"
 
 @dataclass(frozen=True)
 class Size:
-    """A model and a picture.
+    """A model and an image.
 
     Attributes:
-        purpose: What it is measured for.
-        width, heads, double, single: Of the model; the head size is 128.
-        grid: Of the picture in tokens.
+        purpose: Purpose of the measurement.
+        width, heads, double, single: Size of the model; the head size is 128.
+        grid: (h, w) of the image in tokens.
         text: Text tokens.
-        radius: Of the windows.
+        radius: Radius of the windows.
     """
 
     purpose: str
@@ -62,8 +62,8 @@ class Size:
         return self.double + self.single
 
 
-# FLUX.1's blocks, each with next to nothing to compute: what is added for each of them shows. Then fewer blocks with
-# more to do, where a step is long enough for a share of it to mean something.
+# All blocks of FLUX.1 with little computation, to show the overhead per block. Then fewer, larger blocks, so that a
+# step is long enough for a meaningful share.
 SIZES = (
     Size("all blocks of FLUX.1, small", 128, 1, 19, 38, (8, 8), 16, 3),
     Size("a step that takes long", 512, 4, 2, 4, (20, 20), 64, 6),
@@ -71,7 +71,7 @@ SIZES = (
 
 
 class OwnTime:
-    """Seconds of every passage through our functions, without what they call of the host's and without the kernels."""
+    """Seconds of every passage through our functions, without host functions and kernels that they call."""
 
     def __init__(self) -> None:
         self.passages: dict[str, list[float]] = {}
@@ -105,7 +105,7 @@ class OwnTime:
         return timed
 
     def wrapper(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A method of ours that goes around the model's call, which its first argument makes."""
+        """A method of ours that wraps the model's call; its first argument makes the call."""
         passages = self.passages.setdefault(function.__qualname__, [])
 
         @wraps(function)
@@ -120,11 +120,11 @@ class OwnTime:
         return timed
 
     def watch(self, pack: Any) -> None:
-        """Put it around the host's attention, our backends and all that a node adds to a model's call."""
-        host_math = import_module("comfy.ldm.flux.math")
+        """Wraps the host's attention, our backends and everything that a node adds to a model's call."""
+        host_math: Any = import_module("comfy.ldm.flux.math")
         wrap_attn = import_module("comfy.ldm.modules.attention").wrap_attn
         host_math.optimized_attention = wrap_attn(self.kernel(host_math.optimized_attention.__wrapped__))
-        api = import_module(f"{pack.__name__}.clear_core.attention.api")
+        api: Any = import_module(f"{pack.__name__}.clear_core.attention.api")
         api.run_backend = self.kernel(api.run_backend)
         window, memory = (
             import_module(f"{pack.__name__}.nodes.host.model.{name}") for name in ("attention_override", "memory")
@@ -177,8 +177,8 @@ def time_calls(patcher: Any, size: Size, calls: int, watch: OwnTime) -> tuple[li
             extra_args: dict[str, Any],
             callback: Any,
             noise: Any,
-            *_: Any,
-            **__: Any,
+            *rest: Any,
+            **options: Any,
         ) -> Any:
             out = model_wrap(noise, sigmas[:1], **extra_args)
             for passages in watch.passages.values():
@@ -207,13 +207,13 @@ def measure(node: type, size: Size, rounds: int, calls: int, watch: OwnTime) -> 
     steps: dict[str, list[float]] = {name: [] for name in models}
     ours: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     for number in tqdm(range(rounds), desc=size.purpose, leave=False):
-        # Whoever comes first meets the caches that the last round left.
+        # The first of a round meets the caches of the last round, so the order rotates.
         for name in list(models)[number % 3 :] + list(models)[: number % 3]:
             taken, passages = time_calls(models[name], size, calls, watch)
             steps[name] += taken
             for function, seconds in passages.items():
                 ours[name].setdefault(function, []).extend(seconds)
-    runs = {}
+    runs: dict[str, dict[str, Any]] = {}
     for name, each in ours.items():
         parts = {
             function: {"per_step": len(seconds) / len(steps[name]), "median_us": round(median(seconds) * 1e6, 2)}
@@ -240,6 +240,7 @@ def measure(node: type, size: Size, rounds: int, calls: int, watch: OwnTime) -> 
 
 
 def show(result: dict[str, Any]) -> None:
+    """Prints the table of one result."""
     height, width = result["grid"]
     print(
         f"\n{result['purpose']}: {result['double_blocks']} + {result['single_blocks']} blocks of width "
@@ -253,7 +254,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=first_line(__doc__))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--calls", type=int, default=3, help="of each model in a round")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -271,13 +272,13 @@ def main() -> None:
             raise SystemExit(f"ComfyUI did not take the pack: {loaded.logged}")
         watch = OwnTime()
         watch.watch(loaded.module)
-        results = []
+        results: list[dict[str, Any]] = []
         for size in SIZES:
             results.append(measure(host.stock("CLEARAttention"), size, options.rounds, options.calls, watch))
             show(results[-1])
     if options.output:
-        shown = {name: value for name, value in vars(options).items() if name != "output"}
-        write_record(options.output, torch.device("cpu"), {"comfyui": host.version, **shown}, results)
+        settings = {name: value for name, value in vars(options).items() if name != "output"}
+        write_record(options.output, torch.device("cpu"), {"comfyui": host.version, **settings}, results)
 
 
 if __name__ == "__main__":

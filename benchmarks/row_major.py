@@ -1,6 +1,6 @@
-"""What the published code does: FlexAttention over the row-major sequence in blocks of 128 x 128 tokens.
+"""The published code's attention: FlexAttention over the row-major sequence in blocks of 128 x 128 tokens.
 
-Only here to be measured against; its block lists are built analytically, since torch's own construction needs every
+A baseline for measurements; its block lists are built analytically, because torch's own construction needs every
 query-key pair in memory.
 """
 
@@ -19,7 +19,7 @@ BLOCK = 128
 
 
 def block_map(layout: SequenceLayout, spec: ClearSpec) -> Tensor:
-    """bool (query blocks, key blocks): which blocks hold a pair that is seen. No reference or pooled tokens."""
+    """bool (query blocks, key blocks): blocks with at least one visible pair. No reference or pooled tokens."""
     if layout.reference or spec.pools:
         raise ValueError("the row-major order is measured without reference and pooled tokens.")
     height, width = layout.grid
@@ -65,7 +65,7 @@ def block_mask(layout: SequenceLayout, spec: ClearSpec, device: torch.device) ->
     full[:, : text // BLOCK] = True
     if layout.length % BLOCK:
         full[:, -1] = False
-    lists = []
+    lists: list[Tensor] = []
     for wanted in (seen & ~full, full):
         order = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)
         lists += [wanted.sum(dim=1, dtype=torch.int32), order.to(torch.int32)]
@@ -85,7 +85,7 @@ def block_mask(layout: SequenceLayout, spec: ClearSpec, device: torch.device) ->
 def row_major_attention(
     layout: SequenceLayout, spec: ClearSpec, device: torch.device
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """CLEAR attention of (B, heads, L, D) at the plain scale, compiled for this size as the published code does."""
+    """CLEAR attention of (B, heads, L, D) at the plain scale, compiled for this size as in the published code."""
     mask = block_mask(layout, spec, device)
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask)

@@ -1,4 +1,4 @@
-"""The machinery of all measurements: interleaved rounds, peak memory, and the record with what it was measured on."""
+"""Shared by all measurements: interleaved rounds, peak memory, and the record with its environment."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ import torch
 from tqdm import tqdm
 
 
+def first_line(text: str | None) -> str:
+    """First line of a docstring."""
+    return (text or "").partition("\n")[0]
+
+
 def interleaved(
     functions: dict[str, Callable[[], Any]],
     device: torch.device,
@@ -27,7 +32,7 @@ def interleaved(
     """Seconds of every function in every round; a round runs each once, so that a busy machine slows all alike.
 
     Args:
-        clock: ``time.process_time`` leaves out what other programs took; it adds up the threads.
+        clock: ``time.process_time`` excludes other programs and adds up the threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
@@ -52,9 +57,9 @@ def summary(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[st
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
-    """The function's result, and the most memory it took over what was held before; None where that is unknown.
+    """The function's result, and its peak memory above the memory held before; None if unknown.
 
-    On CUDA it is what torch allocated, on Linux's CPU the resident memory of the process.
+    On CUDA this is torch's allocated memory, on a Linux CPU the resident memory of the process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -63,9 +68,9 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> tuple[Any, 
         return result, torch.cuda.max_memory_allocated(device) - before
     peak = Path("/proc/self/clear_refs")
     c_library = ctypes.CDLL(None) if peak.exists() else None
-    if device.type != "cpu" or not hasattr(c_library, "malloc_trim"):
+    if device.type != "cpu" or c_library is None or not hasattr(c_library, "malloc_trim"):
         return function(), None
-    # Memory that was freed and kept would be taken again without being counted.
+    # Freed memory that the process keeps would be reused without being counted.
     c_library.malloc_trim(0)
     peak.write_text("5")
     before = _resident("VmRSS")
@@ -79,14 +84,24 @@ def _resident(field: str) -> int:
 
 
 def synchronize(device: torch.device) -> None:
+    """Waits for all work on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
+def failure(function: Callable[[], Any]) -> str | None:
+    """The error of a function in one line; None without one. A backend that fails is a result."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return None
+
+
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the code's options."""
+    """The environment of a figure, besides the command's options."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "device": _device_name(device),
@@ -117,6 +132,7 @@ def _revision() -> str:
 
 
 def write_record(path: Path, device: torch.device, options: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Writes figures, options, environment and command as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),

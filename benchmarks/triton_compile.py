@@ -22,7 +22,7 @@ from tqdm import tqdm
 from clear_core.attention.backends.triton.block_shapes import candidate_shapes
 from clear_core.attention.backends.triton.launch import BlockShape, kernel_constants
 
-from .timing import write_record
+from .timing import first_line, write_record
 
 # Shared memory in KB by compute capability: of a multiprocessor, and the most that one program may take.
 SHARED_KB = {80: (164, 163), 86: (100, 99), 89: (100, 99), 90: (228, 227), 100: (228, 227), 120: (100, 99)}
@@ -51,23 +51,23 @@ def compile_kernel(capability: int, dtype: str, head_dim: int, shape: BlockShape
     }
     signature = {name: types.get(name, "*i32") for name in clear_kernel.arg_names}
     aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, (name, kind) in enumerate(signature.items())
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(signature.items())
         if kind.startswith("*") and name != "lse"
     }
-    places = {name: place for place, name in enumerate(signature)}
+    indices = {name: index for index, name in enumerate(signature)}
     source = triton.compiler.ASTSource(
-        clear_kernel, signature, {(places[name],): value for name, value in fixed.items()}, aligned
+        clear_kernel, signature, {(indices[name],): value for name, value in fixed.items()}, aligned
     )
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def resources(compiled: Any, capability: int, warps: int) -> dict[str, Any]:
-    """What a compiled kernel takes, and what a multiprocessor holds of it."""
+    """Resources of a compiled kernel, and the number of programs that fit on a multiprocessor."""
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(compiled.asm["ptx"])
-        target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"]).group(1)
+        target = captured(r"\.target (sm_\w+)", compiled.asm["ptx"])
         report = _tool(
             "ptxas-blackwell" if capability >= 100 else "ptxas",
             "--verbose",
@@ -80,15 +80,15 @@ def resources(compiled: Any, capability: int, warps: int) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
     tensor_cores = next((name for name in TENSOR_CORES if name in ptx), "none")
     loops = inner_loops(code, "FFMA" if tensor_cores == "none" else "MMA")
-    registers = int(re.search(r"Used (\d+) registers", report).group(1))
+    registers = int(captured(r"Used (\d+) registers", report))
     shared = compiled.metadata.shared
     whole, most = (1024 * kb for kb in SHARED_KB[capability])
-    # Registers are handed out by warp in steps of 256, and every program takes 1 KB of shared memory besides its own.
+    # Registers are allocated per warp in steps of 256, and every program takes 1 KB of shared memory besides its own.
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
     programs = 0 if shared > most else min(by_registers, whole // (shared + 1024), WARPS[capability] // warps)
     return {
         "registers": registers,
-        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report).group(1)),
+        "spilled_bytes": int(captured(r"(\d+) bytes spill stores", report)),
         "spills_in_loops": sum(loop["LDL"] + loop["STL"] for loop in loops),
         "loop_instructions": [sum(loop.values()) for loop in loops],
         "shared_bytes": shared,
@@ -99,15 +99,27 @@ def resources(compiled: Any, capability: int, warps: int) -> dict[str, Any]:
     }
 
 
+def captured(pattern: str, text: str) -> str:
+    """The first group of a pattern in a tool's output.
+
+    Raises:
+        ValueError: The output has another form.
+    """
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"{pattern!r} is not in the output of the compiler: {text[:200]!r}.")
+    return match.group(1)
+
+
 def inner_loops(disassembly: str, multiplies: str) -> list[Counter[str]]:
-    """How many of each instruction are in every innermost loop, in the order of the code.
+    """Count of each instruction in every innermost loop, in the order of the code.
 
     Args:
-        multiplies: End of an instruction's name that a loop must have; others wait or divide.
+        multiplies: Ending of an instruction that a loop must have; other loops wait or divide.
     """
     names: list[str] = []
     labels: dict[str, int] = {}
-    spans = []
+    spans: list[tuple[int, int]] = []
     for line in disassembly.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label.group(1)] = len(names)
@@ -129,7 +141,7 @@ def _tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_compile", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_compile", description=first_line(__doc__))
     parser.add_argument("--capability", default="80,86,89,90,100,120", help="compute capabilities times ten")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--head-dim", type=int, default=128)
@@ -140,7 +152,7 @@ def main() -> None:
         for one in options.capability.split(",")
         for shape in candidate_shapes("cuda", divmod(int(one), 10), getattr(torch, options.dtype), options.head_dim)
     ]
-    results = []
+    results: list[dict[str, Any]] = []
     for capability, shape in tqdm(wanted, desc="compiling", leave=False):
         start = time.perf_counter()
         compiled = compile_kernel(capability, options.dtype, options.head_dim, shape)
@@ -165,8 +177,8 @@ def main() -> None:
     if options.output:
         import triton
 
-        shown = {"triton": triton.__version__, "dtype": options.dtype, "head_dim": options.head_dim}
-        write_record(options.output, torch.device("cpu"), shown, results)
+        settings = {"triton": triton.__version__, "dtype": options.dtype, "head_dim": options.head_dim}
+        write_record(options.output, torch.device("cpu"), settings, results)
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
         )
     )
     print(f"""
-Counted:   tokens ({rows[0].layout.text} text + image), and the GFLOPs of one layer's attention at this model's width, {WIDTH};
-           at FLUX.1's width, {FLUX_WIDTH}, they are {FLUX_WIDTH / WIDTH:g} times as many.
+Counted:   tokens ({rows[0].layout.text} text + image), and the GFLOPs of one layer's attention at this model's width,
+           {WIDTH}; at FLUX.1's width, {FLUX_WIDTH}, they are {FLUX_WIDTH / WIDTH:g} times as many.
 Measured:  seconds per step (whole model, this machine, one run), and the two differences:
-           vs oracle  CLEAR as it ran against the plain exact backend, same input: largest difference / largest value
-           PSNR       of the picture against the one with full attention
+           vs oracle  CLEAR as it ran compared with the dense oracle, same input: largest difference / largest value
+           PSNR       of the picture compared with that of dense attention
 {ABOUT}
-Pictures:  {options.output / "sheet.png"} (to be looked at), {options.output / "window.png"} (the window over the grid)
+Pictures:  {options.output / "sheet.png"} (for the eye), {options.output / "window.png"} (the window over the grid)
 Time:      {time.perf_counter() - began:.0f} s in all""")
     return 0
 
@@ -81,7 +81,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m demo",
         description="CLEAR attention on the tiny FLUX, without "
-        "ComfyUI: full attention, windows, and distilled windows side by side.",
+        "ComfyUI: dense attention, windows, and distilled windows side by side.",
     )
     parser.add_argument(
         "--caption",
@@ -94,7 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--size",
         type=int,
         default=256,
-        help="side in px of the base picture, a multiple of 16; redone at 2 and 4 times (default: 256)",
+        help="side in px of the base picture, a multiple of 16; redrawn at 2 and 4 times (default: 256)",
     )
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the pictures (default: out)")
     options = parser.parse_args(arguments)
@@ -112,7 +112,7 @@ def cell(value: float | None, form: str) -> str:
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns under a ruled heading: words to the left, figures to the right."""
+    """Aligned columns under a ruled heading: text to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

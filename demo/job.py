@@ -1,5 +1,4 @@
-"""The job: a base picture, redone at two and four times the size with full attention, with windows, and with
-windows that were distilled."""
+"""The job: a base picture, redrawn at two and four times its size: dense attention, windows, distilled windows."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from clear_core.sdedit import euler, noised, sdedit, sdedit_sigmas
 
 from .model import build_denoiser, with_distilled_weights
 from .tiny_flux.codec import BLOCK, CHANNELS, decode, encode
+from .tiny_flux.evaluate import psnr
 
 BASE_STEPS = 20
 STEPS = 10
@@ -34,14 +35,14 @@ class Row:
     """One pass.
 
     Attributes:
-        name: What ran.
-        layout: Its sequence.
+        name: Name of the pass.
+        layout: Layout of its sequence.
         gflops: Attention of one layer, counted.
-        seconds: One step, measured (the median of its steps).
+        seconds: One step, measured (the median over the steps).
         picture: (3, H, W), 0 to 1.
-        oracle_difference: Largest difference from the dense oracle over the largest value, same input; None where
-            the oracle itself ran.
-        psnr: Of the picture against full attention's, dB; None where there is nothing to compare.
+        oracle_difference: Largest difference from the dense oracle over the largest value, same input; None if the
+            oracle itself ran.
+        psnr: The picture compared with that of dense attention, dB; None if there is nothing to compare.
     """
 
     name: str
@@ -63,41 +64,41 @@ def total_calls() -> int:
 def run_job(
     caption: str, base_size: int, spec: ClearSpec, on_call: Callable[[str], None] = lambda name: None
 ) -> list[Row]:
-    """Runs it.
+    """Runs the job.
 
     Args:
-        caption: What to show, in the world's words.
+        caption: Caption in the world's words.
         base_size: Side in px of the base picture, a multiple of 16.
         spec: The window of the high-resolution passes; there must be distilled weights for it.
         on_call: Called with the name of the pass after every call of the model.
 
     Returns:
-        The base, then at each size full attention, windows, distilled windows: each begins with the same enlarged
-        picture, full attention's of the size before.
+        The base, then at each size dense attention, windows, distilled windows. All three start from the same enlarged
+        picture, that of dense attention at the previous size.
     """
     plain, distilled = build_denoiser(caption), build_denoiser(caption)
     with_distilled_weights(distilled.transformer, spec)
 
-    name = f"base {base_size} px, full attention"
+    name = f"base {base_size} px, dense attention"
     noise = make_noise(base_size)
     seconds: list[float] = []
-    latent = euler(plain, noise, sdedit_sigmas(BASE_STEPS, 1.0), watch(seconds, lambda: on_call(name)))
+    latent = euler(plain, noise, sdedit_sigmas(BASE_STEPS, 1.0), watch(seconds, partial(on_call, name)))
     rows = [full_row(name, plain, noise, latent, seconds)]
     previous = rows[0].picture
     for factor in FACTORS:
         size = factor * base_size
         noise = make_noise(size)
         start = encode(F.interpolate(previous[None], size=(size, size), mode="bicubic"))
-        name = f"{size} px, full attention"
-        # A window past the diagonal is full attention under the same scale and rotary recipe.
-        latent, seconds = redo(plain, ClearSpec(size), "dense", start, noise, lambda: on_call(name))
+        name = f"{size} px, dense attention"
+        # A window larger than the diagonal is dense attention with the same scale and rotary recipe.
+        latent, seconds = redo(plain, ClearSpec(size), "dense", start, noise, partial(on_call, name))
         full = full_row(name, plain, noise, latent, seconds)
         rows.append(full)
         previous = full.picture
         for denoiser, words in ((plain, "as it is"), (distilled, "distilled")):
             name = f"{size} px, {spec}, {words}"
-            difference = oracle_difference(denoiser, spec, start, noise, lambda: on_call(name))
-            latent, seconds = redo(denoiser, spec, "auto", start, noise, lambda: on_call(name))
+            difference = oracle_difference(denoiser, spec, start, noise, partial(on_call, name))
+            latent, seconds = redo(denoiser, spec, "auto", start, noise, partial(on_call, name))
             picture = decoded(latent)
             layout = layout_of(denoiser, noise)
             rows.append(
@@ -133,7 +134,7 @@ def oracle_difference(
 ) -> float:
     """Largest difference of the chosen backend from the dense oracle over the largest value, one call."""
     sigma = float(sdedit_sigmas(STEPS, STRENGTH)[0])
-    answers = []
+    answers: list[Tensor] = []
     for backend in ("dense", "auto"):
         with window(denoiser, spec, backend):
             answers.append(denoiser(noised(start, noise, sigma), sigma))
@@ -142,7 +143,7 @@ def oracle_difference(
 
 
 def watch(seconds: list[float], on_call: Callable[[], None]) -> Callable[[int, int], None]:
-    """An ``on_step`` that notes how long each step took."""
+    """An ``on_step`` that appends the seconds of each step."""
     last = time.perf_counter()
 
     def on_step(done: int, steps: int) -> None:
@@ -164,11 +165,6 @@ def decoded(latent: Tensor) -> Tensor:
     return decode(latent)[0].clamp(0, 1)
 
 
-def psnr(picture: Tensor, wanted: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in 0 to 1."""
-    return -10 * torch.log10((picture - wanted).square().mean().clamp(min=1e-10)).item()
-
-
 def layout_of(denoiser: FluxDenoiser, latent: Tensor) -> SequenceLayout:
     return SequenceLayout(denoiser.prompt_embeds.shape[1], token_grid(*latent.shape[2:]))
 
@@ -176,7 +172,7 @@ def layout_of(denoiser: FluxDenoiser, latent: Tensor) -> SequenceLayout:
 def model_width(denoiser: FluxDenoiser) -> int:
     """Heads times head size."""
     config = denoiser.transformer.config
-    return config.num_attention_heads * config.attention_head_dim
+    return config["num_attention_heads"] * config["attention_head_dim"]
 
 
 def full_row(name: str, denoiser: FluxDenoiser, noise: Tensor, latent: Tensor, seconds: list[float]) -> Row:

@@ -1,4 +1,4 @@
-"""The embedded default: the tiny FLUX that comes with the repository, with and without distilled windows."""
+"""The demo's model: the tiny FLUX in the repository, with and without distilled windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .tiny_flux.caption import encode_captions
 from .tiny_flux.model import GUIDANCE
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     from clear_core.integrations.flux_denoiser import FluxDenoiser
 
@@ -19,13 +19,13 @@ CAPTION = (
 )
 
 ABOUT = """\
-Model:     the tiny FLUX of this repository: FLUX.1's blocks, head size and rotary axes, but 1 + 3 blocks for 19 + 38 and
-           2 heads for 24, trained on drawn scenes (demo/tiny_flux/README.md). It shows what windows and distillation
-           do to pictures; it says nothing about FLUX.1's own."""
+Model:     the tiny FLUX of this repository: FLUX.1's blocks, head size and rotary axes, but 1 + 3 blocks for 19 + 38
+           and 2 heads for 24, trained on drawn scenes (demo/tiny_flux/README.md). It shows what windows and
+           distillation do to pictures; FLUX.1's own pictures differ."""
 
 
 def build_denoiser(caption: str = CAPTION) -> FluxDenoiser:
-    """The tiny FLUX under a caption of its world; a new one on every call."""
+    """The tiny FLUX with a caption of its world; a new model on every call."""
     from clear_core.integrations.flux_denoiser import FluxDenoiser
 
     from .tiny_flux.weights import load_tiny_flux
@@ -34,10 +34,10 @@ def build_denoiser(caption: str = CAPTION) -> FluxDenoiser:
 
 
 def with_distilled_weights(transformer: FluxTransformer2DModel, spec: ClearSpec) -> None:
-    """Puts the weights distilled for a window into the model; the window itself is the caller's.
+    """Loads the weights distilled for a window into the model; the caller applies the window.
 
     Raises:
-        FileNotFoundError: None were distilled for it.
+        FileNotFoundError: There are no weights for this window.
     """
     from clear_core.weights import read_clear_file
 

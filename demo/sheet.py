@@ -1,4 +1,4 @@
-"""The contact sheet: the base picture, then a row per size with full attention, windows and distilled windows."""
+"""The contact sheet: the base picture, then a row per size with dense attention, windows and distilled windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def as_image(picture: Tensor) -> Image:
 
 
 def contact_sheet(rows: Sequence[Row], caption: str) -> Image:
-    """All pictures at their own size, captioned.
+    """All images at their own size, captioned.
 
     Args:
         rows: The base, then three of each size.

@@ -1,7 +1,7 @@
 """One helper node for trying CLEAR in ComfyUI on the tiny FLUX: its captions as a CLIP, its codec as a VAE.
 
 Not part of the node pack: name this folder as a ``custom_nodes`` path in ``extra_model_paths.yaml``
-(demo/README.md). It reads the rest from the checkout that it lies in.
+(demo/README.md). It loads the rest from its checkout.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from comfy.latent_formats import Flux as FluxLatents
 from comfy_api.latest import ComfyExtension, io
 
 DEMO = Path(__file__).resolve().parents[1]
-# A name of its own: the host or another pack may have a "demo".
+# A distinct name: the host or another pack may have a "demo".
 PACKAGE = "clear_flux_demo"
 
 
 def demo_module(name: str) -> ModuleType:
-    """A module of the checkout's demo, whose folder is on nobody's path."""
+    """A module of the checkout's demo, whose folder is not on the import path."""
     if PACKAGE not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             PACKAGE, DEMO / "__init__.py", submodule_search_locations=[str(DEMO)]
         )
+        if spec is None:
+            raise ImportError(f"{DEMO} is not a package; expected the demo folder of a CLEAR checkout.")
         sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
 class Captions:
-    """What the stock text nodes ask of a CLIP."""
+    """The methods of a CLIP that the stock text nodes call."""
 
     def tokenize(self, text: str, **options: Any) -> str:
         return text
@@ -45,14 +47,14 @@ class Captions:
 
 
 class Codec:
-    """What the stock image nodes ask of a VAE."""
+    """The methods of a VAE that the stock image nodes call."""
 
     def __init__(self) -> None:
         self.format = FluxLatents()
         self.codec = demo_module("tiny_flux.codec")
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) in 0 to 1 to (B, 16, H/8, W/8) as the host keeps FLUX latents; sides are cut to multiples of 16."""
+        """(B, H, W, 3) in 0 to 1 to (B, 16, H/8, W/8) in the host's scale; sides are cropped to multiples of 16."""
         height, width = (side // 16 * 16 for side in pixels.shape[1:3])
         return self.format.process_out(self.codec.encode(pixels[:, :height, :width, :3].movedim(-1, 1).float()))
 
@@ -61,10 +63,10 @@ class Codec:
         return self.codec.decode(self.format.process_in(samples.float())).clamp(0, 1).movedim(1, -1)
 
     def decode_tiled(self, samples: torch.Tensor, **options: Any) -> torch.Tensor:
-        """As :meth:`decode`: a block of 8 x 8 pixels knows nothing of its neighbours."""
+        """As :meth:`decode`: blocks of 8 x 8 pixels are independent."""
         return self.decode(samples)
 
-    # What the host's ControlNets and its tiled decoding ask, under these names.
+    # The host's ControlNets and its tiled decoding call these.
     def spacial_compression_encode(self) -> int:
         """Pixels along a latent's side."""
         return 8

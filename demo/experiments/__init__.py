@@ -1,1 +1,1 @@
-"""The quality experiments: how near windows on the tiny FLUX come to its full attention, before and after distillation."""
+"""The quality experiments: distance of windows on the tiny FLUX from dense attention, with and without distillation."""

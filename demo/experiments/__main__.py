@@ -1,4 +1,4 @@
-"""``python -m demo.experiments``: distil the tiny FLUX's windows, judge them, print the table."""
+"""``python -m demo.experiments``: distil the tiny FLUX's windows, evaluate them, print the table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from clear_core import token_grid
+from clear_core.layout import TOKEN_PIXELS
+
 RECORD = Path(__file__).with_name("record.json")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.experiments", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m demo.experiments", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="distil | measure | table")
     distil = commands.add_parser("distil", help="train the windows' weights")
     distil.add_argument("--out", type=Path, default=Path("out/windows"), help="folder for samples, states and weights")
     distil.add_argument("--samples", type=int, default=240)
     distil.add_argument("--steps", type=int, default=60)
     distil.add_argument(
-        "--rate", type=float, default=3e-4, help="learning rate; wide windows want less (default: 3e-4)"
+        "--rate", type=float, default=3e-4, help="learning rate; lower for wide windows (default: 3e-4)"
     )
     distil.add_argument(
         "--sides",
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     distil.add_argument("--radius", type=int, nargs="*", help="only these radii")
     distil.add_argument("--down-factor", type=int, nargs="*", help="only these down factors")
     distil.set_defaults(run=run_distil)
-    measure = commands.add_parser("measure", help="judge windows with and without their weights; writes a record")
+    measure = commands.add_parser("measure", help="evaluate windows with and without their weights; writes a record")
     measure.add_argument(
         "--weights", type=Path, help="folder of clear_local_*.safetensors; the committed ones by default"
     )
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run_distil(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .train import distil_window, make_samples
+    from .train import distil_window, make_samples, train_config
     from .windows import SPECS
 
     samples = make_samples(options.out / "samples", options.samples, [(side, side) for side in options.sides])
@@ -68,11 +71,9 @@ def run_distil(options: argparse.Namespace) -> None:
                 bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
 
             path = distil_window(
-                spec,
+                train_config(spec, options.steps, rate=options.rate),
                 samples,
                 options.out / f"r{spec.radius}d{spec.down_factor}",
-                steps=options.steps,
-                rate=options.rate,
                 model=options.model,
                 on_step=on_step,
             )
@@ -108,7 +109,7 @@ def run_measure(options: argparse.Namespace) -> None:
             )
     options.record.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "grid": [side // 16 for side in bench.size],
+        "grid": list(token_grid(*bench.size, TOKEN_PIXELS)),
         "scenes": options.scenes,
         "pictures": options.pictures,
         "torch": torch.__version__,
@@ -120,9 +121,17 @@ def run_measure(options: argparse.Namespace) -> None:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The table of the docs."""
+    """The table of README.md."""
     levels = list(record["rows"][0]["velocity_mse"])
-    head = ["window", "weights", *(f"σ {level}" for level in levels), "mean", "PSNR dB", "SSIM", "layout"]
+    head = [
+        "window",
+        "weights",
+        *(f"\N{GREEK SMALL LETTER SIGMA} {level}" for level in levels),
+        "mean",
+        "PSNR dB",
+        "SSIM",
+        "layout",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * 2 + " ---: |" * (len(head) - 2)]
     for row in record["rows"]:
         window = f"radius {row['radius']}" + (f", pooled {row['down_factor']}" if row["down_factor"] > 1 else "")

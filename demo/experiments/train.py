@@ -18,40 +18,43 @@ from ..tiny_flux.data import HELD_OUT, draw_latents
 from ..tiny_flux.weights import load_tiny_flux
 from ..world import Scene, random_scene
 
-# Grids of 32 x 32 and 24 x 24 tokens: larger than most windows, so that there is something to learn.
+# Grids of 32 x 32 and 24 x 24 tokens: larger than most windows.
 SIZES = ((512, 512), (512, 512), (384, 384))
-# Scenes of another seed than the model's training and every judgement.
+# Seed of the scenes, different from those of the model's training and of every evaluation.
 SEED = HELD_OUT + 1
 
 
-def training_scene(number: int) -> Scene:
-    return random_scene(np.random.default_rng((SEED, number)))
+def training_scene(index: int) -> Scene:
+    """Scene of one sample."""
+    return random_scene(np.random.default_rng((SEED, index)))
 
 
 def make_samples(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = SIZES) -> SampleFolder:
     """Drawn scenes as samples, of ``sizes`` = (height, width) px in turn; those already in the folder are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        if not sample_path(folder, number).exists():
-            scene = training_scene(number)
+    for index in range(count):
+        if not sample_path(folder, index).exists():
+            scene = training_scene(index)
             context, pooled = encode_captions([scene.caption])
-            write_sample(folder, number, draw_latents([scene], sizes[number % len(sizes)])[0], context[0], pooled[0])
+            write_sample(folder, index, draw_latents([scene], sizes[index % len(sizes)])[0], context[0], pooled[0])
     return SampleFolder(folder, end=count)
 
 
+def train_config(spec: ClearSpec, steps: int, *, rate: float = 3e-4, batch: int = 4) -> TrainConfig:
+    """The experiments' settings for one window."""
+    return TrainConfig(spec.radius, spec.down_factor, steps=steps, batch=batch, rate=rate, warm_up=20, guidance=1.0)
+
+
 def distil_window(
-    spec: ClearSpec,
+    config: TrainConfig,
     samples: SampleFolder,
     out: Path,
     *,
-    steps: int,
-    batch: int = 4,
-    rate: float = 3e-4,
     save_every: int = 50,
     model: Path | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Path:
-    """Distils one window and returns the path of its weights; goes on where it stopped.
+    """Distils one window and returns the path of its weights; resumes after a stop.
 
     Args:
         out: Folder for this window's checkpoints; the weights are written into it.
@@ -59,16 +62,16 @@ def distil_window(
     """
     from accelerate import Accelerator
 
-    plan = TrainConfig(spec.radius, spec.down_factor, steps=steps, batch=batch, rate=rate, warm_up=20, guidance=1.0)
     accelerator = Accelerator(mixed_precision="bf16")
     out.mkdir(parents=True, exist_ok=True)
-    check_config(out, plan, accelerator.num_processes, len(samples))
-    run = set_up(load_tiny_flux(model), samples, plan, accelerator)
+    check_config(out, config, accelerator.num_processes, len(samples))
+    run = set_up(load_tiny_flux(model), samples, config, accelerator)
     distil(run, out, save_every=save_every, on_step=on_step)
+    spec = config.spec
     path = out / file_name(spec)
     source = (
-        f"distilled by clear_core from this project's tiny FLUX: {spec}, {steps} steps of {batch} drawn scenes, "
-        f"adamw rate {rate:g}, seed {plan.seed}"
+        f"distilled by clear_core from this project's tiny FLUX: {spec}, {config.steps} steps of "
+        f"{config.batch} drawn scenes, adamw rate {config.rate:g}, seed {config.seed}"
     )
     save_weights(path, accelerator.get_state_dict(run.student), run.inner, spec, source, torch.bfloat16)
     return path

@@ -1,4 +1,4 @@
-"""The tiny FLUX's stand-in for a VAE: a fixed linear transform of 8 x 8 pixels to 16 numbers, and back.
+"""The tiny FLUX's stand-in for a VAE: a fixed linear transform of 8 x 8 pixels to 16 coefficients, and back.
 
 Brightness keeps ten of its 64 cosine coefficients, each of the two colour differences three; the other 176 of 192
 are dropped, so ``encode(decode(z)) == z`` to rounding, and ``decode(encode(x))`` is the nearest such picture to x.
@@ -24,7 +24,7 @@ KEPT = tuple(
     for order in range(most + 1)
     for across in range(order + 1)
 )
-# Mean of the coefficients of pictures of the world (in -1 to 1), and what they are divided with. The means of
+# Mean of the coefficients of images of the world (in -1 to 1), and their divisors. The means of
 # brightness and colour vary by 6, 2 and 3 (measured), the rest by 0.05 to 0.5: full whitening would give fine
 # detail the weight of the whole layout, none would drown it in noise of deviation 1; this lies between.
 CENTRE = (-0.9, *(0.0,) * 12, -0.25, *(0.0,) * 2)
@@ -69,7 +69,7 @@ def decode(latents: Tensor) -> Tensor:
         latents: (B, 16, h, w).
 
     Returns:
-        (B, 3, 8h, 8w) RGB; within 0 to 1 but for what the dropped frequencies cost.
+        (B, 3, 8h, 8w) RGB; within 0 to 1 except for the error of the dropped frequencies.
 
     Raises:
         ValueError: The shape does not fit.

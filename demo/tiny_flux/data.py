@@ -1,4 +1,4 @@
-"""Training batches of the world, each a pure function of (seed, step): nothing to store, nothing to lose."""
+"""Training batches of the world, each a pure function of (seed, step), so none is stored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..world import Scene, draw_scene, random_scene
 from .caption import encode_captions
 from .codec import encode
 
-# Scenes for evaluation come from other seeds than any training step's.
+# Seed of the scenes for evaluation, different from every training step's.
 HELD_OUT = 2**40
-# One caption in ten is empty, so that the model also knows what pictures look like in general.
+# Share of empty captions, so that the model also learns images without a caption.
 EMPTY = 0.1
 
 
@@ -24,10 +24,10 @@ class Batch:
     """One training batch.
 
     Attributes:
-        latents: (B, 16, h, w) of the pictures.
+        latents: (B, 16, h, w) of the images.
         noise: (B, 16, h, w) standard normal.
         sigma: (B,) noise levels, 0 to 1.
-        context, pooled: What the caption encoder made of the captions.
+        context, pooled: Outputs of the caption encoder.
     """
 
     latents: Tensor
@@ -54,9 +54,9 @@ def training_batch(seed: int, step: int, count: int, size: tuple[int, int], larg
     """The batch of one step.
 
     Args:
-        count: Number of pictures.
+        count: Number of images.
         size: (height, width) in pixels.
-        large: Shift of the noise levels towards noise, in logits: larger pictures stay readable under more noise.
+        large: Shift of the noise levels towards noise, in logits: larger images stay recognisable under more noise.
     """
     rng = np.random.default_rng((seed, step))
     scenes = [random_scene(rng) for _ in range(count)]
@@ -68,5 +68,5 @@ def training_batch(seed: int, step: int, count: int, size: tuple[int, int], larg
 
 
 def held_out_scenes(count: int, first: int = 0) -> list[Scene]:
-    """Scenes that no training step has seen, always the same ones."""
+    """Scenes that no training step uses, always the same."""
     return [random_scene(np.random.default_rng((HELD_OUT, first + index))) for index in range(count)]

@@ -1,6 +1,6 @@
-"""Judges a tiny FLUX on scenes no training step has seen: ``python -m demo.tiny_flux.evaluate``.
+"""Evaluates a tiny FLUX on held-out scenes: ``python -m demo.tiny_flux.evaluate``.
 
-Prints one JSON line: the error of its flow by noise level, and how well its pictures keep to their captions.
+Prints one JSON line: the error of its flow by noise level, and how well it distinguishes captions.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 def seeded_noise(count: int, size: tuple[int, int], seed: int) -> Tensor:
-    """(count, 16, h, w) noise for pictures of ``size`` = (height, width) pixels."""
+    """(count, 16, h, w) noise for images of ``size`` = (height, width) pixels."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 16, size[0] // 8, size[1] // 8, generator=generator)
 
 
 @torch.no_grad()
 def flow_error(model: nn.Module, scenes: Sequence[Scene], size: tuple[int, int], seed: int = 0) -> dict[float, float]:
-    """Mean squared error of the predicted flow by noise level, for the right captions."""
+    """Mean squared error of the predicted flow by noise level, with the right captions."""
     latents = draw_latents(scenes, size)
     noise = seeded_noise(len(scenes), size, seed)
     context, pooled = encode_captions([scene.caption for scene in scenes])
     guidance = torch.ones(len(scenes))
-    errors = {}
+    errors: dict[float, float] = {}
     for level in LEVELS:
         sigma = torch.full((len(scenes),), level)
         flow = velocity(model, level * noise + (1 - level) * latents, sigma, context, pooled, guidance)
@@ -49,16 +49,16 @@ def flow_error(model: nn.Module, scenes: Sequence[Scene], size: tuple[int, int],
 
 @torch.no_grad()
 def caption_match(model: nn.Module, scenes: Sequence[Scene], size: tuple[int, int], level: float = 0.9) -> float:
-    """How often the model tells a picture's own caption from another picture's, 0 to 1; chance is 0.5.
+    """Share of images whose own caption gives a smaller error than another image's, 0 to 1; chance is 0.5.
 
-    The same noisy latents are denoised under both; the right caption should leave the smaller error.
+    The same noisy latents are denoised under both captions.
     """
     latents = draw_latents(scenes, size)
     noise = seeded_noise(len(scenes), size, 1)
     noisy = level * noise + (1 - level) * latents
     sigma, guidance = torch.full((len(scenes),), level), torch.ones(len(scenes))
     captions = [scene.caption for scene in scenes]
-    errors = []
+    errors: list[Tensor] = []
     for texts in (captions, captions[1:] + captions[:1]):
         flow = velocity(model, noisy, sigma, *encode_captions(texts), guidance)
         errors.append((flow - (noise - latents)).square().mean(dim=(1, 2, 3)))
@@ -71,7 +71,13 @@ def contact_sheet(pictures: Tensor, columns: int) -> Tensor:
     return torch.cat(rows, dim=1).clamp(0, 1)
 
 
+def psnr(image: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in 0 to 1."""
+    return -10 * torch.log10((image - reference).square().mean().clamp(min=1e-10)).item()
+
+
 def save_png(picture: Tensor, path: Path) -> None:
+    """Writes a (3, H, W) image."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,9 @@ def save_png(picture: Tensor, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.tiny_flux.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.tiny_flux.evaluate", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--weights", type=Path, help="model file or training state; the committed model by default")
     parser.add_argument("--count", type=int, default=32, help="held-out scenes")
     parser.add_argument("--sheet", type=Path, help="also write a PNG: drawn pictures above, sampled ones below")
@@ -100,12 +108,12 @@ def main() -> None:
         )
     )
     if args.sheet:
-        shown = scenes[:6]
-        denoiser = FluxDenoiser(model, *encode_captions([s.caption for s in shown]), GUIDANCE)
+        first = scenes[:6]
+        denoiser = FluxDenoiser(model, *encode_captions([s.caption for s in first]), GUIDANCE)
         with torch.no_grad():
             latents = euler(denoiser, seeded_noise(6, size, 2), sdedit_sigmas(args.steps, 1.0))
-        save_png(contact_sheet(torch.cat([decode(draw_latents(shown, size)), decode(latents)]), 6), args.sheet)
-        print("\n".join(scene.caption for scene in shown))
+        save_png(contact_sheet(torch.cat([decode(draw_latents(first, size)), decode(latents)]), 6), args.sheet)
+        print("\n".join(scene.caption for scene in first))
 
 
 if __name__ == "__main__":

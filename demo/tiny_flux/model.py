@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from clear_core.integrations.flux_denoiser import pack_latent, unpack_latent
-from clear_core.integrations.frame import grid_ids
+from clear_core import token_grid
+from clear_core.integrations.flux_denoiser import flux_call, unpack_latent
 
 from .caption import CONTEXT, POOLED
 from .codec import CHANNELS
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-# Heads stay at 128 numbers, as in every FLUX: ComfyUI infers the number of heads from it.
-CONFIG = {
+
+class Config(TypedDict):
+    """Arguments of ``FluxTransformer2DModel``."""
+
+    patch_size: int
+    in_channels: int
+    num_layers: int
+    num_single_layers: int
+    attention_head_dim: int
+    num_attention_heads: int
+    joint_attention_dim: int
+    pooled_projection_dim: int
+    guidance_embeds: bool
+    axes_dims_rope: tuple[int, int, int]
+
+
+# The head size stays 128, as in every FLUX: ComfyUI infers the number of heads from it.
+CONFIG: Config = {
     "patch_size": 1,
     "in_channels": 4 * CHANNELS,
     "num_layers": 1,
@@ -30,13 +46,13 @@ CONFIG = {
     "axes_dims_rope": (16, 56, 56),
 }
 
-# The guidance input is there as in FLUX.1-dev, but there is no guidance: it is always asked this.
+# The model has the guidance input of FLUX.1-dev, but no guidance: the input always has this value.
 GUIDANCE = 1.0
 
 
 def new_tiny_flux(seed: int = 0) -> FluxTransformer2DModel:
     """An untrained tiny FLUX whose blocks start as the identity (modulation and output at zero)."""
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -56,26 +72,16 @@ def new_tiny_flux(seed: int = 0) -> FluxTransformer2DModel:
 def velocity(
     model: nn.Module, latents: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor
 ) -> Tensor:
-    """The model's flow, ``noise - x`` as it sees it, for a noise level and a guidance per picture.
+    """The model's prediction of ``noise - x``, for a noise level and a guidance scale per image.
 
     Args:
         latents: (B, 16, H, W), ``sigma * noise + (1 - sigma) * x``; H and W even.
         sigma: (B,) noise level, 0 to 1.
         context: (B, T, 128) and pooled: (B, 64), from the caption encoder.
-        guidance: (B,) guidance strength, ``GUIDANCE``.
+        guidance: (B,) guidance scales, ``GUIDANCE``.
 
     Returns:
         (B, 16, H, W).
     """
-    grid = (latents.shape[2] // 2, latents.shape[3] // 2)
-    tokens = model(
-        hidden_states=pack_latent(latents),
-        timestep=sigma,
-        guidance=guidance,
-        encoder_hidden_states=context,
-        pooled_projections=pooled,
-        img_ids=grid_ids(grid).to(latents.device),
-        txt_ids=torch.zeros(context.shape[1], 3, device=latents.device),
-        return_dict=False,
-    )[0]
-    return unpack_latent(tokens, grid)
+    tokens = flux_call(model, latents, sigma, context, pooled, guidance)
+    return unpack_latent(tokens, token_grid(*latents.shape[2:]))

@@ -1,7 +1,7 @@
 """Trains the tiny FLUX from nothing: ``python -m demo.tiny_flux.train --out out/tiny_flux``.
 
-Everything that is random comes from (seed, step), so a training that was stopped and started again with the same
-command goes on as if nothing had happened.
+All randomness is a function of (seed, step), so a training that is stopped and started again with the same command
+gives the result of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +29,13 @@ CLIP = 1.0
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the training.
+    """A stage of the training.
 
     Attributes:
-        steps: Its length.
-        sizes: (height, width) in pixels and pictures per step; steps take them in turn.
-        rate: Learning rate at its start and at its end, linear between.
-        shift: As ``training_batch``'s ``large``.
+        steps: Number of steps.
+        sizes: (height, width) in pixels and images per step; steps take them in turn.
+        rate: Learning rate at the start and at the end, linear between.
+        shift: ``large`` of ``training_batch``.
     """
 
     steps: int
@@ -46,10 +47,10 @@ class Stage:
 # Few different numbers of tokens, so that torch.compile sees few shapes.
 SMALL = ((160, 192, 32), (192, 160, 32), (128, 240, 32), (160, 192, 32), (192, 160, 32), (240, 128, 32))
 USUAL = ((256, 256, 16), (256, 256, 16), (512, 512, 4))
-# A few of the largest, so that full attention also holds at 4096 tokens, where windows are compared with it.
+# A few of the largest, so that dense attention also works at 4096 tokens, the size of the comparison with windows.
 LARGE = (*USUAL, (256, 256, 16), (256, 256, 16), (1024, 1024, 1))
 
-# Small pictures first: what stands where is learnt cheaper on them.
+# Small images first: they teach the layout at less cost.
 STAGES = (
     Stage(2700, SMALL, (1e-3, 1e-3)),
     Stage(900, USUAL, (1e-3, 1e-3), shift=0.6),
@@ -66,13 +67,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """Adds the parameters of a step; the first steps weigh more."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in model.named_parameters():
             self.values[name].lerp_(parameter, 1 - decay)
 
 
-def place(step: int, stages: tuple[Stage, ...]) -> tuple[Stage, int]:
-    """The stage that a step lies in, and the step's number within it."""
+def stage_of(step: int, stages: tuple[Stage, ...]) -> tuple[Stage, int]:
+    """The stage of a step, and the step's index within it."""
     for stage in stages:
         if step < stage.steps:
             return stage, step
@@ -81,18 +83,20 @@ def place(step: int, stages: tuple[Stage, ...]) -> tuple[Stage, int]:
 
 
 def picture_counts(stage: Stage) -> list[int]:
-    """Number of pictures of every step of a stage."""
+    """Number of images in every step of a stage."""
     return [stage.sizes[step % len(stage.sizes)][2] for step in range(stage.steps)]
 
 
 def step_batch(seed: int, step: int, stages: tuple[Stage, ...] = STAGES) -> Batch:
-    stage, within = place(step, stages)
+    """The batch of a step."""
+    stage, within = stage_of(step, stages)
     height, width, count = stage.sizes[within % len(stage.sizes)]
     return training_batch(seed, step, count, (height, width), stage.shift)
 
 
 def learning_rate(step: int, stages: tuple[Stage, ...] = STAGES) -> float:
-    stage, within = place(step, stages)
+    """Learning rate of a step, with a linear warm-up."""
+    stage, within = stage_of(step, stages)
     start, end = stage.rate
     return min(1.0, (step + 1) / WARM_UP) * (start + (end - start) * within / stage.steps)
 
@@ -105,7 +109,7 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class Optimizers:
-    """Muon for the matrices inside the blocks, AdamW for all else, which needs far fewer steps here than AdamW alone."""
+    """Muon for the matrices in the blocks, AdamW for the rest; this needs far fewer steps here than AdamW alone."""
 
     def __init__(self, model: nn.Module) -> None:
         hidden = [
@@ -127,6 +131,7 @@ class Optimizers:
         ]
 
     def step(self, rate: float) -> None:
+        """One step at a learning rate; clears the gradients."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
@@ -134,7 +139,7 @@ class Optimizers:
             part.zero_grad()
 
     def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """What each parameter's optimizer remembers about it; may be written to."""
+        """Optimizer state by parameter; may be written to."""
         return {
             parameter: part.state[parameter]
             for part in self.parts
@@ -144,8 +149,8 @@ class Optimizers:
 
 
 def save_state(path: Path, step: int, model: nn.Module, average: Average, optimizers: Optimizers) -> None:
-    """Writes all that the training needs to go on; the file is whole or the old one stays."""
-    tensors, memory = {}, optimizers.state()
+    """Writes the state that a resumed training needs; a failure leaves the old file."""
+    tensors, memory = dict[str, Tensor](), optimizers.state()
     for name, parameter in model.named_parameters():
         tensors |= {f"model.{name}": parameter.detach(), f"average.{name}": average.values[name]}
         tensors |= {f"{key}.{name}": value for key, value in memory[parameter].items()}
@@ -156,19 +161,19 @@ def save_state(path: Path, step: int, model: nn.Module, average: Average, optimi
 
 @torch.no_grad()
 def load_state(path: Path, model: nn.Module, average: Average, optimizers: Optimizers) -> int:
-    """Puts a saved state back and returns the next step."""
+    """Restores a saved state and returns the next step."""
     memory = optimizers.state()
     with safe_open(path, "pt") as file:
-        names = dict(model.named_parameters())
-        for key in file.keys():
+        parameters = dict(model.named_parameters())
+        for key in list(file.keys()):
             kind, _, name = key.partition(".")
-            tensor, parameter = file.get_tensor(key), names[name]
+            tensor, parameter = file.get_tensor(key), parameters[name]
             if kind == "model":
                 parameter.copy_(tensor)
             elif kind == "average":
                 average.values[name].copy_(tensor)
             else:
-                # AdamW keeps its count of steps on the CPU.
+                # AdamW keeps its step count on the CPU.
                 memory[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
         return int(file.metadata()["step"])
 
@@ -180,34 +185,39 @@ def train(
     save_every: float,
     compiled: bool,
     stages: tuple[Stage, ...] = STAGES,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device | None = None,
 ) -> nn.Module:
     """Runs or resumes the training and returns the averaged model.
 
     Args:
         out: Folder for ``state.safetensors``, ``log.jsonl`` and, at the end, ``tiny_flux.safetensors``.
         save_every: Seconds between two saved states.
-        compiled: Whether to run the model through torch.compile, about twice as fast.
+        compiled: Whether to use torch.compile, about twice as fast.
+        device: The CPU by default.
     """
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
-    model = new_tiny_flux(seed).to(device)
+    device = device or torch.device("cpu")
+    model = new_tiny_flux(seed)
+    nn.Module.to(model, device)
     average, optimizers = Average(model), Optimizers(model)
     state = out / "state.safetensors"
     first = load_state(state, model, average, optimizers) if state.exists() else 0
     total = sum(stage.steps for stage in stages)
-    run = torch.compile(model, dynamic=False) if compiled else model
+    if compiled:
+        model.compile(dynamic=False)
     saved = began = time.monotonic()
-    losses, pictures = [], 0
+    losses, pictures = list[float](), 0
     with ThreadPoolExecutor(1) as drawing, (out / "log.jsonl").open("a") as log:
-        waiting = drawing.submit(step_batch, seed, first, stages) if first < total else None
+        # One batch is drawn ahead.
+        waiting = deque([drawing.submit(step_batch, seed, first, stages)] if first < total else [])
         for step in tqdm(range(first, total), initial=first, total=total, unit="step"):
-            batch = waiting.result().to(device)
+            batch = waiting.popleft().result().to(device)
             if step + 1 < total:
-                waiting = drawing.submit(step_batch, seed, step + 1, stages)
+                waiting.append(drawing.submit(step_batch, seed, step + 1, stages))
             with torch.autocast(device.type, torch.bfloat16):
-                loss = batch_loss(run, batch)
+                loss = batch_loss(model, batch)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizers.step(learning_rate(step, stages))
@@ -238,7 +248,9 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.tiny_flux.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.tiny_flux.train", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("out/tiny_flux"), help="folder for states and the log")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120, help="seconds between two saved states")
@@ -247,10 +259,10 @@ def main() -> None:
         type=float,
         default=1.0,
         metavar="TIMES",
-        help="lengthen every stage; 8 is meant for a night on two cores (default: 1)",
+        help="factor on the length of every stage; 8 takes a night on two cores (default: 1)",
     )
-    parser.add_argument("--threads", type=int, help="threads to compute with; all cores by default")
-    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler needed)")
+    parser.add_argument("--threads", type=int, help="threads of the computation; all cores by default")
+    parser.add_argument("--no-compile", action="store_true", help="run without torch.compile (no C++ compiler needed)")
     parser.add_argument(
         "--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu")
     )

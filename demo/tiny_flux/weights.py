@@ -13,11 +13,11 @@ from torch import Tensor
 from .model import CONFIG, new_tiny_flux
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 MODEL_FILE = Path(__file__).with_name("tiny_flux.safetensors")
 
-# Published name, then the diffusers names that are stacked in it; weights and biases alike.
+# Published name, then the diffusers names stacked in it; for weights and biases.
 OUTER = {
     "img_in": ["x_embedder"],
     "txt_in": ["context_embedder"],
@@ -69,19 +69,19 @@ def name_table() -> Iterator[tuple[str, list[str]]]:
             for theirs, ours in table.items():
                 for end in ("weight", "bias"):
                     yield f"{kind}.{index}.{theirs}.{end}", [f"{stack}.{index}.{name}.{end}" for name in ours]
-            # ComfyUI 0.9 knows a FLUX by ".scale".
+            # ComfyUI 0.9 detects a FLUX by ".scale".
             for theirs, ours in norms.items():
                 yield f"{kind}.{index}.{theirs}.scale", [f"{stack}.{index}.{ours}.weight"]
 
 
 def is_output_modulation(name: str) -> bool:
-    """Whether a tensor's halves, scale and shift, stand the other way round in diffusers."""
+    """Whether diffusers swaps a tensor's halves, scale and shift."""
     return name.startswith("final_layer.adaLN_modulation")
 
 
 def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A diffusers state dict of the tiny FLUX under the published names."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for theirs, ours in name_table():
         stacked = torch.cat([state[name] for name in ours])
         result[theirs] = torch.cat(stacked.chunk(2)[::-1]) if is_output_modulation(theirs) else stacked
@@ -89,8 +89,8 @@ def published_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def diffusers_layout(file: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`published_layout`; ``like`` tells the sizes of the parts."""
-    result = {}
+    """The inverse of :func:`published_layout`; ``like`` has the sizes of the parts."""
+    result: dict[str, Tensor] = {}
     for theirs, ours in name_table():
         tensor = torch.cat(file[theirs].chunk(2)[::-1]) if is_output_modulation(theirs) else file[theirs]
         result |= dict(zip(ours, tensor.split([like[name].shape[0] for name in ours]), strict=True))
@@ -109,8 +109,8 @@ def load_tiny_flux(path: Path | None = None) -> FluxTransformer2DModel:
     """The trained tiny FLUX, float32, in evaluation mode.
 
     Args:
-        path: A file in the published layout, or a training state (its averaged weights are taken); by default the
-            model that comes with the repository.
+        path: A file in the published layout, or a training state (its averaged weights are used); by default the
+            model in the repository.
     """
     tensors = load_file(path or MODEL_FILE)
     model = new_tiny_flux()

@@ -1,4 +1,4 @@
-"""A small world of procedural pictures: what can be in a scene, what it is called, and how it is drawn."""
+"""A small world of procedural images: scenes, their captions, and their drawing."""
 
 from .draw import draw_scene
 from .scene import Scene, Thing, random_scene

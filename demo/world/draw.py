@@ -1,22 +1,24 @@
-"""Drawing a scene at any size, smoothly enough for the tiny codec's sixteen numbers per 8 x 8 pixels.
+"""Drawing a scene at any size, smoothly enough for the tiny codec's sixteen coefficients per 8 x 8 pixels.
 
-Shapes are signed distances, softened over a fixed number of pixels; what has a place in the caption scales with
-the picture, the waves of the ground do not, so that a larger picture has more of them.
+Shapes are signed distances, softened over a fixed number of pixels. Things of the caption scale with the image; the
+waves of the ground do not, so that a larger image has more of them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .scene import Scene, Thing
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+"""Images are float32; distances and patterns may be wider."""
 
-# Half the width in pixels over which one surface passes into the next. Sharper edges would need more of the
-# discarded frequencies than they keep.
+# Half the width in pixels of the transition between two surfaces. Sharper edges would lose most of their energy with
+# the discarded frequencies.
 EDGE = 5.0
 
 RGB = {
@@ -35,16 +37,16 @@ GROUND = {
     "desert": ((0.88, 0.74, 0.50), (0.76, 0.56, 0.32)),
     "snow": ((0.88, 0.91, 0.96), (0.74, 0.80, 0.90)),
 }
-# Height of the ground's waves in brightness, and how much longer than high they look.
+# Amplitude of the ground's waves in brightness, and their ratio of length to height.
 WAVES = {"meadow": (0.05, 1.3), "sea": (0.09, 3.5), "desert": (0.07, 2.0), "snow": (0.03, 2.0)}
-# Colour of the sky at the top and at the horizon, and the light that falls on everything else.
+# Colour of the sky at the top and at the horizon, and the light on everything else.
 SKY = {
     "day": ((0.36, 0.60, 0.90), (0.76, 0.87, 0.96), (1.00, 1.00, 1.00)),
     "dusk": ((0.42, 0.26, 0.50), (0.98, 0.62, 0.36), (0.92, 0.74, 0.66)),
     "night": ((0.04, 0.05, 0.16), (0.16, 0.20, 0.38), (0.46, 0.50, 0.66)),
 }
 LAMP = {"day": (1.0, 0.95, 0.62), "dusk": (1.0, 0.80, 0.40), "night": (0.92, 0.93, 0.85)}
-# Chance moves things by little: a model this small should spend itself on what captions say.
+# Random shifts are small: a model of this size should spend its capacity on the captions.
 ACROSS = {"left": 0.20, "middle": 0.50, "right": 0.80}
 RADIUS = {"small": 0.12, "big": 0.18}
 
@@ -71,7 +73,7 @@ def draw_scene(scene: Scene, height: int, width: int) -> Array:
     picture = blend(np.clip(ys / horizon.mean(), 0, 1), *SKY[scene.time][:2])
     picture = np.broadcast_to(picture, (height, width, 3)).copy()
     if scene.light is not None:
-        draw_lamp(picture, scene, ys, xs, rng)
+        draw_lamp(picture, LAMP[scene.time], ACROSS[scene.light], (ys, xs), rng)
 
     top = max(int(horizon.min() - 2 * EDGE), 0)
     depth = np.clip((ys[top:] - horizon) / (height - horizon.mean()), 0, 1)
@@ -84,7 +86,7 @@ def draw_scene(scene: Scene, height: int, width: int) -> Array:
 
 
 def inside(distance: Array) -> Array:
-    """How much of a pixel a surface covers, from its signed distance in pixels (negative inside)."""
+    """Coverage of a pixel by a surface, from its signed distance in pixels (negative inside)."""
     t = np.clip(0.5 - distance / (2 * EDGE), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -96,18 +98,25 @@ def blend(amount: Array, first: tuple[float, ...], second: tuple[float, ...]) ->
 
 
 def paint(picture: Array, colour: Array, cover: Array) -> None:
-    """Lays a colour over a picture in place."""
+    """Blends a colour into an image in place."""
     picture += cover[..., None] * (colour - picture)
 
 
-def draw_lamp(picture: Array, scene: Scene, ys: Array, xs: Array, rng: np.random.Generator) -> None:
-    """The sun or the moon, with its glow."""
+def draw_lamp(
+    picture: Array,
+    colour: tuple[float, float, float],
+    across: float,
+    position: tuple[Array, Array],
+    rng: np.random.Generator,
+) -> None:
+    """The sun or the moon, with its glow, at a share ``across`` of the width; ``position`` is each pixel's (y, x)."""
+    ys, xs = position
     height, width = picture.shape[:2]
     size = min(height, width)
-    x = width * (ACROSS[scene.light] + rng.uniform(-0.01, 0.01))
+    x = width * (across + rng.uniform(-0.01, 0.01))
     y = height * rng.uniform(0.16, 0.18)
     radius = size * 0.065
-    lamp = np.asarray(LAMP[scene.time], np.float32)
+    lamp = np.asarray(colour, np.float32)
     squared = (ys - y) ** 2 + (xs - x) ** 2
     paint(picture, lamp, 0.45 * np.exp(squared / (-2 * (2.2 * radius) ** 2)))
     paint(picture, lamp, inside(np.sqrt(squared) - radius))
@@ -124,7 +133,7 @@ def waves(strength: float, stretch: float, depth: Array, ys: Array, xs: Array, r
 
 
 def draw_thing(picture: Array, thing: Thing, light: Array, radius: float) -> None:
-    """One thing and its shadow; only the pixels around it are touched."""
+    """One thing and its shadow; touches only the pixels around it."""
     height, width = picture.shape[:2]
     x = width * (ACROSS[thing.place] + 0.008 * thing.shift[0])
     foot = height * (0.82 + 0.008 * thing.shift[1])
@@ -141,7 +150,7 @@ def draw_thing(picture: Array, thing: Thing, light: Array, radius: float) -> Non
     shadow = np.exp(-2.0 * ((dx / (1.1 * radius)) ** 2 + ((dy - radius) / (0.28 * radius)) ** 2))
     view *= 1 - 0.45 * shadow[..., None]
     colour = np.asarray(RGB[thing.colour], np.float32)
-    # Light comes from the upper left, so that a ball looks round and a box has weight.
+    # Light comes from the upper left, so that shapes look solid.
     shade = 1.0 - 0.16 * (dx + dy) / radius
     pattern = texture(thing, dy / radius, dx / radius, radius)
     # The pattern is a darker tone of the same hue: the codec keeps fewer colour than brightness frequencies.
@@ -174,6 +183,6 @@ def texture(thing: Thing, v: Array, u: Array, radius: float) -> Array:
         wave = 1.4 * np.sin(2.2 * math.pi * u) * np.sin(2.2 * math.pi * v)
     else:
         return np.zeros(1, np.float32)
-    # The larger the picture, the harder the pattern's edges, up to the softness of all edges.
+    # Larger images have harder pattern edges, up to the softness of all edges.
     t = np.clip(0.5 + wave * (radius / (6.4 * EDGE) + 0.2), 0, 1)
     return t * t * (3 - 2 * t)

@@ -1,4 +1,4 @@
-"""What a picture of the world shows, as plain values, and its caption."""
+"""The contents of an image of the world, as plain values, and its caption."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Scene:
         ground, time: One of the module's words each.
         light: Side of the sun or moon, "left" or "right"; None for an empty sky.
         things: From left to right, no two at the same place.
-        detail: Seed of what no caption tells: the line of the horizon, the ground's waves.
+        detail: Seed of the details that no caption names: the line of the horizon, the ground's waves.
     """
 
     ground: str
@@ -54,13 +54,13 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """All that a picture of this scene must show, in the words of the world's vocabulary."""
+        """Everything that an image of this scene must show, in the words of the world's vocabulary."""
         sky = [] if self.light is None else [f"{'moon' if self.time == 'night' else 'sun'} {self.light}"]
         return ", ".join([*map(str, self.things), f"{self.ground} {self.time}", *sky])
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a caption of this world can hold, but the article."""
+    """All words of the world's captions, except the article."""
     return (*SIZES, *COLOURS, *TEXTURES, *SHAPES, *PLACES, *GROUNDS, *TIMES, "sun", "moon")
 
 
@@ -77,7 +77,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
             place=PLACES[place],
             shift=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))),
         )
-        for place, colour in zip(places, colours, strict=False)
+        for place, colour in zip(places, colours[: len(places)], strict=True)
     )
     light = (None, "left", "right")[int(rng.integers(3))]
     return Scene(

@@ -1,1 +1,1 @@
-"""Makes what ships in ``example_workflows/`` and ``subgraphs/``: the graphs, and a picture for each."""
+"""Writes ``example_workflows/`` and ``subgraphs/``: the graphs, and a picture for each."""

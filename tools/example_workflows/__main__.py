@@ -12,7 +12,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def files() -> dict[Path, str]:
-    """Text of every file, by its place in the repository."""
+    """Text of every file, by its path."""
     graphs = [example() for example in EXAMPLES]
     texts = {PROJECT / "example_workflows" / f"{graph.name}.json": graph.saved() for graph in graphs}
     texts[PROJECT / "subgraphs" / f"{blueprint.NAME}.json"] = blueprint.saved()

@@ -1,4 +1,4 @@
-"""The blueprint: a subgraph that ComfyUI offers among the nodes, with what matters on its face."""
+"""The blueprint: a subgraph that ComfyUI offers among the nodes, with the main settings on the outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from .graph import Graph, Node, pack_version
 from .kinds import PACK
-from .workflows import ANY_PICTURE, WINDOWS, begin, windows
+from .parts import ANY_PICTURE, WINDOWS, begin, windows
 
 NAME = "Upscale image, FLUX + CLEAR"
 DESCRIPTION = (
@@ -19,7 +19,7 @@ DESCRIPTION = (
 CATEGORY = "Image generation and editing/Upscale"
 
 BORDER_IN, BORDER_OUT = -10, -20
-"""What the front end calls the two ends of a subgraph."""
+"""Node ids of the two ends of a subgraph in the front end."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Port:
     """A socket or widget of an inner node that shows on the outside.
 
     Attributes:
-        name: Of the inner input or output.
-        type: Of socket or widget.
-        label: What is shown instead of the name.
+        name: Name of the inner input or output.
+        type: Type of socket or widget.
+        label: Label to show instead of the name.
     """
 
     node: Node
@@ -39,16 +39,17 @@ class Port:
 
     @property
     def is_widget(self) -> bool:
+        """Whether it is a widget, not a socket."""
         return self.name in self.node.values
 
     def described(self) -> dict[str, Any]:
-        """What both sides of the border save of it."""
+        """Its entry on both sides of the border."""
         label = {"label": self.label} if self.label else {}
         return {"name": self.name, "type": self.type, **label}
 
 
 def build() -> tuple[Graph, list[Port], list[Port]]:
-    """The inside, and what of it shows: inputs, outputs."""
+    """The inside, and the inputs and outputs that show outside."""
     graph = Graph(NAME)
     parts = begin(graph, ANY_PICTURE, 3.5)
     clear = windows(graph, parts, "clear_local_16")
@@ -83,10 +84,10 @@ def build() -> tuple[Graph, list[Port], list[Port]]:
 
 
 def saved() -> dict[str, Any]:
-    """The blueprint as the front end saves one: a workflow of a single node, and the definition of what is in it."""
+    """The blueprint as the front end saves one: a workflow of a single node, and the definition of its inside."""
     graph, inputs, outputs = build()
     inside = graph.saved()
-    definition = {
+    definition: dict[str, Any] = {
         "id": inside["id"],
         "version": 1,
         "revision": 0,

@@ -1,4 +1,4 @@
-"""A graph that is put together in Python and saved as ComfyUI's front end saves one (format 0.4)."""
+"""A graph built in Python and saved in the format of ComfyUI's front end (0.4)."""
 
 from __future__ import annotations
 
@@ -10,43 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from .kinds import CORE, CORE_VERSION, KINDS, Kind
+from .models import Model
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 TITLE = 30
-"""Height of a node's title bar, which lies above its position."""
+"""Height of a node's title bar, above the node's position."""
 GAP_Y = 70
-"""Between two nodes in a column, with the title bar: nodes are drawn higher in the front end's newer renderer."""
+"""Between two nodes in a column, with the title bar; the front end's newer renderer draws nodes higher."""
 GAP_X = 60
 MARGIN = 30
 """Between a group's border and its nodes."""
 TOP = 50
-"""Of a group's title."""
+"""Height of a group's title."""
 BETWEEN = 30
 """Between two groups."""
 
 VIEW = (1510, 775)
 VIEW_CORNER = (75, 105)
-"""What of the canvas is surely seen at first open, in px: size, and the corner that bars leave free."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A file that a loader asks for, and where it is to be had.
-
-    Attributes:
-        folder: Under ``models``.
-        weight: Its size, in words.
-    """
-
-    name: str
-    url: str
-    folder: str
-    weight: str
-
-    @property
-    def saved(self) -> dict[str, str]:
-        return {"name": self.name, "url": self.url, "directory": self.folder}
+"""The part of the canvas that is always visible at first open, in px: size, and upper left corner beside the bars."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,7 @@ class Socket:
 
     @property
     def type(self) -> str:
+        """Type of the output."""
         return self.node.kind.outputs[self.slot][1]
 
 
@@ -66,9 +49,9 @@ class Node:
     """A node of a graph; ``node["image"]`` is one of its outputs.
 
     Attributes:
-        values: Widget values by name, in the order in which they are saved.
-        sources: Input name to the output that feeds it.
-        models: What its widgets name.
+        values: Widget values by name, in saved order.
+        sources: Input name to the connected output.
+        models: Files that its widgets name.
     """
 
     number: int
@@ -78,10 +61,11 @@ class Node:
     models: Sequence[Model] = ()
     title: str = ""
     size: tuple[int, int] = (0, 0)
-    place: tuple[int, int] = (0, 0)
+    corner: tuple[int, int] = (0, 0)
 
     @property
     def kind(self) -> Kind:
+        """Its kind."""
         return KINDS[self.type]
 
     def __getitem__(self, output: str) -> Socket:
@@ -89,7 +73,7 @@ class Node:
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What is saved of where it comes from."""
+        """Its origin and models, as saved."""
         if not self.kind.pack:
             return {}
         version = CORE_VERSION if self.kind.pack == CORE else pack_version()
@@ -105,43 +89,47 @@ class Group:
 
     Attributes:
         columns: From left to right, each from top to bottom.
-        place: Its upper left corner in px.
-        width: Its width in px, at least what the columns need.
+        corner: Upper left corner in px.
+        width: Width in px, at least ``least_width``.
     """
 
     title: str
     columns: Sequence[Sequence[Node]]
-    place: tuple[int, int] = (0, 0)
+    corner: tuple[int, int] = (0, 0)
     width: int = 0
 
     @property
     def least_width(self) -> int:
+        """Width of the columns in px."""
         return 2 * MARGIN - GAP_X + sum(max(node.size[0] for node in column) + GAP_X for column in self.columns)
 
     @property
     def height(self) -> int:
+        """Height in px."""
         return (
             TOP + MARGIN - GAP_Y + TITLE + max(sum(node.size[1] + GAP_Y for node in column) for column in self.columns)
         )
 
     def put(self, x: int, y: int, width: int) -> None:
         """Moves the group and its nodes."""
-        self.place, self.width = (x, y), width
+        self.corner, self.width = (x, y), width
         left = x + MARGIN
         for column in self.columns:
             top = y + TOP + TITLE
             for node in column:
-                node.place = (left, top)
+                node.corner = (left, top)
                 top += node.size[1] + GAP_Y
             left += max(node.size[0] for node in column) + GAP_X
 
     @property
     def right(self) -> int:
-        return self.place[0] + self.width
+        """Right edge in px."""
+        return self.corner[0] + self.width
 
     @property
     def bottom(self) -> int:
-        return self.place[1] + self.height
+        """Lower edge in px."""
+        return self.corner[1] + self.height
 
 
 @dataclass
@@ -149,12 +137,12 @@ class Graph:
     """A workflow.
 
     Attributes:
-        name: Of its file, without the ending.
+        name: File name without its extension.
     """
 
     name: str
-    nodes: list[Node] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list[Node])
+    groups: list[Group] = field(default_factory=list[Group])
 
     def add(
         self,
@@ -169,9 +157,9 @@ class Graph:
 
         Args:
             type: One of :data:`KINDS`.
-            title: Shown instead of the node's own name.
-            models: What its widgets name.
-            size: Where the kind's own does not do.
+            title: Title instead of the node's own name.
+            models: Files that its widgets name.
+            size: Size instead of the kind's own.
             **given: Outputs for input sockets, values for widgets; other widgets keep their defaults.
         """
         kind = KINDS[type]
@@ -188,10 +176,12 @@ class Graph:
 
     def note(self, text: str, *, height: int = 580) -> Node:
         """Adds a note in Markdown."""
-        return self.add("MarkdownNote", title="Read me", size=(440, height), **{"": text})
+        node = self.add("MarkdownNote", title="Read me", size=(440, height))
+        node.values[""] = text
+        return node
 
     def column(self, *groups: tuple[str, Sequence[Node]] | tuple[str, Sequence[Node], Sequence[Node]]) -> None:
-        """Puts groups, one below the other, to the right of what is there.
+        """Puts groups, one below the other, to the right of the existing ones.
 
         Args:
             *groups: A title and the group's columns of nodes.
@@ -206,7 +196,7 @@ class Graph:
 
     @property
     def links(self) -> Iterator[tuple[int, Socket, Node, str]]:
-        """(number, from, to, name of the input), in the order of the nodes that they go to."""
+        """(number, from, to, name of the input), in the order of their target nodes."""
         found = (
             (source, node, name)
             for node in self.nodes
@@ -232,7 +222,7 @@ class Graph:
                 {
                     "id": number,
                     "title": group.title,
-                    "bounding": [*group.place, group.width, group.height],
+                    "bounding": [*group.corner, group.width, group.height],
                     "color": "#3f789e",
                     "font_size": 24,
                     "flags": {},
@@ -245,7 +235,7 @@ class Graph:
         }
 
     def in_order(self) -> list[Node]:
-        """Every node after those that feed it, and otherwise as they were added."""
+        """The nodes in the order of their addition, but each after its sources."""
         done: list[Node] = []
         waiting = list(self.nodes)
         while waiting:
@@ -255,14 +245,14 @@ class Graph:
         return done
 
     def view(self) -> dict[str, Any]:
-        """Zoom and place of the canvas that show the whole graph."""
+        """Zoom and offset of the canvas that show the whole graph."""
         width, height = max(group.right for group in self.groups), max(group.bottom for group in self.groups)
         scale = round(min(VIEW[0] / width, VIEW[1] / height, 1.0), 3)
         return {"scale": scale, "offset": [round(VIEW_CORNER[0] / scale), round(VIEW_CORNER[1] / scale)]}
 
 
 def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, str]]) -> dict[str, Any]:
-    """A node as it is saved; ``links`` are all of its graph."""
+    """A node as it is saved; ``links`` are those of the whole graph."""
     into = {name: number for number, _, target, name in links if target is node}
     out = [
         [number for number, source, _, _ in links if source.node is node and source.slot == slot]
@@ -271,7 +261,7 @@ def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, 
     saved: dict[str, Any] = {
         "id": node.number,
         "type": node.type,
-        "pos": list(node.place),
+        "pos": list(node.corner),
         "size": list(node.size),
         "flags": {},
         "order": order,
@@ -290,7 +280,7 @@ def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, 
 
 
 def pack_version() -> str:
-    """The pack's own, from pyproject.toml."""
+    """The pack's version, from pyproject.toml."""
     lines = PYPROJECT.read_text(encoding="utf-8").splitlines()
     return next(
         line.split('"')[1]

@@ -1,6 +1,6 @@
-"""The kinds of nodes that the examples are made of: sockets, widgets with their defaults, size on the canvas.
+"""The kinds of nodes in the examples: sockets, widgets with their defaults, size on the canvas.
 
-The host tests hold this list against what the servers say of the same nodes.
+The host tests compare this list with the schemas of a running server.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CONTROL = "control_after_generate"
-"""What the front end adds to a seed: a widget that is saved in a place of its own and not sent to the server."""
+"""The front end's extra widget after a seed: saved as a value of its own, not sent to the server."""
 
 UPLOAD = "upload"
-"""The button of LoadImage; saved in a place of its own and not sent to the server."""
+"""The button of LoadImage: saved as a value of its own, not sent to the server."""
 
 PACK, CORE = "clear-flux", "comfy-core"
 CORE_VERSION = "0.9.0"
-"""The oldest ComfyUI that the pack runs on, and that has all these nodes."""
+"""The oldest ComfyUI that the pack supports; it has all these nodes."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Kind:
     Attributes:
         inputs: Sockets, name to type, in order.
         outputs: (name, type), in order.
-        widgets: Name to default, in the order in which values are saved.
+        widgets: Name to default, in saved order.
         size: Width and height in px, not smaller than the front end makes it.
-        pack: Registry name of the pack that it comes from; "" for what the front end itself draws.
+        pack: Registry name of its pack; "" for nodes of the front end alone.
     """
 
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
     outputs: tuple[tuple[str, str], ...] = ()
-    widgets: Mapping[str, Any] = field(default_factory=dict)
+    widgets: Mapping[str, Any] = field(default_factory=dict[str, Any])
     size: tuple[int, int] = (320, 60)
     pack: str = CORE
 

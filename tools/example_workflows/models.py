@@ -1,10 +1,31 @@
-"""The model files that the examples ask for, at the addresses that ComfyUI's own templates give for them."""
+"""The model files of the examples, at the addresses of ComfyUI's own templates."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from clear_core.weights.catalogue import CATALOGUE
 
-from .graph import Model
+
+@dataclass(frozen=True)
+class Model:
+    """A file that a loader needs, and its address.
+
+    Attributes:
+        folder: Folder under ``models``.
+        weight: Size of the file, as text.
+    """
+
+    name: str
+    url: str
+    folder: str
+    weight: str
+
+    @property
+    def saved(self) -> dict[str, str]:
+        """Its entry in a saved node."""
+        return {"name": self.name, "url": self.url, "directory": self.folder}
+
 
 HUB = "https://huggingface.co"
 ENCODERS = f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main"
@@ -26,7 +47,7 @@ VAE = Model(
     "vae",
     "335 MB",
 )
-# The file has another name where it lies: that of every file which diffusers writes.
+# On the hub the file has the name of every diffusers file.
 CONTROLNET = Model(
     "Flux.1-dev-Controlnet-Upscaler.safetensors",
     f"{HUB}/jasperai/Flux.1-dev-Controlnet-Upscaler/resolve/main/diffusion_pytorch_model.safetensors",

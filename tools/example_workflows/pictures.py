@@ -1,7 +1,7 @@
 """``python -m tools.example_workflows.pictures``: a picture for every example workflow, drawn by the tiny FLUX.
 
-Each does at small size, without ComfyUI, what its workflow does, though not with the same numbers; the template browser
-shows it. Needs diffusers, numpy and Pillow. With names of workflows after the command, only these are drawn.
+Each repeats its workflow at small size, without ComfyUI and with other settings; the template browser shows it. Needs
+diffusers, numpy and Pillow. Names of workflows after the command draw only these.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clear_core import ClearSpec
+from clear_core import ClearSpec, token_grid
 from clear_core.integrations.diffusers import apply_clear
 from clear_core.integrations.flux_denoiser import FluxDenoiser
+from clear_core.layout import TOKEN_PIXELS
 from clear_core.sdedit import TileLayout, euler, sdedit, sdedit_sigmas
 from clear_core.weights import read_clear_file
 from demo.experiments.windows import window_file
@@ -48,15 +49,18 @@ DESERT = "a big blue striped cone left, a small red plain ball middle, a big whi
 NIGHT = "a big yellow striped ball left, a big red checked box right, meadow night, moon left"
 
 
+WINDOW = ClearSpec(8)
+
+
 class Studio:
-    """The tiny FLUX, as it is and with each window's distilled weights; every model is loaded once."""
+    """The tiny FLUX, without windows and with each window's distilled weights; loads every model once."""
 
     def __init__(self) -> None:
         self.models: dict[ClearSpec | None, FluxDenoiser] = {}
         self.drawn: dict[str, Tensor] = {}
 
     def model(self, caption: str, spec: ClearSpec | None = None) -> FluxDenoiser:
-        """The model under a caption: as it is, or with a window and its weights."""
+        """The model with a caption: without windows, or with a window and its weights."""
         if spec not in self.models:
             denoiser = build_denoiser()
             if spec is not None:
@@ -68,21 +72,15 @@ class Studio:
         return replace(self.models[spec], prompt_embeds=prompt, pooled=pooled)
 
     def small(self, caption: str) -> Tensor:
-        """(3, 256, 256): the base picture of a caption, by the model as it is."""
+        """(3, 256, 256): the base picture of a caption, by the model without windows."""
         if caption not in self.drawn:
             self.drawn[caption] = from_noise(self.model(caption), BASE)
         return self.drawn[caption]
 
     def larger(
-        self,
-        caption: str,
-        picture: Tensor,
-        factor: float,
-        strength: float,
-        spec: ClearSpec = ClearSpec(8),
-        tile: int = 0,
+        self, caption: str, picture: Tensor, factor: float, strength: float, spec: ClearSpec = WINDOW, tile: int = 0
     ) -> Tensor:
-        """A picture enlarged and redone with windows; in tiles of ``tile`` px where that is not 0."""
+        """A picture enlarged and redrawn with windows; in tiles of ``tile`` px unless that is 0."""
         denoiser = self.model(caption, spec)
         noise = make_noise(round(picture.shape[-1] * factor))
         start = encode(enlarged(picture, factor)[None])
@@ -96,13 +94,13 @@ def from_noise(denoiser: FluxDenoiser, side: int) -> Tensor:
 
 
 def enlarged(picture: Tensor, factor: float) -> Tensor:
-    """(3, H, W) enlarged without any model."""
+    """(3, H, W) enlarged without a model."""
     return F.interpolate(picture[None], scale_factor=factor, mode="bicubic", antialias=False)[0].clamp(0, 1)
 
 
 def tile_layout(latent: Tensor, tile: int) -> TileLayout:
-    height, width = latent.shape[2] // 2, latent.shape[3] // 2
-    return TileLayout.of_pixels((height, width), tile, tile, tile // 4)
+    """Tiles of ``tile`` px over a latent."""
+    return TileLayout.of_pixels(token_grid(*latent.shape[2:]), tile, tile, tile // 4)
 
 
 def in_tiles(denoiser: FluxDenoiser, layout: TileLayout) -> Callable[[Tensor, float], Tensor]:
@@ -111,8 +109,8 @@ def in_tiles(denoiser: FluxDenoiser, layout: TileLayout) -> Callable[[Tensor, fl
     def blended(latent: Tensor, sigma: float) -> Tensor:
         flow = torch.zeros_like(latent)
         for tile in layout.tiles:
-            place = (..., *tile.latents)
-            flow[place] += layout.weight(tile) * denoiser(latent[place].contiguous(), sigma)
+            index = (..., *tile.latents)
+            flow[index] += layout.weight(tile) * denoiser(latent[index].contiguous(), sigma)
         return flow
 
     return blended
@@ -147,10 +145,10 @@ def eight_k(studio: Studio) -> Image:
     side, tile = 3 * middle.shape[-1] // 2, 448
     picture = fitted(studio.larger(DESERT, middle, 1.5, 0.15, tile=tile))
     draw = ImageDraw.Draw(picture)
-    for place in TileLayout.of_pixels((side // 16, side // 16), tile, tile, tile // 4).tiles:
+    for one in TileLayout.of_pixels(token_grid(side, side, TOKEN_PIXELS), tile, tile, tile // 4).tiles:
         left, top, right, bottom = (
-            round(16 * tokens * SIDE / side)
-            for tokens in (place.x, place.y, place.x + place.width, place.y + place.height)
+            round(TOKEN_PIXELS * tokens * SIDE / side)
+            for tokens in (one.x, one.y, one.x + one.width, one.y + one.height)
         )
         draw.rectangle((left, top, right - 1, bottom - 1), outline=LIGHT, width=2)
     return labelled(picture, "tiles, blended at every step")
@@ -185,7 +183,7 @@ def side_by_side(studio: Studio) -> Image:
         fitted(from_noise(studio.model(MEADOW), SIDE)),
         fitted(from_noise(studio.model(MEADOW, ClearSpec(radius)), SIDE)),
     )
-    x, y, reach = SIDE * 3 // 4 - 8, SIDE // 2, radius * 16 - 12
+    x, y, reach = SIDE * 3 // 4 - 8, SIDE // 2, radius * TOKEN_PIXELS - 12
     ImageDraw.Draw(picture).ellipse((x - reach, y - reach, x + reach, y + reach), outline=LIGHT, width=2)
     return labelled(picture, "dense | CLEAR and its window")
 
@@ -229,14 +227,14 @@ def with_insets(picture: Image, *insets: Image) -> Image:
     return picture
 
 
-def labelled(picture: Image, words: str) -> Image:
-    """The picture with a line at the bottom: what it shows, and what made it."""
+def labelled(picture: Image, text: str) -> Image:
+    """The picture with a line at the bottom: its text, and the model."""
     from PIL import ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=17)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, SIDE - 28, SIDE, SIDE), DARK)
-    draw.text((10, SIDE - 24), words, LIGHT, font)
+    draw.text((10, SIDE - 24), text, LIGHT, font)
     draw.text((SIDE - 10, SIDE - 24), LABEL, LIGHT, font, anchor="ra")
     return picture
 

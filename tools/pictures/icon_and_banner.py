@@ -19,7 +19,7 @@ BANNER = (1260, 540)  # The registry's 21:9.
 def draw_tokens(
     draw: ImageDraw.ImageDraw, spec: ClearSpec, query: tuple[float, float], cell: float, size: tuple[int, int]
 ) -> None:
-    """Tokens all over the picture, those that the query sees coloured, and the window's true circle.
+    """Tokens over the whole picture, those in the query's window coloured, and the circle of the window.
 
     Args:
         spec: Window radius.
@@ -53,15 +53,17 @@ def canvas(size: tuple[int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw, tup
 
 
 def icon() -> Image.Image:
+    """The icon of the registry."""
     picture, draw, (width, height) = canvas(ICON)
     draw_tokens(draw, ClearSpec(4), (width / 2, height / 2), width / 9.6, (width, height))
     return picture.resize(ICON, Image.Resampling.LANCZOS)
 
 
 def banner() -> Image.Image:
+    """The banner of the registry."""
     picture, draw, (width, height) = canvas(BANNER)
     draw_tokens(draw, ClearSpec(8), (0.785 * width, 0.5 * height), height / 19, (width, height))
-    fade = Image.linear_gradient("L").rotate(90).point(lambda level: min(255, max(0, 2 * level - 90)))
+    fade = Image.linear_gradient("L").rotate(90).point([min(255, max(0, 2 * level - 90)) for level in range(256)])
     paper = Image.new("RGB", picture.size, PAPER)
     picture = Image.composite(picture, paper, fade.resize(picture.size))
     draw = ImageDraw.Draw(picture)
