@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..cost import clear_pairs, dense_pairs
+from ..families import FLUX1
 from ..layout import TOKEN_PIXELS, SequenceLayout, token_grid
 from ..memory import FLUX_TEXT
-from ..rope import is_hires
 from ..spec import ClearSpec
 from .units import percent
 
@@ -66,7 +66,7 @@ def cost_line(
     layout = layout_of(*size)
     start = f"{size[0]} x {size[1]}: {layout.image:,} tokens"
     if spec is None:
-        slow = "slow here: put CLEAR Attention before it" if is_hires(layout.image) else ""
+        slow = "slow here: put CLEAR Attention before it" if FLUX1.is_hires(layout.image) else ""
         return joined(f"{start}, dense attention, no windows", slow)
     if layout.image < min_tokens:
         return f"{start}, dense attention: fewer than min_tokens"

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from clear_core import ClearSpec
+from clear_core.families import FLUX1
 from clear_core.weights import read_clear_file
 
 diffusers = pytest.importorskip("diffusers")
@@ -233,7 +234,7 @@ def test_window_equals_a_mask_given_to_the_stock_model(
 
 
 def test_auto_recipe_starts_above_8192_tokens(flux: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clear_core.rope.HIRES_TOKENS", 50)
+    monkeypatch.setitem(vars(FLUX1), "hires_tokens", 50)
     small, large = call_inputs((5, 10)), call_inputs((3, 17))
     with apply_clear(flux, ClearSpec(3), ntk_factor=1.0, proportional_attention="off"):
         plain = run(flux, small)
