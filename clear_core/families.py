@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .dense_blocks import BlockId
+
 Part = Literal["text", "image", "reference"]
 
 
@@ -41,7 +43,7 @@ class Family:
         shift: Recommended shift of the noise levels; None for the model's own.
         weights: Family whose distilled weights fit; None if nobody has distilled any.
         num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model.
-        diffusers: Names in diffusers; None if it has no such model.
+        diffusers: Names in diffusers.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Family:
     num_single: int
     width: int
     head_dim: int
-    diffusers: DiffusersNames | None
+    diffusers: DiffusersNames
 
     @property
     def latent_pixels(self) -> int:
@@ -155,6 +157,12 @@ class ModelShape:
     def blocks(self) -> int:
         """Number of blocks of both kinds."""
         return self.num_double + self.num_single
+
+    @property
+    def block_ids(self) -> tuple[BlockId, ...]:
+        """All blocks, double ones first."""
+        double = (("double", index) for index in range(self.num_double))
+        return (*double, *(("single", index) for index in range(self.num_single)))
 
     @property
     def is_relative(self) -> bool:

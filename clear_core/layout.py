@@ -36,11 +36,11 @@ class SequenceLayout:
             height, width = grid
         except (TypeError, ValueError):
             raise ValueError(f"grid is {grid!r}; expected (height, width) in tokens.") from None
-        checks: tuple[tuple[str, object, int], ...] = (
+        checks: list[tuple[str, object, int]] = [
             ("grid height", height, 1),
             ("grid width", width, 1),
             ("reference_tokens", reference, 0),
-        )
+        ]
         for name, value, least in checks:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}.")

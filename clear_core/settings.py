@@ -5,10 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .families import FLUX1
-from .layout import SequenceLayout
-from .rope import ntk_factor
-from .scale import attention_scale
 from .spec import ClearSpec
 
 if TYPE_CHECKING:
@@ -66,31 +62,6 @@ class ClearSettings:
             )
         if self.min_tokens < 0:
             raise ValueError(f"min_tokens is {self.min_tokens!r}; expected 0 or a number of image tokens.")
-
-    def ntk(self, image_tokens: int) -> float:
-        """NTK factor for a frame of this many image tokens."""
-        return ntk_factor(image_tokens, self.ntk_factor)
-
-    def is_proportional(self, image_tokens: int) -> bool:
-        """Whether a frame of this many image tokens gets the proportional scale."""
-        if self.proportional_attention == "auto":
-            return FLUX1.is_hires(image_tokens)
-        return self.proportional_attention == "on"
-
-    def windows_controlnet(self, image_tokens: int) -> bool:
-        """Whether a ControlNet beside a model with a frame of this many image tokens gets the window."""
-        if self.controlnet == "auto":
-            return FLUX1.is_hires(image_tokens)
-        return self.controlnet == "on"
-
-    def scale(self, head_dim: int, layout: SequenceLayout) -> float:
-        """Factor on the query-key products of a block, windowed or kept dense."""
-        return attention_scale(
-            head_dim,
-            proportional=self.is_proportional(layout.image),
-            tokens=layout.text + layout.image,
-            pooled=self.spec.pools,
-        )
 
 
 def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearSpec:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..clear_core.sdedit import COLOR_FIXES, Stage, plan_stages
 from .attention import ADVANCED
-from .host.model.flux_shape import flux_shape
+from .host.model.family import model_shape
 from .host.search_aliases import with_search_aliases
 from .host.upscale.expansion import STAGE_NODE, expand_stages, links_of
 from .host.upscale.info import attention_words, info_text
@@ -234,7 +234,7 @@ class CLEARUpscale(io.ComfyNode):
         color_fix: str = "none",
         shift: float = 3.0,
     ) -> io.NodeOutput:
-        flux_shape(model)
+        model_shape(model)
         plan = plan_stages(
             image.shape[1],
             image.shape[2],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from .frame import grid_ids
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 
 def pack_latent(latent: Tensor) -> Tensor:
@@ -57,6 +57,7 @@ class FluxDenoiser:
         """(B, C, H, W) latent at noise level ``sigma`` (0 to 1) to its velocity ``noise - image``, same shape."""
         batch, _, height, width = latent.shape
         grid = (height // 2, width // 2)
+        config: Any = self.transformer.config
         numbers = latent.new_full((batch,), sigma), latent.new_full((batch,), self.guidance)
         velocity = self.transformer(
             hidden_states=pack_latent(latent),
@@ -65,7 +66,7 @@ class FluxDenoiser:
             timestep=numbers[0],
             img_ids=grid_ids(grid).to(latent.device),
             txt_ids=torch.zeros(self.prompt_embeds.shape[1], 3, device=latent.device),
-            guidance=numbers[1] if self.transformer.config.guidance_embeds else None,
+            guidance=numbers[1] if config.guidance_embeds else None,
             return_dict=False,
         )[0]
         return unpack_latent(velocity, grid)

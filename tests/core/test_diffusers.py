@@ -52,15 +52,15 @@ def student_path(case: dict[str, Any]) -> Path:
 
 def call_inputs(grid: tuple[int, int], text: int = 5, batch: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    return dict(
-        hidden_states=torch.randn(batch, grid[0] * grid[1], 16, generator=rng),
-        encoder_hidden_states=torch.randn(batch, text, 32, generator=rng),
-        pooled_projections=torch.randn(batch, 16, generator=rng),
-        timestep=torch.full((batch,), 0.7),
-        guidance=torch.full((batch,), 3.5),
-        img_ids=grid_ids(grid),
-        txt_ids=torch.zeros(text, 3),
-    )
+    return {
+        "hidden_states": torch.randn(batch, grid[0] * grid[1], 16, generator=rng),
+        "encoder_hidden_states": torch.randn(batch, text, 32, generator=rng),
+        "pooled_projections": torch.randn(batch, 16, generator=rng),
+        "timestep": torch.full((batch,), 0.7),
+        "guidance": torch.full((batch,), 3.5),
+        "img_ids": grid_ids(grid),
+        "txt_ids": torch.zeros(text, 3),
+    }
 
 
 @torch.no_grad()
@@ -76,27 +76,24 @@ def golden_case(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], tor
     path = GOLDEN / f"case_{name}.safetensors"
     case, tensors = metadata(path, "case"), load_file(path)
     batch = tensors["hidden_states"].shape[0]
-    inputs = dict(
-        hidden_states=tensors["hidden_states"],
-        encoder_hidden_states=tensors["encoder_hidden_states"],
-        pooled_projections=tensors["pooled"],
-        timestep=torch.full((batch,), case["sigma"]),
-        guidance=torch.full((batch,), case["guidance"]),
-        img_ids=grid_ids((case["height"], case["width"])),
-        txt_ids=torch.zeros(case["text_len"], 3),
-    )
+    inputs = {
+        "hidden_states": tensors["hidden_states"],
+        "encoder_hidden_states": tensors["encoder_hidden_states"],
+        "pooled_projections": tensors["pooled"],
+        "timestep": torch.full((batch,), case["sigma"]),
+        "guidance": torch.full((batch,), case["guidance"]),
+        "img_ids": grid_ids((case["height"], case["width"])),
+        "txt_ids": torch.zeros(case["text_len"], 3),
+    }
     return case, inputs, tensors["output"]
 
 
 def apply_case(model: Any, case: dict[str, Any], **changes: Any) -> Any:
-    wanted = (
-        dict(
-            spec=ClearSpec(case["radius"] or PAST_THE_DIAGONAL, case["down_factor"]),
-            ntk_factor=case["ntk_factor"],
-            proportional_attention="on" if case["proportional_attention"] else "off",
-        )
-        | changes
-    )
+    wanted = {
+        "spec": ClearSpec(case["radius"] or PAST_THE_DIAGONAL, case["down_factor"]),
+        "ntk_factor": case["ntk_factor"],
+        "proportional_attention": "on" if case["proportional_attention"] else "off",
+    } | changes
     return apply_clear(model, wanted.pop("spec"), **wanted)
 
 
@@ -182,7 +179,7 @@ def test_threads_each_get_their_own_size(flux: Any) -> None:
     one_by_one = [run(flux, inputs) for inputs in calls]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda inputs: run(flux, inputs), calls))
-    assert all(relative(a, b) < 1e-6 for a, b in zip(together, one_by_one))
+    assert all(relative(a, b) < 1e-6 for a, b in zip(together, one_by_one, strict=True))
 
 
 def test_batch_equals_one_by_one(flux: Any) -> None:
@@ -290,7 +287,7 @@ def test_gradients_reach_the_spatial_weights_and_survive_checkpointing(flux: Any
     inputs = call_inputs((5, 6))
     if Version(diffusers.__version__) < Version("0.35"):
         flux.enable_gradient_checkpointing()
-        with pytest.raises(ValueError, match="diffusers 0.35 or later"):
+        with pytest.raises(ValueError, match=r"diffusers 0\.35 or later"):
             flux(**inputs)
         return
     gradients = []
@@ -301,7 +298,7 @@ def test_gradients_reach_the_spatial_weights_and_survive_checkpointing(flux: Any
         flux(**inputs, return_dict=False)[0].square().mean().backward()
         gradients.append([p.grad.clone() for n, p in flux.named_parameters() if n.endswith("spatial_weight")])
     assert len(gradients[0]) == 3
-    for plain, recomputed in zip(*gradients):
+    for plain, recomputed in zip(*gradients, strict=True):
         assert plain.norm() > 0
         assert relative(recomputed, plain) < 1e-5
 
@@ -311,7 +308,7 @@ def test_compiled_model_follows_the_size(flux: Any) -> None:
     calls = [call_inputs(grid) for grid in ((6, 7), (7, 6), (9, 5), (6, 7))]
     expected = [run(flux, inputs) for inputs in calls]
     compiled = torch.compile(flux, backend="eager")
-    for inputs, wanted in zip(calls, expected):
+    for inputs, wanted in zip(calls, expected, strict=True):
         assert relative(run(compiled, inputs), wanted) < 1e-6
 
 
@@ -334,7 +331,7 @@ def test_foreign_embedder_is_kept(flux: Any, caplog: pytest.LogCaptureFixture) -
 
 
 def test_refuses_another_model() -> None:
-    with pytest.raises(TypeError, match="Linear.*FluxTransformer2DModel"):
+    with pytest.raises(TypeError, match=r"Linear.*FluxTransformer2DModel"):
         apply_clear(torch.nn.Linear(2, 2), ClearSpec(8))
 
 

@@ -12,21 +12,12 @@ from clear_core.attention.backends.dense import image_rows_mask
 
 pytest.importorskip("PIL")
 
-from clear_core.inspection.window_figure import (  # noqa: E402
-    POOLED,
-    QUERY,
-    REFERENCE,
-    SUMMARISED,
-    TEXT,
-    UNSEEN,
-    WINDOW,
-    draw_window,
-    place_grid,
-)
+from clear_core.inspection.canvas import POOLED, QUERY, REFERENCE, SUMMARISED, TEXT, UNSEEN, WINDOW
+from clear_core.inspection.window_figure import draw_window, place_grid
 
 
 def nearest(pixel: tuple[int, int, int], palette: tuple[tuple[int, int, int], ...]) -> tuple[int, int, int]:
-    return min(palette, key=lambda color: sum((a - b) ** 2 for a, b in zip(color, pixel)))
+    return min(palette, key=lambda color: sum((a - b) ** 2 for a, b in zip(color, pixel, strict=True)))
 
 
 def token_color(image: Any, place: Any, y: int, x: int) -> tuple[int, int, int]:

@@ -47,7 +47,6 @@ def test_diffusers_has_these_classes(family: Family) -> None:
 
     diffusers = pytest.importorskip("diffusers")
     names = family.diffusers
-    assert names is not None
     default = {
         name: parameter.default
         for name, parameter in inspect.signature(getattr(diffusers, names.transformer)).parameters.items()

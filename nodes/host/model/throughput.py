@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ....clear_core.cost import clear_pairs, model_gflops
 from ....clear_core.inspection.facts import Pace
-from .flux_shape import flux_shape
+from .family import model_shape
 from .memory import activations_of
 
 KEY = "clear_flux_pace"
@@ -117,7 +117,7 @@ class PaceClock:
 
     @classmethod
     def of(cls, model: ModelPatcher) -> PaceClock:
-        shape, activations = flux_shape(model), activations_of(model)
+        shape, activations = model_shape(model), activations_of(model)
         device = comfy.model_management.get_torch_device_name(model.load_device)
         return cls(shape.num_double + shape.num_single, activations.width, activations.mlp_ratio, device)
 

@@ -14,8 +14,8 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ....clear_core.families import ModelShape
 from ....clear_core.weights import ClearFile
-from .flux_shape import FluxShape
 
 
 def trained_tensors(file: ClearFile) -> Mapping[str, Tensor]:
@@ -45,7 +45,7 @@ _open: WeakValueDictionary[tuple[str, int, int], SharedTensors] = WeakValueDicti
 
 
 def add_weight_patches(
-    model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: FluxShape, strength: float
+    model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: ModelShape, strength: float
 ) -> dict[str, list[tuple]]:
     """Put the trained slices on a clone's weights.
 

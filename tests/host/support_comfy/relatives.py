@@ -32,11 +32,11 @@ CHROMA = dict(
 """Two double and two single blocks of Chroma; its channels are counted after patches of 2 x 2 are put together."""
 
 
-def build_chroma(seed: int = 0) -> Any:
-    """A ModelPatcher around a tiny Chroma, float32."""
+def build_chroma(seed: int = 0, **overrides: Any) -> Any:
+    """A ModelPatcher around a tiny Chroma, float32, with entries of :data:`CHROMA` replaced."""
     import comfy.supported_models
 
-    return _patcher(comfy.supported_models.Chroma(CHROMA), seed)
+    return _patcher(comfy.supported_models.Chroma({**CHROMA, **overrides}), seed)
 
 
 def build_ovis(seed: int = 0) -> Any:
