@@ -1,279 +1,52 @@
-"""One command to try the project and one to test it; nothing but Python 3.10 or later is needed to start.
+"""One command for each thing a developer does; nothing but Python 3.10 or later is needed to start.
 
     python3 dev.py demo [options of the demo]
     python3 dev.py test [--all] [options of pytest]
+    python3 dev.py check [--without-torch]
+    python3 dev.py sync
 
-Both make a virtual environment in ``.venv`` (once, and again when the requirements change). ``test`` runs three
-suites: the core, the pack inside every ComfyUI found, and ComfyUI's front end in a browser. ComfyUI is looked for in
-``COMFYUI_PATH`` (several folders with the system's path separator between them), else in ``~/ComfyUI``. ``--all``
-includes the tests that take long.
+``demo``, ``test`` and ``check`` make a virtual environment in ``.venv`` (once, and again when the requirements change).
+``test`` runs three suites: the core, the pack inside every ComfyUI found, and ComfyUI's front end in a browser. ComfyUI
+is looked for in ``COMFYUI_PATH`` (several folders with the system's path separator between them), else in
+``~/ComfyUI``. ``--all`` includes the tests that take long. ``check`` runs no test: style, format, types, imports, and
+the files that ``sync`` writes from the code. ``--without-torch`` checks in a small environment of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-import venv
-from dataclasses import dataclass
-from pathlib import Path
-from xml.etree import ElementTree
 
-PROJECT = Path(__file__).resolve().parent
-ENVIRONMENT = PROJECT / ".venv"
-REQUIREMENTS = (PROJECT / "requirements.txt", PROJECT / "requirements-dev.txt")
 OLDEST_PYTHON = (3, 10)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
-
-# pytest's exit status for "nothing was collected": all right where the user's own options left nothing over.
-NOTHING_COLLECTED = 5
-
-# Appends the folder named first, so that the host's own packages come before what pytest brings along.
-RUN_PYTEST = "import sys; sys.path.append(sys.argv.pop(1)); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-
-
-class Refused(Exception):
-    """Something is missing that this script cannot make up for; the message says what and what to do."""
-
-
-@dataclass
-class Result:
-    """What one suite did: its name, pytest's exit status and counts."""
-
-    suite: str
-    status: int
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.suite}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped ({self.seconds:.0f} s)"
-        )
+COMMANDS = ("demo", "test", "check", "sync")
 
 
 def main(arguments: list[str]) -> int:
-    if sys.version_info < OLDEST_PYTHON:
-        wanted, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
-        raise Refused(f"this is Python {found}; {wanted} or later is needed.")
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command == "demo":
-        return subprocess.call([str(prepare_environment()), "-m", "demo", *rest], cwd=PROJECT)
-    if command == "test":
-        return test(prepare_environment(), rest)
-    print(__doc__)
-    return 0 if command in ("-h", "--help") else 2
+    if command not in COMMANDS:
+        print(__doc__)
+        return 0 if command in ("-h", "--help") else 2
+    # Not above: what these modules are written in, an older Python may not understand.
+    from tools import check, suites, sync
+    from tools.environment import PROJECT, RefusedError, prepare_environment
 
-
-def say(message: str) -> None:
-    print(f"dev: {message}", flush=True)
-
-
-def interpreter_in(environment: Path) -> Path:
-    """Where a virtual environment keeps its Python on this system."""
-    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def prepare_environment() -> Path:
-    """Makes ``.venv`` fit the requirement files, if it does not yet, and returns its interpreter."""
-    python = interpreter_in(ENVIRONMENT)
-    stamp = ENVIRONMENT / "requirements.sha256"
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in REQUIREMENTS)).hexdigest()
-    if works(python) and stamp.is_file() and stamp.read_text() == wanted:
-        return python
-    if not works(python):
-        say("making the virtual environment .venv")
-        try:
-            venv.create(ENVIRONMENT, clear=ENVIRONMENT.exists(), with_pip=True)
-        except subprocess.CalledProcessError:
-            raise Refused(
-                "Python could not make a virtual environment; on Debian and Ubuntu install the package "
-                "python3-venv first."
-            ) from None
-    say(f"installing {' and '.join(path.name for path in REQUIREMENTS)} into .venv (minutes the first time)")
-    listed = [option for path in REQUIREMENTS for option in ("-r", str(path))]
-    if pip(python, "install", *listed):
-        raise Refused("the requirements could not be installed; pip's message above says why.")
-    stamp.write_text(wanted)
-    return python
-
-
-def works(python: Path) -> bool:
-    """Whether there is an interpreter that starts (an environment whose Python was removed has one that does not)."""
-    return python.exists() and subprocess.call([str(python), "-c", ""], stderr=subprocess.DEVNULL) == 0
-
-
-def pip(python: Path, *arguments: str) -> int:
-    return subprocess.call([str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments])
-
-
-def test(python: Path, arguments: list[str]) -> int:
-    """Runs the suites and prints one line for each, what ran on which ComfyUI, and the sum."""
-    options = ["--slow" if argument == "--all" else argument for argument in arguments]
-    hosts = find_hosts()
-    results: list[Result] = []
-    on_hosts: list[str] = []
-    skipped: list[str] = []
-    with tempfile.TemporaryDirectory() as reports:
-        if wanted := select("core", options):
-            say("testing the core")
-            results.append(run_suite("core", [str(python), "-m", "pytest"], wanted, PROJECT, Path(reports)))
-        if wanted := select("host", options):
-            if not hosts:
-                skipped.append("host tests are skipped: COMFYUI_PATH is not set and there is no ComfyUI at ~/ComfyUI")
-            for checkout in hosts:
-                version = host_version(checkout)
-                say(f"testing in ComfyUI {version} at {checkout}")
-                result = run_suite(
-                    f"host, ComfyUI {version}",
-                    host_pytest(python, checkout),
-                    wanted,
-                    checkout,
-                    Path(reports),
-                    COMFYUI_PATH=str(checkout),
-                )
-                results.append(result)
-                on_hosts.append(f"{result.passed + result.failed} {'' if on_hosts else 'ran '}on ComfyUI {version}")
-        if wanted := select("frontend", options):
-            browser = find_browser()
-            if hosts and browser:
-                say(f"testing the front end of {len(hosts)} ComfyUI in {browser}")
-                results.append(
-                    run_suite(
-                        "frontend",
-                        [str(python), "-m", "pytest"],
-                        wanted,
-                        PROJECT,
-                        Path(reports),
-                        COMFYUI_PATH=os.pathsep.join(map(str, hosts)),
-                    )
-                )
-            elif hosts:
-                skipped.append("frontend tests are skipped: neither chromium nor google-chrome is on the PATH")
-            else:
-                skipped.append("frontend tests are skipped: they need a ComfyUI, and none was found")
-    print()
-    for line in [*map(str, results), *skipped]:
-        print(line)
-    print(f"host tests: {', '.join(on_hosts) or 'none ran'}")
-    print(
-        f"{sum(r.passed for r in results)} passed, {sum(r.failed for r in results)} failed, "
-        f"{sum(r.skipped for r in results)} skipped"
-    )
-    allowed = {0, NOTHING_COLLECTED} if arguments else {0}
-    return int(not results or any(result.status not in allowed for result in results))
-
-
-def select(suite: str, options: list[str]) -> list[str]:
-    """pytest's arguments for one suite; empty if the options name tests and none of them is in it.
-
-    Options that name files or folders choose the suites these belong to; all others go to every suite.
-    """
-    folder = PROJECT / "tests" / suite
-    paths = {
-        option: Path(option.split("::")[0]).resolve()
-        for option in options
-        if not option.startswith("-") and Path(option.split("::")[0]).exists()
-    }
-    if not paths:
-        return [str(folder), *options]
-    inside = {option for option, path in paths.items() if path == folder or folder in path.parents}
-    kept = [
-        str(Path(option.split("::")[0]).resolve()) + option[len(option.split("::")[0]) :]
-        if option in inside
-        else option
-        for option in options
-        if option in inside or option not in paths
-    ]
-    return kept if inside else []
-
-
-def run_suite(
-    name: str, command: list[str], arguments: list[str], folder: Path, reports: Path, **variables: str
-) -> Result:
-    """Runs pytest once, its output shown as it comes, and counts from the report that it writes."""
-    report = reports / f"{re.sub(r'[^0-9a-z.]', '-', name.lower())}.xml"
-    started = time.monotonic()
-    status = subprocess.call(
-        [*command, f"--rootdir={PROJECT}", "-c", str(PROJECT / "pyproject.toml"), f"--junitxml={report}", *arguments],
-        cwd=folder,
-        env={**os.environ, **variables},
-    )
-    result = Result(name, status, seconds=time.monotonic() - started)
-    if report.is_file():
-        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
-            counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-            result.failed += counts["failures"] + counts["errors"]
-            result.skipped += counts["skipped"]
-            result.passed += counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
-    if status not in (0, NOTHING_COLLECTED) and not result.failed:
-        result.failed = 1  # pytest itself ended before it could count: a crash, or a conftest that fails
-    return result
-
-
-def find_hosts() -> list[Path]:
-    """ComfyUI checkouts to test in.
-
-    Raises:
-        Refused: COMFYUI_PATH names a folder that is not a ComfyUI.
-    """
-    named = [part for part in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if part]
-    if not named:
-        home = Path.home() / "ComfyUI"
-        return [home] if (home / "main.py").is_file() else []
-    checkouts = [Path(part).expanduser().resolve() for part in named]
-    for checkout in checkouts:
-        if not (checkout / "main.py").is_file():
-            raise Refused(f"COMFYUI_PATH names {checkout}, where there is no main.py; name ComfyUI's own folder.")
-    return checkouts
-
-
-def host_version(checkout: Path) -> str:
-    file = checkout / "comfyui_version.py"
-    found = re.search(r"""__version__\s*=\s*["']([^"']+)""", file.read_text()) if file.is_file() else None
-    return found.group(1) if found else "of unknown version"
-
-
-def host_interpreter(checkout: Path) -> Path:
-    """The Python that has a ComfyUI's requirements: of the environment beside it, else the one running this."""
-    beside = [interpreter_in(checkout / name) for name in (".venv", "venv")]
-    beside.append(checkout.parent / "python_embeded" / "python.exe")  # the portable build for Windows
-    return next((path for path in beside if works(path)), Path(sys.executable))
-
-
-def host_pytest(python: Path, checkout: Path) -> list[str]:
-    """The command that runs pytest with a ComfyUI's own interpreter, in which nothing is installed for it."""
-    host = host_interpreter(checkout)
-    version = subprocess.check_output(
-        [str(host), "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], text=True
-    ).strip()
-    folder = ENVIRONMENT / f"host-pytest-{version}"
-    if not folder.is_dir():
-        say(f"fetching pytest for Python {version} into .venv/{folder.name}")
-        unfinished = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        wanted = ("install", "--target", str(unfinished), "pytest>=8.2")
-        # The host's own pip knows what its Python needs; where it has none, ours runs under its interpreter.
-        if pip(host, *wanted) and subprocess.call([str(python), "-m", "pip", "--python", str(host), "-q", *wanted]):
-            raise Refused(f"pytest could not be fetched for {host}; pip's message above says why.")
-        unfinished.rename(folder)
-    return [str(host), "-c", RUN_PYTEST, str(folder)]
-
-
-def find_browser() -> str | None:
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    try:
+        if command == "demo":
+            return subprocess.call([str(prepare_environment()), "-m", "demo", *rest], cwd=PROJECT)
+        if command == "test":
+            return suites.run_suites(prepare_environment(), rest)
+        if command == "check":
+            return check.main(rest)
+        return sync.main(rest)
+    except RefusedError as refusal:
+        sys.exit(f"dev: {refusal}")
 
 
 if __name__ == "__main__":
+    if sys.version_info < OLDEST_PYTHON:
+        found, oldest = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
+        sys.exit(f"dev: this is Python {found}; {oldest} or later is needed.")
     try:
         sys.exit(main(sys.argv[1:]))
-    except Refused as refusal:
-        sys.exit(f"dev: {refusal}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -198,11 +198,11 @@ class DoubleBlock(nn.Module):
 
     def forward(self, x: Tensor, attend: Attention) -> Tensor:
         parts = x.split([TEXT, x.shape[1] - TEXT], dim=1)
-        qkv = torch.cat([stream["qkv"](part) for stream, part in zip(self.streams, parts)], dim=1)
+        qkv = torch.cat([stream["qkv"](part) for stream, part in zip(self.streams, parts, strict=True)], dim=1)
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = attend(q, k, v).transpose(1, 2).flatten(2).split([TEXT, x.shape[1] - TEXT], dim=1)
-        parts = [part + stream["out"](one) for stream, part, one in zip(self.streams, parts, attended)]
-        return torch.cat([part + stream["mlp"](part) for stream, part in zip(self.streams, parts)], dim=1)
+        parts = [part + stream["out"](one) for stream, part, one in zip(self.streams, parts, attended, strict=True)]
+        return torch.cat([part + stream["mlp"](part) for stream, part in zip(self.streams, parts, strict=True)], dim=1)
 
 
 class SingleBlock(nn.Module):

@@ -31,7 +31,7 @@ from .timing import write_record
 # The tests know how to start a ComfyUI inside a process and how to make a small FLUX for it.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
 
-from support_comfy import boot, flux, sampling  # noqa: E402
+from support_comfy import boot, flux, sampling
 
 STOCK, DELEGATING, WINDOWS = "stock", "delegating", "windows"
 

@@ -45,7 +45,7 @@ def summary(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[st
     return {
         name: {
             "median_ms": round(median(own) * 1e3, 3),
-            "speed_up": round(median(b / s for b, s in zip(seconds[baseline], own)), 3),
+            "speed_up": round(median(b / s for b, s in zip(seconds[baseline], own, strict=True)), 3),
         }
         for name, own in seconds.items()
     }

@@ -10,6 +10,9 @@ from .families import FLUX1
 TOKEN_PIXELS = FLUX1.token_pixels
 """Side of one token in pixels, the same in every family so far."""
 
+PATCH = 2
+"""Side of one token in latent pixels."""
+
 
 @dataclass(frozen=True)
 class SequenceLayout:

@@ -113,11 +113,11 @@ def cell(value: float | None, form: str) -> str:
 
 def table(rows: list[tuple[str, ...]]) -> str:
     """Aligned columns under a ruled heading: words to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths))
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]

@@ -28,7 +28,7 @@ class CLEARAttention(io.ComfyNode):
             display_name="CLEAR Attention (FLUX hi-res)",
             category="model/patch/flux",
             description="Lets FLUX make 2K to 8K pictures: every part of the picture attends to the prompt and to a "
-            "circle around it, so that the cost grows with the area and not with its square.",
+            "circle around it, so the cost grows with the area, not with its square.",
             inputs=[
                 io.Model.Input("model", tooltip="A FLUX.1 model: dev, schnell, Krea, Kontext, Fill or a fine-tune."),
                 io.Combo.Input(
@@ -36,8 +36,8 @@ class CLEARAttention(io.ComfyNode):
                     options=[NO_WEIGHTS, *installed_names()],
                     default=NO_WEIGHTS,
                     optional=True,
-                    tooltip="Weights distilled for the window, from models/clear. Without them (none) the window is "
-                    "applied to the model as it is, which costs quality.",
+                    tooltip="Weights distilled for the window, from models/clear. none: the window runs on the "
+                    "model's own weights, which costs quality.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -46,8 +46,7 @@ class CLEARAttention(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="How much of the distilled weights is used; 0 is the model's own weights. The window "
-                    "stays the same.",
+                    tooltip="Share of the distilled weights; 0 is the model's own weights. The window stays the same.",
                 ),
                 io.Int.Input(
                     "radius",
@@ -56,8 +55,8 @@ class CLEARAttention(io.ComfyNode):
                     max=4096,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: as the weights were trained, or "
-                    "16 without weights.",
+                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: the radius of the weights, or 16 "
+                    "without weights.",
                 ),
                 io.Float.Input(
                     "ntk_factor",
@@ -67,8 +66,8 @@ class CLEARAttention(io.ComfyNode):
                     step=0.1,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Stretches the positions for large pictures. 0: automatic, 1 up to 2 megapixels and 10 "
-                    "above; 1: off.",
+                    tooltip="Stretches the position encoding for large pictures. 0: automatic, 1 up to 2 megapixels "
+                    "and 10 above; 1: off.",
                 ),
                 io.Combo.Input(
                     "proportional_attention",
@@ -86,8 +85,8 @@ class CLEARAttention(io.ComfyNode):
                     step=0.001,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Where in the sampling the window begins; before it, the model attends to the whole "
-                    "picture.",
+                    tooltip="Start of the window in the sampling, 0 to 1. Before it, attention is dense (to the whole "
+                    "picture).",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -97,15 +96,16 @@ class CLEARAttention(io.ComfyNode):
                     step=0.001,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Where in the sampling the window ends; after it, the model attends to the whole picture.",
+                    tooltip="End of the window in the sampling, 0 to 1. After it, attention is dense (to the whole "
+                    "picture).",
                 ),
                 io.String.Input(
                     "dense_blocks",
                     default="",
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Blocks without the window: 0, 1, 54-56 counts all of them, double blocks first; d0-3, "
-                    "s35-37 counts double and single blocks apart.",
+                    tooltip="Blocks that keep dense attention: 0, 1, 54-56 counts all blocks, double blocks first; "
+                    "d0-3, s35-37 counts double and single blocks apart.",
                 ),
                 io.Int.Input(
                     "min_tokens",
@@ -114,7 +114,7 @@ class CLEARAttention(io.ComfyNode):
                     max=1 << 24,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Pictures of fewer image tokens than this get no window (1024 x 1024 pixels are 4096 "
+                    tooltip="Pictures with fewer image tokens than this get no window (1024 x 1024 pixels are 4096 "
                     "tokens).",
                 ),
                 io.Combo.Input(
@@ -123,7 +123,7 @@ class CLEARAttention(io.ComfyNode):
                     default="auto",
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Whether a ControlNet attends in the same windows. auto: above 2 megapixels.",
+                    tooltip="Gives ControlNets the same windows. auto: above 2 megapixels.",
                 ),
                 io.Combo.Input(
                     "backend",
@@ -131,7 +131,7 @@ class CLEARAttention(io.ComfyNode):
                     default="auto",
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="How the windows are computed; all give the same picture. auto: the fastest that works "
+                    tooltip="Method of computing the windows; all give the same picture. auto: the fastest that works "
                     "here; dense: slow, for comparison.",
                 ),
                 io.Int.Input(
@@ -141,8 +141,8 @@ class CLEARAttention(io.ComfyNode):
                     max=64,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Adds an overview of the whole picture, pooled over squares of this side in tokens. "
-                    "0: as the weights were trained; 1: none, for weights without one.",
+                    tooltip="Adds an overview of the whole picture, pooled over squares of this side in tokens. 0: as "
+                    "in the weights; 1: none, for weights without one.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with CLEAR attention; the input model stays as it is.")],

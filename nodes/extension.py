@@ -9,7 +9,8 @@ from .host.server.graph_routes import register_graph_routes
 from .host.server.weight_files import register_folder
 from .host.server.weights_routes import register_routes
 from .inspect import CLEARInspect
-from .upscale import CLEARUpscale, CLEARUpscaleStage
+from .upscale import CLEARUpscale
+from .upscale_stage import CLEARUpscaleStage
 
 
 class ClearExtension(ComfyExtension):

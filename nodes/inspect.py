@@ -14,7 +14,7 @@ from ..clear_core.inspection.page import draw_note, draw_sheet
 from ..clear_core.inspection.report import note, report
 from .host.inspect.read_model import inspect_model
 from .host.model.family import model_shape
-from .host.model.throughput import last_pace
+from .host.model.throughput import last_throughput
 from .host.pack import versions
 from .host.search_aliases import with_search_aliases
 
@@ -30,24 +30,22 @@ class CLEARInspect(io.ComfyNode):
             node_id="CLEARInspect",
             display_name="CLEAR Inspect (FLUX)",
             category="model/patch/flux",
-            description="Shows how far each part of a picture looks, what that saves at 1K to 8K in work, time and "
-            "memory on this machine, and what else was done to the model. Nothing is sampled.",
+            description="Shows how far each part of a picture looks, the work, time and memory saved at 1K to 8K on "
+            "this machine, and all other changes to the model. Nothing is sampled.",
             is_output_node=True,
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model as it goes into the sampler: after CLEAR Attention and "
-                    "everything else. Without CLEAR it is told what windows would save.",
+                    tooltip="The model as it enters the sampler: after CLEAR Attention and everything else. Without "
+                    "CLEAR, the node shows the possible savings.",
                 ),
                 io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="A picture to draw the window on, such as the one that is to be enlarged.",
+                    "image", optional=True, tooltip="A picture to draw the window on, such as the one to be enlarged."
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="Only its size counts. With neither picture nor latent, 4096 x 4096 px.",
+                    tooltip="Only its size is used. Without picture and latent: 4096 x 4096 px.",
                 ),
                 io.Float.Input(
                     "upscale_by",
@@ -56,12 +54,12 @@ class CLEARInspect(io.ComfyNode):
                     max=8.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How many times wider and higher the picture is going to be, as on CLEAR Upscale.",
+                    tooltip="Planned factor on width and height, as on CLEAR Upscale.",
                 ),
             ],
             outputs=[
-                io.Image.Output("image", tooltip="The page that the node shows: window, block map, costs."),
-                io.String.Output("text", tooltip="The same in words, with lines to quote in a bug report at its end."),
+                io.Image.Output("image", tooltip="The page shown on the node: window, block map, costs."),
+                io.String.Output("text", tooltip="The same as text; its last lines are for bug reports."),
             ],
         )
         return with_search_aliases(
@@ -79,7 +77,7 @@ class CLEARInspect(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
         """Runs again when there is a new measurement to show."""
-        return repr(last_pace())
+        return repr(last_throughput())
 
     @classmethod
     def execute(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-
-# What several suites need; pytest's importlib mode adds nothing to the path itself.
-sys.path.append(str(PROJECT / "tests" / "support"))
 
 
 class RootIsNoPackage:
@@ -27,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long; runs with --slow only")
-    # As a plugin of its own, because a conftest's hooks are not asked about folders above it.
+    # A plugin of its own, because pytest calls a conftest's hooks only for folders below it.
     config.pluginmanager.register(RootIsNoPackage())
 
 

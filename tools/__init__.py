@@ -1,1 +1,1 @@
-"""Writes files that ship or that the page shows: example workflows, pictures."""
+"""What dev.py runs, and what writes files that ship or that the page shows: example workflows, pictures."""

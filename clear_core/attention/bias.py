@@ -69,7 +69,7 @@ class AttentionBias:
         """
         if layout != self.layout:
             raise ValueError(f"bias was looked through for {self.layout}; expected {layout}.")
-        for name, found, wanted in zip(("batch", "heads"), self.tensor.shape, q.shape):
+        for name, found, wanted in zip(("batch", "heads"), self.tensor.shape, q.shape, strict=False):
             if found not in (1, wanted):
                 raise ValueError(f"bias has a {name} dimension of {found}; expected 1 or q's, {wanted}.")
         if self.tensor.device != q.device:

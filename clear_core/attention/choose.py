@@ -126,7 +126,7 @@ def run_backend(
     Raises:
         ValueError: The backend cannot run here.
     """
-    wanted = dict(needs_grad=wants_grad(q, k, v), return_lse=return_lse)
+    wanted = {"needs_grad": wants_grad(q, k, v), "return_lse": return_lse}
     if bias is not None:
         options["bias"] = bias
         name = _backend_for_bias(name, q.device, spec, layout.grid)
@@ -190,7 +190,7 @@ def _self_test(
     layout, spec = SequenceLayout.of(20 * 13 + 7, (20, 13), reference=2), ClearSpec(5)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, layout.length, head_dim, generator=generator).to(device, dtype) for _ in range(3))
-    options = dict(layout=layout, spec=spec, spatial_weight=None, scale=head_dim**-0.5, return_lse=True)
+    options = {"layout": layout, "spec": spec, "spatial_weight": None, "scale": head_dim**-0.5, "return_lse": True}
     expected = dense_attention(q.float(), k.float(), v.float(), **options)
     options["return_lse"] = return_lse
     try:
@@ -198,7 +198,7 @@ def _self_test(
     except (FlexFailure, TritonFailure, torch.OutOfMemoryError) as error:
         return f"its kernel does not run here ({str(error).splitlines()[0]})"
     found = found if return_lse else (found,)
-    error = max(float((a.float() - b).abs().max()) for a, b in zip(found, expected))
+    error = max(float((a.float() - b).abs().max()) for a, b in zip(found, expected, strict=False))
     if not error < _SELF_TEST_TOLERANCE:
         return f"its kernel is off by {error:.2g} in a small test on {device}"
     return None

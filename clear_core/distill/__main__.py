@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .. import ClearSpec
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    import torch
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from torch import nn
 
 DTYPES = ("float32", "bfloat16")
 
@@ -41,7 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     images.add_argument("folder", type=Path)
     images.add_argument("--pixels", type=int, default=1024, help="square root of the area (default: 1024)")
     images.set_defaults(run=run_images)
-    generate = commands.add_parser("generate", help="samples that the model makes itself, as in the paper")
+    generate = commands.add_parser("generate", help="samples made by the model itself, as in the paper")
     generate.add_argument("captions", type=Path, help="text file, one caption per line")
     generate.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     generate.add_argument("--steps", type=int, default=20)
@@ -49,12 +51,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     generate.add_argument("--seed", type=int, default=0)
     generate.set_defaults(run=run_generate)
     for command in (images, generate):
-        command.add_argument("--out", type=Path, required=True, help="folder for the samples; goes on where it stopped")
+        command.add_argument("--out", type=Path, required=True, help="folder for the samples; resumes after a stop")
 
-    train = commands.add_parser("train", help="samples to weights; goes on where it stopped")
+    train = commands.add_parser("train", help="samples to weights; resumes after a stop")
     train.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and weights")
     train.add_argument("--radius", type=int, required=True, help="window radius in tokens of 16 px")
-    train.add_argument("--down-factor", type=int, default=1, help="pool cells of this side too (default: 1, no)")
+    train.add_argument("--down-factor", type=int, default=1, help="side of pooled cells (default: 1, no pooling)")
     train.add_argument("--steps", type=int, default=10_000)
     train.add_argument("--batch", type=int, default=1, help="samples per process and pass")
     train.add_argument("--accumulation", type=int, default=1, help="passes per step")
@@ -64,12 +66,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     train.add_argument("--guidance", type=float, default=3.5)
     train.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--backend", default="auto", help="how windows are computed (default: auto)")
+    train.add_argument("--backend", default="auto", help="backend of the windowed attention (default: auto)")
     train.add_argument("--checkpointing", action="store_true", help="recompute activations, for memory")
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--cpu", action="store_true", help="do not use a GPU")
     train.set_defaults(run=run_train)
-    evaluate = commands.add_parser("evaluate", help="distance of windows to the full model on held-out samples")
+    evaluate = commands.add_parser("evaluate", help="distance of windows from the dense model on held-out samples")
     evaluate.add_argument("--weights", type=Path, help="CLEAR file; without it, windows on the model as it is")
     evaluate.add_argument("--radius", type=int, default=0, help="0: as the weights were trained")
     evaluate.add_argument("--down-factor", type=int, default=0, help="0: as the weights were trained")
@@ -77,12 +79,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     evaluate.set_defaults(run=run_evaluate)
     for command in (train, evaluate):
         command.add_argument("--data", type=Path, required=True, help="folder of samples")
-        command.add_argument("--held-out", type=int, default=16, help="that many last samples are not trained on")
+        command.add_argument("--held-out", type=int, default=16, help="number of last samples held out of the training")
     for command in (images, generate, train, evaluate):
         command.add_argument("--model", required=True, help="folder or Hub name of a diffusers FLUX.1 model")
-        command.add_argument("--download", action="store_true", help="fetch the model if it is not here yet")
+        command.add_argument("--download", action="store_true", help="download the model if it is not here yet")
         command.add_argument(
-            "--dtype", choices=DTYPES, default="bfloat16", help="of the frozen weights, and of autocast"
+            "--dtype", choices=DTYPES, default="bfloat16", help="dtype of the frozen weights, and of autocast"
         )
     return parser.parse_args(arguments)
 
@@ -94,8 +96,8 @@ def load_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_teacher(options: argparse.Namespace) -> FluxTransformer2DModel:
-    """The transformer of a pipeline's folder, or a folder that holds a transformer alone."""
-    from diffusers import FluxTransformer2DModel
+    """The transformer of a pipeline's folder, or of a folder with a transformer alone."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     alone = (Path(options.model) / "config.json").exists()
     return FluxTransformer2DModel.from_pretrained(
@@ -103,9 +105,14 @@ def load_teacher(options: argparse.Namespace) -> FluxTransformer2DModel:
     )
 
 
+def move(model: nn.Module, device: torch.device) -> None:
+    """To a device; a function of its own because the annotations of diffusers' ``to`` do not describe it."""
+    model.to(device)
+
+
 def load_pipeline(options: argparse.Namespace) -> Any:
     import torch
-    from diffusers import FluxPipeline
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
     pipeline = FluxPipeline.from_pretrained(options.model, **load_options(options))
     pipeline.set_progress_bar_config(disable=True)
@@ -157,22 +164,27 @@ def run_train(options: argparse.Namespace) -> None:
     from .evaluate import mean_error, velocity_errors
     from .samples import SampleFolder
     from .student import file_name, save_weights
-    from .train import Plan, check_plan, distil, set_up
+    from .train import TrainConfig, check_config, distil, set_up
 
-    plan = Plan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)})
-    spec = plan.spec
+    config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
+    spec = config.spec
     accelerator = Accelerator(
         cpu=options.cpu,
-        gradient_accumulation_steps=plan.accumulation,
+        gradient_accumulation_steps=config.accumulation,
         mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
     )
     samples = SampleFolder(options.data, end=-options.held_out or None)
     held_out = SampleFolder(options.data, first=-options.held_out) if options.held_out else None
     options.out.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
-        check_plan(options.out, plan, accelerator.num_processes, len(samples))
+        check_config(options.out, config, accelerator.num_processes, len(samples))
     run = set_up(
-        load_teacher(options), samples, plan, accelerator, backend=options.backend, checkpointing=options.checkpointing
+        load_teacher(options),
+        samples,
+        config,
+        accelerator,
+        backend=options.backend,
+        checkpointing=options.checkpointing,
     )
 
     def judge() -> float | None:
@@ -186,7 +198,7 @@ def run_train(options: argparse.Namespace) -> None:
     before = judge()
     with (
         (options.out / "log.jsonl").open("a") as log,
-        tqdm(total=plan.steps, unit="step", disable=not accelerator.is_main_process) as bar,
+        tqdm(total=config.steps, unit="step", disable=not accelerator.is_main_process) as bar,
     ):
 
         def on_step(step: int, losses: dict[str, float]) -> None:
@@ -200,15 +212,15 @@ def run_train(options: argparse.Namespace) -> None:
     state = accelerator.get_state_dict(run.student)
     if accelerator.is_main_process:
         source = (
-            f"distilled by clear_core from {options.model}: {spec}, {plan.steps} steps of {run.order.size} "
-            f"samples out of {len(samples)}, {plan.optimizer} rate {plan.rate:g}, seed {plan.seed}"
+            f"distilled by clear_core from {options.model}: {spec}, {config.steps} steps of {run.order.size} "
+            f"samples out of {len(samples)}, {config.optimizer} rate {config.rate:g}, seed {config.seed}"
         )
         path = options.out / file_name(spec)
         save_weights(path, state, run.inner, spec, source)
         print(f"Wrote {path}.")
         if held_out is not None:
             print(
-                f"Distance of the flow to the full model's on {len(held_out)} held-out samples (mean squared): "
+                f"Distance of the flow from the dense model's on {len(held_out)} held-out samples (mean squared): "
                 f"{before:.3e} before this run, {after:.3e} after."
             )
 
@@ -229,8 +241,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if file is not None:
         load_weights(student, options.weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher.to(device), student.to(device)
-    guidance = options.guidance if teacher.config.guidance_embeds else None
+    move(teacher, device)
+    move(student, device)
+    guidance = options.guidance if teacher.config["guidance_embeds"] else None
     with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
         errors = velocity_errors(
             student, teacher, SampleFolder(options.data, first=-options.held_out), guidance=guidance, device=device

@@ -1,4 +1,4 @@
-"""How far a student's flow is from its teacher's, on samples that it was not trained on."""
+"""Distance of a student's flow from its teacher's, on samples held out of the training."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def velocity_errors(
     levels: tuple[float, ...] = LEVELS,
     device: torch.device | None = None,
 ) -> dict[float, float]:
-    """Mean squared distance of the flows by noise level, over all samples, with the same noise on every call.
+    """Mean squared distance of the flows by noise level, over all samples, with the same noise in every call.
 
     Args:
-        samples: Held out; taken one by one.
+        samples: Held-out samples; batches of one.
         guidance: As in :func:`predict`.
     """
     sums = dict.fromkeys(levels, 0.0)
-    for number in range(len(samples)):
-        batch = samples.batch([number], [number], SEED, 0).to(device or torch.device("cpu"))
+    for index in range(len(samples)):
+        batch = samples.batch([index], [index], SEED, 0).to(device or torch.device("cpu"))
         for level in levels:
             batch.sigma.fill_(level)
             distance = predict(student, batch, guidance).float() - predict(teacher, batch, guidance).float()

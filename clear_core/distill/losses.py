@@ -1,4 +1,4 @@
-"""What the student is taught: ``L_fm + 0.5 * L_distill + 0.5 * L_attn`` (paper, equations 4 to 6)."""
+"""The loss of the distillation: ``L_fm + 0.5 * L_distill + 0.5 * L_attn`` (paper, equations 4 to 6)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..integrations.flux_denoiser import pack_latent
-from ..integrations.frame import grid_ids
+from ..integrations.flux_denoiser import flux_call, pack_latent
 from .samples import Batch
 
 DISTILL_WEIGHT = 0.5
 ATTENTION_WEIGHT = 0.5
+
+SINGLE_BLOCKS = "single_transformer_blocks"
+"""Name of a diffusers FLUX's list of single blocks."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,20 @@ class Losses:
 
 
 def taught_blocks(num_single: int) -> list[int]:
-    """Single blocks whose attention is compared: 1, 5, 9 ... (every fourth of FLUX's 57); the only one of one."""
+    """Indices of the single blocks whose attention is compared: 1, 5, 9 ...; 0 if it is the only one."""
     return list(range(1, num_single, 4)) or list(range(num_single))
 
 
 class AttentionTap:
-    """While it is open, keeps what the attention of some single blocks puts out.
+    """Keeps the attention outputs of some single blocks while it is open.
 
     Attributes:
-        outputs: (B, L, C) by block index, of the model's latest call.
+        outputs: (B, L, C) by block index, from the latest call of the model.
     """
 
     def __init__(self, model: nn.Module, blocks: list[int]) -> None:
         self.outputs: dict[int, Tensor] = {}
-        self._attention = {index: model.single_transformer_blocks[index].attn for index in blocks}
+        self._attention = {index: model.get_submodule(f"{SINGLE_BLOCKS}.{index}.attn") for index in blocks}
 
     def __enter__(self) -> AttentionTap:
         def keeper(index: int) -> Any:
@@ -70,23 +72,13 @@ class AttentionTap:
 
 
 def predict(model: nn.Module, batch: Batch, guidance: float | None) -> Tensor:
-    """The model's flow on a noisy batch, as tokens (B, N, 4 C).
+    """The model's velocity on a noisy batch, as tokens (B, N, 4 C).
 
     Args:
         guidance: Guidance scale; None for models without the input.
     """
-    height, width = batch.latents.shape[2:]
-    device = batch.latents.device
-    return model(
-        hidden_states=pack_latent(batch.noisy),
-        timestep=batch.sigma,
-        guidance=None if guidance is None else torch.full_like(batch.sigma, guidance),
-        encoder_hidden_states=batch.prompt_embeds,
-        pooled_projections=batch.pooled,
-        img_ids=grid_ids((height // 2, width // 2)).to(device),
-        txt_ids=torch.zeros(batch.prompt_embeds.shape[1], 3, device=device),
-        return_dict=False,
-    )[0]
+    scales = None if guidance is None else torch.full_like(batch.sigma, guidance)
+    return flux_call(model, batch.noisy, batch.sigma, batch.prompt_embeds, batch.pooled, scales)
 
 
 def distillation_losses(
@@ -95,12 +87,12 @@ def distillation_losses(
     """The three terms on one batch.
 
     Args:
-        student: Called; may be wrapped (DDP, FSDP, DeepSpeed).
-        teacher: Frozen.
-        inner: The student without wrappers, where it is wrapped.
+        student: The model to call; may be wrapped (DDP, FSDP, DeepSpeed).
+        teacher: The frozen model.
+        inner: The student without its wrapper, if it is wrapped.
     """
     inner = student if inner is None else inner
-    blocks = taught_blocks(len(inner.single_transformer_blocks))
+    blocks = taught_blocks(len(list(inner.get_submodule(SINGLE_BLOCKS).children())))
     with AttentionTap(inner, blocks) as mine, AttentionTap(teacher, blocks) as theirs:
         with torch.no_grad():
             wanted = predict(teacher, batch, guidance).float()

@@ -1,4 +1,4 @@
-"""Training samples in a folder: latents and text embeddings, one safetensors file each, and the order they come in."""
+"""Training samples in a folder: latents and text embeddings, one safetensors file each; and their order in training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Batch:
     """Samples of one shape, ready for a step.
 
     Attributes:
-        latents: (B, C, H, W) in the scale that the model knows; H and W even.
+        latents: (B, C, H, W) in the scale of the model; H and W even.
         prompt_embeds: (B, T, text width).
         pooled: (B, pooled width).
         noise: (B, C, H, W), standard normal.
@@ -44,30 +44,32 @@ class Batch:
         return sigma * self.noise + (1 - sigma) * self.latents
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def write_sample(folder: Path, number: int, latents: Tensor, prompt_embeds: Tensor, pooled: Tensor) -> Path:
+def write_sample(folder: Path, index: int, latents: Tensor, prompt_embeds: Tensor, pooled: Tensor) -> Path:
     """Adds one sample; the file is whole or absent.
 
     Args:
-        number: Its place in the folder, 0 and up.
+        index: Index in the folder, 0 and up.
         latents: (C, H, W), prompt_embeds: (T, text width), pooled: (pooled width,).
     """
-    path = sample_path(folder, number)
+    path = sample_path(folder, index)
     part = path.with_suffix(".part")
-    tensors = dict(zip(PARTS, (latents, prompt_embeds, pooled)))
+    tensors = dict(zip(PARTS, (latents, prompt_embeds, pooled), strict=True))
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
     os.replace(part, path)
     return path
 
 
-def sample_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:07d}.safetensors"
+def sample_path(folder: Path, index: int) -> Path:
+    """Path of one sample."""
+    return folder / f"{index:07d}.safetensors"
 
 
 class SampleFolder:
-    """The samples of a folder, by number in the order of their names.
+    """The samples of a folder, by index in the order of their names.
 
     Attributes:
         shapes: Shapes of each sample's parts; only samples of equal shapes can share a batch.
@@ -97,59 +99,60 @@ class SampleFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         """The stacked float32 parts of some samples of equal shapes."""
-        loaded = []
-        for number in numbers:
-            with safe_open(self.paths[number], "pt") as file:
+        loaded: list[list[Tensor]] = []
+        for index in indices:
+            with safe_open(self.paths[index], "pt") as file:
                 loaded.append([file.get_tensor(part).float() for part in PARTS])
-        return tuple(torch.stack(parts) for parts in zip(*loaded))
+        return tuple(torch.stack(parts) for parts in zip(*loaded, strict=True))
 
-    def batch(self, numbers: Sequence[int], places: Sequence[int], seed: int, step: int) -> Batch:
-        """Some samples with the noise that belongs to (seed, step, place in the global batch)."""
-        latents, prompt_embeds, pooled = self.load(numbers)
-        noise, sigma = zip(*(place_noise(latents.shape[1:], seed, step, place) for place in places))
-        return Batch(latents, prompt_embeds, pooled, torch.stack(noise), torch.stack(sigma))
+    def batch(self, indices: Sequence[int], positions: Sequence[int], seed: int, step: int) -> Batch:
+        """Some samples with noise that depends on (seed, step, position in the global batch) alone."""
+        latents, prompt_embeds, pooled = self.load(indices)
+        drawn = [noise_at(latents.shape[1:], seed, step, position) for position in positions]
+        noise = torch.stack([noise for noise, _ in drawn])
+        return Batch(latents, prompt_embeds, pooled, noise, torch.stack([sigma for _, sigma in drawn]))
 
 
-def place_noise(shape: Sequence[int], seed: int, step: int, place: int) -> tuple[Tensor, Tensor]:
-    """Noise and noise level of one place in a global batch, whichever process it falls to.
+def noise_at(shape: Sequence[int], seed: int, step: int, position: int) -> tuple[Tensor, Tensor]:
+    """Noise and noise level of one position in a global batch, independent of the process that computes it.
 
     Levels are uniform, as in the reference training.
     """
-    digest = hashlib.blake2b(f"{seed} {step} {place}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"{seed} {step} {position}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     sigma = 1 - torch.rand((), generator=generator)
     return torch.randn(tuple(shape), generator=generator), sigma
 
 
 class Order:
-    """Which samples make up the global batch of a step: a pure function of the seed and the step.
+    """The samples in the global batch of each step: a pure function of the seed and the step.
 
     Args:
-        shapes: Of every sample; a batch holds one shape.
+        shapes: Shapes of every sample; a batch holds samples of equal shapes.
         size: Samples in a global batch. A shape with fewer samples left repeats some.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
     """
 
     def __init__(self, shapes: Sequence[object], size: int, seed: int) -> None:
         self.size, self.seed = size, seed
         self.buckets: dict[object, list[int]] = defaultdict(list)
-        for number, shape in enumerate(shapes):
-            self.buckets[shape].append(number)
+        for index, shape in enumerate(shapes):
+            self.buckets[shape].append(index)
         self.per_epoch = sum(-(-len(bucket) // size) for bucket in self.buckets.values())
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         chance = random.Random(f"{self.seed} {epoch}")
-        batches = []
+        batches: list[list[int]] = []
         for bucket in self.buckets.values():
-            numbers = chance.sample(bucket, len(bucket))
-            for start in range(0, len(numbers), self.size):
-                batches.append([numbers[(start + i) % len(numbers)] for i in range(self.size)])
+            indices = chance.sample(bucket, len(bucket))
+            for start in range(0, len(indices), self.size):
+                batches.append([indices[(start + i) % len(indices)] for i in range(self.size)])
         chance.shuffle(batches)
         return batches
 
     def __getitem__(self, step: int) -> list[int]:
-        """Sample numbers of the global batch of a step."""
+        """Sample indices of the global batch of a step."""
         return self.epoch(step // self.per_epoch)[step % self.per_epoch]

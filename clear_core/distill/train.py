@@ -1,7 +1,7 @@
 """The training loop, on accelerate: one process, several, ZeRO-2 or FSDP by accelerate's own configuration.
 
-Order, noise and learning rate are functions of the seed and the step, so a checkpoint is weights, optimizer state
-and a number, and a resumed training does what an uninterrupted one does.
+Order, noise and learning rate are functions of the seed and the step. So a checkpoint is weights, optimizer state and
+a step, and a resumed training gives the result of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .student import make_student, trained_set
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What decides the outcome of a distillation, apart from teacher and samples.
+class TrainConfig:
+    """Hyperparameters of a distillation: with teacher and samples, they determine the result.
 
     Attributes:
         radius, down_factor: The window.
@@ -43,9 +43,9 @@ class Plan:
         accumulation: Passes per optimizer step.
         optimizer: "adamw", or "prodigy" (needs the package prodigyopt; rate 1, as in the reference training).
         rate: Learning rate, constant after ``warm_up`` steps.
-        guidance: Guidance scale that teacher and student are asked at; not used by models without the input.
+        guidance: Guidance scale of teacher and student; ignored by models without the input.
         clip: Largest gradient norm.
-        seed: Of order and noise.
+        seed: Seed of order and noise.
     """
 
     radius: int
@@ -71,15 +71,17 @@ class Plan:
 
     @property
     def spec(self) -> ClearSpec:
+        """The window."""
         return ClearSpec(self.radius, self.down_factor)
 
     def rate_at(self, step: int) -> float:
+        """Learning rate of a step."""
         return self.rate * min(1.0, (step + 1) / max(self.warm_up, 1))
 
 
 @dataclass
 class Distillation:
-    """A distillation that is set up and can be run, stopped and taken up again.
+    """A distillation that is set up and can be run, stopped and resumed.
 
     Attributes:
         student, optimizer: As accelerate wrapped them.
@@ -87,7 +89,7 @@ class Distillation:
         step: The next step to run.
     """
 
-    plan: Plan
+    config: TrainConfig
     accelerator: Accelerator
     teacher: FluxTransformer2DModel
     inner: FluxTransformer2DModel
@@ -99,22 +101,23 @@ class Distillation:
 
     @property
     def guidance(self) -> float | None:
-        return self.plan.guidance if self.inner.config.guidance_embeds else None
+        """Guidance scale for the calls; None for models without the input."""
+        return self.config.guidance if self.inner.config["guidance_embeds"] else None
 
     def passes(self, step: int) -> Iterator[Batch]:
         """This process's share of the global batch of a step, pass by pass."""
-        numbers = self.order[step]
-        rank, world, size = self.accelerator.process_index, self.accelerator.num_processes, self.plan.batch
-        for turn in range(self.plan.accumulation):
+        indices = self.order[step]
+        rank, world, size = self.accelerator.process_index, self.accelerator.num_processes, self.config.batch
+        for turn in range(self.config.accumulation):
             first = (turn * world + rank) * size
-            places = range(first, first + size)
-            yield self.samples.batch([numbers[place] for place in places], places, self.plan.seed, step)
+            positions = range(first, first + size)
+            yield self.samples.batch(indices[first : first + size], positions, self.config.seed, step)
 
     def run_step(self) -> dict[str, float]:
         """One optimizer step; returns this process's mean losses."""
         sums: dict[str, float] = {}
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate_at(self.step)
+            group["lr"] = self.config.rate_at(self.step)
         for batch in self.passes(self.step):
             with self.accelerator.accumulate(self.student):
                 with self.accelerator.autocast():
@@ -123,16 +126,16 @@ class Distillation:
                     )
                 self.accelerator.backward(losses.total)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.student.parameters(), self.plan.clip)
+                    self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name in ("flow", "distill", "attention"):
-                sums[name] = sums.get(name, 0.0) + getattr(losses, name).item() / self.plan.accumulation
+                sums[name] = sums.get(name, 0.0) + getattr(losses, name).item() / self.config.accumulation
         self.step += 1
         return sums
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint beside the last one, then removes the last one."""
+        """Writes a checkpoint, then removes the older ones."""
         accelerator = self.accelerator
         part, whole = folder / "checkpoint.part", folder / f"{CHECKPOINT}{self.step:07d}"
         if accelerator.is_main_process:
@@ -148,7 +151,7 @@ class Distillation:
         accelerator.wait_for_everyone()
 
     def resume(self, folder: Path) -> bool:
-        """Takes up the newest checkpoint; False where there is none."""
+        """Loads the newest checkpoint; False if there is none."""
         found = checkpoints(folder)
         if not found:
             return False
@@ -158,71 +161,81 @@ class Distillation:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a folder, oldest first."""
+    """Complete checkpoints of a folder, oldest first."""
     return sorted(path for path in folder.glob(f"{CHECKPOINT}*") if path.is_dir())
 
 
-def new_optimizer(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if plan.optimizer == "prodigy":
+def new_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a distillation.
+
+    Raises:
+        ImportError: prodigyopt is not installed.
+    """
+    if config.optimizer == "prodigy":
         try:
             from prodigyopt import Prodigy
         except ImportError as error:
             raise ImportError("optimizer prodigy needs the package prodigyopt: pip install prodigyopt.") from error
         return Prodigy(
-            parameters, lr=plan.rate, decouple=True, use_bias_correction=True, safeguard_warmup=True, weight_decay=1e-4
+            parameters,
+            lr=config.rate,
+            decouple=True,
+            use_bias_correction=True,
+            safeguard_warmup=True,
+            weight_decay=1e-4,  # pyright: ignore[reportArgumentType]  # prodigyopt annotates it as an integer
         )
-    return torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=1e-4)
+    return torch.optim.AdamW(parameters, lr=config.rate, weight_decay=1e-4)
 
 
 def set_up(
     teacher: FluxTransformer2DModel,
     samples: SampleFolder,
-    plan: Plan,
+    config: TrainConfig,
     accelerator: Accelerator,
     *,
     backend: str = "auto",
     checkpointing: bool = False,
 ) -> Distillation:
-    """Makes the student and hands it to accelerate.
+    """Makes the student and prepares it with accelerate.
 
     Args:
         teacher: Any FLUX.1 transformer; it is frozen and moved to the accelerator's device.
-        accelerator: With ``gradient_accumulation_steps`` equal to the plan's accumulation.
+        accelerator: With ``gradient_accumulation_steps`` equal to the configured accumulation.
         backend: As in :func:`clear_core.clear_attention`.
         checkpointing: Whether to recompute activations in the backward pass, for memory.
     """
-    if accelerator.gradient_accumulation_steps != plan.accumulation:
+    if accelerator.gradient_accumulation_steps != config.accumulation:
         raise ValueError(
             f"the accelerator accumulates over {accelerator.gradient_accumulation_steps} passes; expected "
-            f"the plan's {plan.accumulation}."
+            f"the configured {config.accumulation}."
         )
     wrapper = accelerator.distributed_type.value
-    inner = make_student(teacher, plan.spec, backend=backend, share=wrapper in ("NO", "MULTI_GPU", "MULTI_CPU"))
+    inner = make_student(teacher, config.spec, backend=backend, share=wrapper in ("NO", "MULTI_GPU", "MULTI_CPU"))
     if checkpointing:
         inner.enable_gradient_checkpointing()
     teacher.to(accelerator.device).eval()
-    names = set(trained_set(inner, plan.spec))
+    names = set(trained_set(inner, config.spec))
     parameters = [parameter for name, parameter in inner.named_parameters() if name in names]
-    student, optimizer = accelerator.prepare(inner, new_optimizer(plan, parameters))
+    student, optimizer = accelerator.prepare(inner, new_optimizer(config, parameters))
 
-    # Frozen weights are the teacher's and would make every checkpoint as large as the model.
+    # Frozen weights are the teacher's; with them every checkpoint would be as large as the model.
     def keep_trained(models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
         for index, state in enumerate(weights):
             weights[index] = {name: tensor for name, tensor in state.items() if name.removeprefix("module.") in names}
 
     accelerator.register_save_state_pre_hook(keep_trained)
-    order = Order(samples.shapes, plan.batch * plan.accumulation * accelerator.num_processes, plan.seed)
-    return Distillation(plan, accelerator, teacher, inner, student, optimizer, samples, order)
+    order = Order(samples.shapes, config.batch * config.accumulation * accelerator.num_processes, config.seed)
+    return Distillation(config, accelerator, teacher, inner, student, optimizer, samples, order)
 
 
-def check_plan(folder: Path, plan: Plan, processes: int, samples: int) -> None:
-    """Writes the plan into a new folder; refuses to go on with another plan in an old one.
+def check_config(folder: Path, config: TrainConfig, processes: int, samples: int) -> None:
+    """Writes the configuration into a new folder; in an old one, checks that it is the same.
 
     Raises:
-        ValueError: The folder's distillation was begun otherwise; more steps are allowed.
+        ValueError: The folder's distillation was begun with another configuration; more steps are allowed.
     """
-    path = folder / "plan.json"
-    mine = asdict(plan) | {"processes": processes, "samples": samples}
+    path = folder / "training.json"
+    mine = asdict(config) | {"processes": processes, "samples": samples}
     if path.exists():
         begun = json.loads(path.read_text())
         for name, value in mine.items():
@@ -241,19 +254,19 @@ def distil(
     save_every: int = 500,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> None:
-    """Runs what is left of a distillation.
+    """Runs the remaining steps of a distillation.
 
     Args:
-        folder: For checkpoints; the newest in it is taken up.
+        folder: Folder of checkpoints; the newest is resumed.
         save_every: Steps between two checkpoints.
         on_step: Called as ``on_step(steps done, losses)``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if distillation.resume(folder):
-        logger.info("Going on after step %d.", distillation.step)
-    while distillation.step < distillation.plan.steps:
+        logger.info("Resuming after step %d.", distillation.step)
+    while distillation.step < distillation.config.steps:
         losses = distillation.run_step()
         if on_step is not None:
             on_step(distillation.step, losses)
-        if distillation.step % save_every == 0 or distillation.step == distillation.plan.steps:
+        if distillation.step % save_every == 0 or distillation.step == distillation.config.steps:
             distillation.save(folder)

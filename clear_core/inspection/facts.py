@@ -47,7 +47,7 @@ class WeightsFacts:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Throughput of a machine in its last run.
 
     Attributes:
@@ -102,7 +102,7 @@ class Inspection:
     backend: tuple[str, str] = ("", "")
     device: str = ""
     device_bytes: int = 0
-    pace: Pace | None = None
+    pace: Throughput | None = None
     tiles: str = ""
     stages: str = ""
     others: tuple[str, ...] = ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..layout import token_grid
 from .frame import grid_ids
 
 if TYPE_CHECKING:
@@ -37,6 +38,34 @@ def unpack_latent(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
+def flux_call(
+    model: nn.Module, latent: Tensor, sigma: Tensor, prompt_embeds: Tensor, pooled: Tensor, guidance: Tensor | None
+) -> Tensor:
+    """One call of a diffusers FLUX.1.
+
+    Args:
+        model: The transformer; may be wrapped (DDP, FSDP, DeepSpeed).
+        latent: (B, C, H, W) at noise level ``sigma``, H and W even.
+        sigma: (B,), 0 to 1.
+        prompt_embeds: (B, T, text width).
+        pooled: (B, pooled width).
+        guidance: (B,) guidance scales; None for models without the input.
+
+    Returns:
+        (B, H/2 * W/2, 4 C), the velocity ``noise - image`` as tokens.
+    """
+    return model(
+        hidden_states=pack_latent(latent),
+        encoder_hidden_states=prompt_embeds,
+        pooled_projections=pooled,
+        timestep=sigma,
+        img_ids=grid_ids(token_grid(*latent.shape[2:])).to(latent.device),
+        txt_ids=torch.zeros(prompt_embeds.shape[1], 3, device=latent.device),
+        guidance=guidance,
+        return_dict=False,
+    )[0]
+
+
 @dataclass(frozen=True)
 class FluxDenoiser:
     """Velocity of a FLUX model under one conditioning.
@@ -55,18 +84,9 @@ class FluxDenoiser:
 
     def __call__(self, latent: Tensor, sigma: float) -> Tensor:
         """(B, C, H, W) latent at noise level ``sigma`` (0 to 1) to its velocity ``noise - image``, same shape."""
-        batch, _, height, width = latent.shape
-        grid = (height // 2, width // 2)
-        config: Any = self.transformer.config
-        numbers = latent.new_full((batch,), sigma), latent.new_full((batch,), self.guidance)
-        velocity = self.transformer(
-            hidden_states=pack_latent(latent),
-            encoder_hidden_states=self.prompt_embeds.expand(batch, -1, -1),
-            pooled_projections=self.pooled.expand(batch, -1),
-            timestep=numbers[0],
-            img_ids=grid_ids(grid).to(latent.device),
-            txt_ids=torch.zeros(self.prompt_embeds.shape[1], 3, device=latent.device),
-            guidance=numbers[1] if config.guidance_embeds else None,
-            return_dict=False,
-        )[0]
-        return unpack_latent(velocity, grid)
+        batch = latent.shape[0]
+        guidance = latent.new_full((batch,), self.guidance) if self.transformer.config["guidance_embeds"] else None
+        prompt_embeds, pooled = self.prompt_embeds.expand(batch, -1, -1), self.pooled.expand(batch, -1)
+        sigmas = latent.new_full((batch,), sigma)
+        velocity = flux_call(self.transformer, latent, sigmas, prompt_embeds, pooled, guidance)
+        return unpack_latent(velocity, token_grid(*latent.shape[2:]))

@@ -1,10 +1,11 @@
-"""High-resolution sampling from an enlarged picture (SDEdit, arXiv 2108.01073; CLEAR's high-resolution recipe)."""
+"""High-resolution sampling from an enlarged image (SDEdit, arXiv 2108.01073; CLEAR's high-resolution recipe)."""
 
 from .autotile import choose_tiles
 from .color import COLOR_FIXES, wavelet_color_fix
+from .images import reflect_to
 from .sampling import euler, noised, sdedit
 from .schedule import sdedit_sigmas, static_shift
-from .stages import Stage, plan_stages, reflect_to
+from .stages import Stage, plan_stages
 from .tiles import Tile, TileLayout
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ Denoiser = Callable[[Tensor, float], Tensor]
 
 
 def noised(latent: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """Where the flow from image to noise is at ``sigma``: ``sigma * noise + (1 - sigma) * latent``."""
+    """The point of the flow from image to noise at ``sigma``: ``sigma * noise + (1 - sigma) * latent``."""
     if latent.shape != noise.shape:
         raise ValueError(f"the noise has shape {tuple(noise.shape)}; expected the latent's, {tuple(latent.shape)}.")
     return sigma * noise + (1 - sigma) * latent
@@ -22,19 +23,19 @@ def noised(latent: Tensor, noise: Tensor, sigma: float) -> Tensor:
 def euler(
     denoiser: Denoiser, latent: Tensor, sigmas: Tensor, on_step: Callable[[int, int], None] | None = None
 ) -> Tensor:
-    """Follows the flow from ``sigmas[0]`` to ``sigmas[-1]``.
+    """Integrates the flow from ``sigmas[0]`` to ``sigmas[-1]``.
 
     Args:
         denoiser: The model.
         latent: (B, C, H, W) at noise level ``sigmas[0]``.
         sigmas: (steps + 1,) falling.
-        on_step: Called after every step as ``on_step(done, steps)``; what it raises ends the loop.
+        on_step: Called after every step as ``on_step(done, steps)``; if it raises, the loop ends.
 
     Returns:
-        (B, C, H, W) in the dtype of ``latent``; the steps are added in float32.
+        (B, C, H, W) in the dtype of ``latent``; steps are added in float32.
     """
     levels = sigmas.tolist()
-    for done, (sigma, following) in enumerate(zip(levels, levels[1:]), start=1):
+    for done, (sigma, following) in enumerate(pairwise(levels), start=1):
         velocity = denoiser(latent, sigma)
         latent = (latent.float() + (following - sigma) * velocity.float()).to(latent.dtype)
         if on_step is not None:
@@ -52,11 +53,11 @@ def sdedit(
     shift: float = FLUX_SHIFT,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Redoes an enlarged picture: noise it to ``strength``, denoise it again.
+    """Redraws an enlarged image: adds noise up to ``strength``, then denoises it.
 
     Args:
         denoiser: The model.
-        latent: (B, C, H, W) of the enlarged picture, in the scale that the model knows.
+        latent: (B, C, H, W) of the enlarged image, in the scale of the model.
         noise: Standard normal, same shape.
         steps, strength, shift: As in :func:`sdedit_sigmas`.
         on_step: As in :func:`euler`.

@@ -1,4 +1,4 @@
-"""From a picture to a larger one in stages: sizes, strengths and seeds, planned before anything runs.
+"""Enlargement in stages: sizes, strengths and seeds, planned before anything runs.
 
 Source: the high-resolution recipe of the paper (enlarge, noise, denoise, repeat per doubling).
 """
@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from ..layout import TOKEN_PIXELS, token_grid
 
@@ -24,10 +21,10 @@ class Stage:
 
     Attributes:
         number: 1 for the first.
-        source: (height, width) in px of the picture that comes in.
-        size: (height, width) in px of the picture that goes out.
-        denoise: How much is redone, above 0 to 1.
-        seed: Of the noise.
+        source: (height, width) in px of the input image.
+        size: (height, width) in px of the output image.
+        denoise: Strength of the pass, above 0 and up to 1.
+        seed: Seed of the noise.
     """
 
     number: int
@@ -38,7 +35,7 @@ class Stage:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(height, width) in px of what is sampled: ``size`` padded up to whole tokens."""
+        """(height, width) in px of the sampled image: ``size`` padded up to whole tokens."""
         height, width = (-(-side // TOKEN_PIXELS) * TOKEN_PIXELS for side in self.size)
         return height, width
 
@@ -54,6 +51,7 @@ class Stage:
 
     @property
     def enlarges(self) -> bool:
+        """Whether the output is larger than the input."""
         return self.size != self.source
 
 
@@ -67,19 +65,19 @@ def plan_stages(
     stage_denoise: str = "",
     seed: int = 0,
 ) -> tuple[Stage, ...]:
-    """The stages from a picture to its enlargement, each by the same factor.
+    """The stages from an image to its enlargement, each by the same factor.
 
     Args:
-        height, width: Of the picture in px.
-        upscale_by: Factor on both sides, 1 to 8; 1 redoes the picture at its own size.
-        stages: How many; 0 takes the fewest that enlarge at most twice each.
-        denoise: Strength where there is one stage, or where ``stage_denoise`` is empty.
-        stage_denoise: Strengths of several stages, see :func:`parse_strengths`; the last one goes on, what is
-            left over is not used.
-        seed: Of the first stage's noise; every later stage takes the next number.
+        height, width: Size of the image in px.
+        upscale_by: Factor on both sides, 1 to 8; 1 redraws the image at its own size.
+        stages: Number of stages; 0 takes the fewest that enlarge at most twice each.
+        denoise: Strength if there is one stage, or if ``stage_denoise`` is empty.
+        stage_denoise: Strengths of several stages, see :func:`parse_strengths`; the last one serves all later
+            stages, surplus ones are ignored.
+        seed: Seed of the first stage's noise; every later stage adds 1.
 
     Raises:
-        ValueError: A value is out of range; the sentence names it.
+        ValueError: A value is out of range; the message names it.
     """
     for name, value in (("height", height), ("width", width)):
         if value < 1:
@@ -93,7 +91,7 @@ def plan_stages(
     given = parse_strengths(stage_denoise) if count > 1 else ()
     strengths = given or (check_strength("denoise", denoise),)
 
-    planned, source = [], (height, width)
+    planned, source = list[Stage](), (height, width)
     for number in range(1, count + 1):
         factor = upscale_by ** (number / count)
         size = (round(height * factor), round(width * factor))
@@ -105,13 +103,13 @@ def plan_stages(
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
-    """Numbers above 0 to 1, separated by commas; empty gives none.
+    """Strengths above 0 and up to 1, separated by commas; none from an empty text.
 
     Raises:
-        ValueError: A part is no such number.
+        ValueError: A part is not such a number.
     """
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    strengths = []
+    strengths: list[float] = []
     for part in parts:
         try:
             strengths.append(check_strength("stage_denoise", float(part)))
@@ -123,19 +121,11 @@ def parse_strengths(text: str) -> tuple[float, ...]:
 
 
 def check_strength(name: str, value: float) -> float:
-    """``value``, where it is above 0 to 1."""
+    """``value``, if it is above 0 and at most 1.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not 0 < value <= 1:
         raise ValueError(f"{name} is {value:g}; expected a number above 0 and up to 1.")
     return value
-
-
-def reflect_to(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (B, H, W, C) continued by reflection at the bottom and on the right, to (B, *size, C)."""
-    for dim, wanted in ((1, size[0]), (2, size[1])):
-        length = pictures.shape[dim]
-        if wanted == length:
-            continue
-        # There and back again without repeating the border, for as long as it takes.
-        place = torch.arange(wanted, device=pictures.device) % max(1, 2 * length - 2)
-        pictures = pictures.index_select(dim, torch.minimum(place, 2 * length - 2 - place).clamp(min=0))
-    return pictures

@@ -1,6 +1,6 @@
-"""Overlapping tiles over a frame of tokens, and how their predictions are blended.
+"""Overlapping tiles over a frame of tokens, and the blending of their predictions.
 
-Everything is in whole tokens, so that a tile's tokens are the frame's own and keep their positions.
+All sizes are whole tokens, so that a tile's tokens are the frame's own and keep their positions.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..layout import TOKEN_PIXELS
-
-PATCH = 2
-"""Side of a token in latents."""
+from ..layout import PATCH, TOKEN_PIXELS
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class TileLayout:
     Attributes:
         grid: (rows, columns) of the frame in tokens.
         tile: (rows, columns) of a tile, at most the frame's.
-        overlap: Least number of tokens that neighbours share; at most half a tile's side where there are several.
+        overlap: Least number of tokens that neighbours share; at most half the side of a tile if there are several.
     """
 
     grid: tuple[int, int]
@@ -52,12 +49,12 @@ class TileLayout:
 
     @classmethod
     def of_pixels(cls, grid: tuple[int, int], tile_height: int, tile_width: int, overlap: int) -> TileLayout:
-        """Tiles whose sides were given in px, rounded to whole tokens.
+        """Tiles with sides given in px, rounded to whole tokens.
 
         Raises:
             ValueError: A tile is smaller than two tokens, or the overlap is more than half of it.
         """
-        sides = []
+        sides: list[int] = []
         for name, value, whole in (("tile_height", tile_height, grid[0]), ("tile_width", tile_width, grid[1])):
             side = min(round(value / TOKEN_PIXELS), whole)
             if side < min(2, whole):
@@ -79,11 +76,11 @@ class TileLayout:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        """Row by row."""
+        """All tiles, row by row."""
         return tuple(Tile(y, x, *self.tile) for y in self.starts(0) for x in self.starts(1))
 
     def starts(self, axis: int) -> tuple[int, ...]:
-        """First tokens of the tiles along one axis (0: rows), evenly spread from border to border."""
+        """First token of each tile along one axis (0: rows), evenly spread from border to border."""
         whole, side = self.grid[axis], self.tile[axis]
         count = tile_count(whole, side, self.overlap)
         return tuple(round(i * (whole - side) / max(1, count - 1)) for i in range(count))
@@ -92,14 +89,14 @@ class TileLayout:
     def axis_weights(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """For each axis, by a tile's first token: (2 * tile side,) float32 in latents.
 
-        1, falling smoothly to near 0 over what neighbours share; along the axis they sum to 1.
+        1, falling smoothly to near 0 over the tokens shared with a neighbour; along the axis they sum to 1.
         """
         return self._weights_along(0), self._weights_along(1)
 
     def _weights_along(self, axis: int) -> dict[int, Tensor]:
         starts, side = self.starts(axis), PATCH * self.tile[axis]
         total = torch.zeros(PATCH * self.grid[axis])
-        weights = {}
+        weights: dict[int, Tensor] = {}
         for number, start in enumerate(starts):
             weight = torch.ones(side)
             if number > 0:
@@ -110,11 +107,11 @@ class TileLayout:
                 weight[side - len(ramp) :] *= ramp
             total[PATCH * start : PATCH * start + side] += weight
             weights[start] = weight
-        # Even spacing can make a tile share tokens with the next but one, where two ramps do not add up to 1.
+        # Even spacing can make a tile overlap the next but one; two ramps do not add up to 1 there.
         return {start: weight / total[PATCH * start : PATCH * start + side] for start, weight in weights.items()}
 
     def weight(self, tile: Tile) -> Tensor:
-        """(1, 1, 2 * rows, 2 * columns) float32: what a tile's prediction counts. Over the frame they sum to 1."""
+        """(1, 1, 2 * rows, 2 * columns) float32: weight of a tile's prediction. Over the frame they sum to 1."""
         rows, columns = self.axis_weights[0][tile.y], self.axis_weights[1][tile.x]
         return (rows[:, None] * columns)[None, None]
 
@@ -125,7 +122,7 @@ def overlap_tokens(overlap: int) -> int:
 
 
 def tile_count(whole: int, side: int, overlap: int) -> int:
-    """Tiles that it takes along one axis, in tokens."""
+    """Number of tiles along one axis; arguments in tokens."""
     return 1 if side >= whole else math.ceil((whole - overlap) / (side - overlap))
 
 

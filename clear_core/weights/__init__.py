@@ -1,4 +1,4 @@
-"""Distilled weights: which there are, fetching, reading, checking and writing them, and how tensors are named.
+"""Distilled weights: the catalogue, downloading, reading, checking and writing them, and the names of their tensors.
 
 ``python -m clear_core.weights --help`` does the same from a terminal.
 """
@@ -8,6 +8,7 @@ from .download import FetchError, fetch
 from .errors import ClearFileError
 from .filename import bare_name, radius_from_name
 from .fingerprint import fingerprint
+from .header import ClearHeader
 from .reader import ClearFile, read_clear_file
 from .writer import save_clear_file
 
@@ -16,6 +17,7 @@ __all__ = [
     "LICENCE",
     "ClearFile",
     "ClearFileError",
+    "ClearHeader",
     "FetchError",
     "Release",
     "bare_name",

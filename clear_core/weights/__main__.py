@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,20 +17,23 @@ if not __package__:  # Run by its path, as an isolated Python (Windows portable)
 
 from .catalogue import CATALOGUE, LICENCE, REPOSITORY, find_release
 from .download import FetchError, fetch
-from .errors import ClearFileError, first_few, shown
+from .errors import ClearFileError, first_few, printable
+
+if TYPE_CHECKING:
+    from .writer import OnTensor
 
 STORED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @contextmanager
-def tensor_bar(words: str) -> Iterator[object]:
-    """A progress bar as an ``on_tensor`` callback; silent where there is no tqdm or no terminal."""
+def tensor_bar(label: str) -> Generator[OnTensor | None, None, None]:
+    """A progress bar as an ``on_tensor`` callback; silent without tqdm or a terminal."""
     try:
         from tqdm import tqdm
     except ImportError:
         yield None
         return
-    with tqdm(desc=words, unit="tensor", disable=None) as bar:
+    with tqdm(desc=label, unit="tensor", disable=None) as bar:
 
         def on_tensor(count: int, total: int) -> None:
             bar.total = total
@@ -61,18 +65,19 @@ def inspect(args: argparse.Namespace) -> None:
         "radius": file.radius or "not stated: set the radius by hand",
         "down factor": file.down_factor,
         "fits": f"width {file.width}, {file.num_double} double and {file.num_single} single blocks",
-        "numbers": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in file.dtypes)),
-        "names": file.layout,
+        "dtypes": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in file.dtypes)),
+        "names": file.naming,
         "size": f"{file.size / 1e6:,.1f} MB",
         "source": file.source or "not stated",
     }
     print("\n".join(f"{label:<12} {value}" for label, value in {"file": file.name, **facts}.items()))
     if args.finite:
         file.check_finite()
-        print(f"{'finite':<12} every number")
+        print(f"{'finite':<12} every value")
 
 
 def save(args: argparse.Namespace) -> None:
+    from .header import ClearHeader
     from .state import trained_state
     from .writer import save_clear_file
 
@@ -84,9 +89,7 @@ def save(args: argparse.Namespace) -> None:
             args.out,
             state.tensors,
             state.spatial_weights,
-            args.radius,
-            state.down_factor,
-            source=args.source or shown(Path(args.state).name),
+            ClearHeader(args.radius, state.down_factor, source=args.source or printable(Path(args.state).name)),
             force=args.force,
             dtype=STORED_AS.get(args.dtype),
             on_tensor=on_tensor,
@@ -128,18 +131,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=get)
 
-    command = commands.add_parser("inspect", help="say what a file holds")
+    command = commands.add_parser("inspect", help="show the contents of a file")
     command.add_argument("file", type=Path)
-    command.add_argument("--finite", action="store_true", help="also look at every number (one pass over the file)")
+    command.add_argument("--finite", action="store_true", help="also check every element (one pass over the file)")
     command.set_defaults(run=inspect)
 
     command = commands.add_parser("save", help="turn a trained state into a file in the published format")
     command.add_argument(
         "--state", type=Path, required=True, help="safetensors file with the trained tensors, or a whole trained model"
     )
-    command.add_argument("--radius", type=int, required=True, help="window radius it was trained with, in tokens")
-    command.add_argument("--source", default="", help="where it comes from, one line (default: the state's file name)")
-    command.add_argument("--dtype", choices=STORED_AS, help="numbers in the file (default: as in the state)")
+    command.add_argument("--radius", type=int, required=True, help="window radius of the training, in tokens")
+    command.add_argument(
+        "--source", default="", help="origin of the weights, one line (default: the state's file name)"
+    )
+    command.add_argument("--dtype", choices=STORED_AS, help="dtype in the file (default: as in the state)")
     add_out(command)
     command.set_defaults(run=save)
 

@@ -1,4 +1,4 @@
-"""The released CLEAR files: which there are, what each is for, and where they lie.
+"""The released CLEAR files: names, purposes and addresses.
 
 Source: the table in the README of the reference repository, github.com/Huage001/CLEAR.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..families import FLUX1
-from .errors import ClearFileError, shown
+from .errors import ClearFileError, printable
 from .naming import STREAMS, TRAINED
 
 REPOSITORY = "Huage001/CLEAR"
@@ -26,10 +26,10 @@ class Release:
     """One file of the catalogue.
 
     Attributes:
-        stem: Its name without ``.safetensors``.
+        stem: File name without ``.safetensors``.
         radius: Window radius in tokens of 16 x 16 pixels.
         down_factor: Side of the pooled cells in tokens; 1 without pooling.
-        meant_for: Which pictures it is for.
+        meant_for: The pictures that it suits, for users.
         width, num_double, num_single: Hidden size and blocks of the model it fits.
     """
 
@@ -47,18 +47,18 @@ class Release:
 
     @property
     def url(self) -> str:
-        """Where a browser downloads it; fetching uses huggingface_hub's own endpoint."""
+        """Address for a browser; ``fetch`` uses huggingface_hub's own endpoint."""
         return f"https://huggingface.co/{REPOSITORY}/resolve/main/{self.name}"
 
     @property
     def size(self) -> int:
-        """Bytes of its tensors in bf16; the file's header adds some tens of kilobytes."""
+        """Bytes of its tensors in bf16; the header adds some tens of kilobytes."""
         counts = {"double": self.num_double, "single": self.num_single}
         layers = sum(counts[stream] * len(TRAINED[stream]) for stream in STREAMS)
-        numbers = layers * (self.width + 1) * self.width  # a weight and a bias each
+        elements = layers * (self.width + 1) * self.width  # a weight and a bias each
         if self.down_factor > 1:
-            numbers += sum(counts.values()) * self.down_factor**2
-        return 2 * numbers
+            elements += sum(counts.values()) * self.down_factor**2
+        return 2 * elements
 
     def __str__(self) -> str:
         return self.name
@@ -96,9 +96,9 @@ def find_release(name: str) -> Release:
     """The catalogue's entry of exactly this name, with or without ``.safetensors``.
 
     Raises:
-        ClearFileError: There is no such entry; folders, URLs and other repositories are no names.
+        ClearFileError: There is no such entry; folders, URLs and other repositories are not accepted.
     """
     release = CATALOGUE.get(str(name).removesuffix(SUFFIX))
     if release is None:
-        raise ClearFileError(f"{shown(name)!r} is not in the catalogue; expected one of {', '.join(CATALOGUE)}.")
+        raise ClearFileError(f"{printable(name)!r} is not in the catalogue; expected one of {', '.join(CATALOGUE)}.")
     return release

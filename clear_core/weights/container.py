@@ -1,6 +1,6 @@
-"""Opening a safetensors file, or saying in one sentence why it is none.
+"""Opens a safetensors file, or raises one sentence that says why it cannot be one.
 
-Nothing is read but the header, and nothing is allocated by a size that the file merely declares.
+Only the header is read, and no allocation depends on a size that the file merely declares.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import ClearFileError, shown
+from .errors import ClearFileError, printable
 
 # The format's own limit on the JSON header.
 MAX_HEADER_BYTES = 100_000_000
@@ -22,12 +22,12 @@ FOREIGN = {
     b"\x80": "a pickle (.pt, .ckpt, .bin), which can run code when it is loaded",
     b"PK\x03\x04": "a zip or a PyTorch checkpoint (.pt, .ckpt, .bin), which can run code when it is loaded",
     b"GGUF": "a GGUF file",
-    b"<": "a web page or an XML text, probably what a failed or gated download returned",
-    b"version https://git-lfs": "a Git LFS pointer, not the file that it points to",
+    b"<": "a web page or an XML text, probably from a failed or gated download",
+    b"version https://git-lfs": "a Git LFS pointer, not the file behind it",
 }
 
-# What safetensors' own errors mean to a user, by a fragment of the message in its newer and its older wording
-# (letters only, small). Whatever else it may say is about the header's text.
+# User text for safetensors' own errors, by a fragment of the message in its newer and its older wording (letters only,
+# lower case). All other messages are about the header's JSON.
 DAMAGE = {
     (
         "incompletemetadata",
@@ -42,12 +42,12 @@ DAMAGE = {
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> Any:
-    """The open ``safe_open`` handle of a file, memory-mapped by torch; use it as a context manager or drop it.
+    """The open ``safe_open`` handle of a file, memory-mapped by torch; close it as a context manager, or drop it.
 
     Raises:
         ClearFileError: The file is missing, unreadable, empty, of another format, truncated or damaged.
     """
-    name = shown(Path(path).name)
+    name = printable(Path(path).name)
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -58,7 +58,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> Any:
         if isinstance(error, ClearFileError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
-        raise ClearFileError(f"{name} cannot be read: {shown(reason)}.") from None
+        raise ClearFileError(f"{name} cannot be read: {printable(reason)}.") from None
     check_start(name, start, found.st_size)
     try:
         return safe_open(path, framework="pt", device="cpu")
@@ -67,7 +67,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> Any:
 
 
 def check_start(name: str, start: bytes, size: int) -> None:
-    """Refuses what is no safetensors file by its first bytes and its size."""
+    """Rejects a file that is not safetensors, by its first bytes and its size."""
     if size == 0:
         raise ClearFileError(f"{name} is empty; download it again.")
     header = int.from_bytes(start[:8], "little")
@@ -92,8 +92,8 @@ def check_start(name: str, start: bytes, size: int) -> None:
 
 def damage(error: Exception) -> str:
     """The end of the sentence for an error of the safetensors library."""
-    said = "".join(filter(str.isalpha, str(error))).lower()
-    for fragments, words in DAMAGE.items():
-        if any(fragment in said for fragment in fragments):
-            return words
-    return f"is damaged, its header cannot be understood ({shown(error)}); download it again"
+    message = "".join(filter(str.isalpha, str(error))).lower()
+    for fragments, text in DAMAGE.items():
+        if any(fragment in message for fragment in fragments):
+            return text
+    return f"is damaged, its header cannot be understood ({printable(error)}); download it again"

@@ -1,6 +1,6 @@
-"""CLEAR minus its base: what distillation added, to be added to any derivative of that base.
+"""CLEAR minus its base: the change by distillation, which can be added to any derivative of that base.
 
-Putting whole slices into a fine-tune (Krea, Kontext, Fill, a merged LoRA) throws away what it learned there.
+Replacing whole weights of a fine-tune (Krea, Kontext, Fill, a merged LoRA) would discard its own training.
 """
 
 from __future__ import annotations
@@ -8,33 +8,41 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from .container import open_safetensors
-from .errors import ClearFileError, dims, first_few, shown
+from .errors import ClearFileError, dims, first_few, printable
+from .header import ClearHeader
 from .naming import Stored, recognise, spatial_name
 from .reader import ClearFile, TensorMap, finite, read_clear_file
-from .writer import OnTensor, clear_header, write_safetensors
+from .writer import OnTensor, write_safetensors
+
+
+class Slice(Protocol):
+    """An entry of an open safetensors file, from ``safe_open().get_slice(key)``; nothing of it is read yet."""
+
+    def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
 
 
 class Base:
-    """The trained slices of a whole FLUX, by canonical name, from one file or from the shards of one.
+    """A whole FLUX's tensors of the names that CLEAR trains, by canonical name, from one file or its shards.
 
-    Names are diffusers' or ComfyUI's (Black Forest Labs'), with or without a prefix; everything else in the files is
-    left alone.
+    Names are diffusers' or ComfyUI's (Black Forest Labs'), with or without a prefix; other tensors are ignored.
 
     Raises:
-        ClearFileError: A slice is missing, has another shape than the CLEAR file's, or is stored in 8 bits.
+        ClearFileError: A tensor is missing, has another shape than the CLEAR file's, or is stored in 8 bits.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], clear: ClearFile) -> None:
-        self.label = shown(" + ".join(Path(path).name for path in paths), 200)
-        self.places: dict[str, TensorMap] = {}
+        self.label = printable(" + ".join(Path(path).name for path in paths), 200)
+        self.maps: dict[str, TensorMap] = {}
         for path in paths:
-            name, handle = shown(Path(path).name), open_safetensors(path)
+            name, handle = printable(Path(path).name), open_safetensors(path)
             names = recognise(handle.keys())
             if names is None:
                 continue
@@ -43,9 +51,9 @@ class Base:
                 for at in {at.key: at for at in held.values()}.values():
                     check_slice(name, handle.get_slice(at.key), at, clear.width)
             except SafetensorError as error:
-                raise ClearFileError(f"{name} cannot be read: {shown(error)}.") from None
-            self.places |= dict.fromkeys(held, TensorMap(name, handle, held, clear.width))
-        missing = [name for name in clear.stored if name not in self.places]
+                raise ClearFileError(f"{name} cannot be read: {printable(error)}.") from None
+            self.maps |= dict.fromkeys(held, TensorMap(name, handle, held, clear.width))
+        missing = [name for name in clear.stored if name not in self.maps]
         if missing:
             raise ClearFileError(
                 f"{self.label} is not the base of {clear.name}: {len(missing)} of its "
@@ -54,32 +62,36 @@ class Base:
             )
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.places[name][name]
+        return self.maps[name][name]
 
 
-def check_slice(name: str, part: object, at: Stored, width: int) -> None:
-    shape, dtype = tuple(part.get_shape()), part.get_dtype()
+def check_slice(name: str, entry: Slice, at: Stored, width: int) -> None:
+    """Raises a ``ClearFileError`` unless the base's tensor has the CLEAR file's shape, in 16 bits or more."""
+    shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
     least = at.parts * width
     columns = (width,) if at.key.endswith(".weight") else ()
-    # Below q, k and v a linear1 has the MLP's rows, so only there may be more.
+    # linear1 stacks q, k, v and then MLP rows; only linear1 may have extra rows.
     rows = shape[0] >= least if shape and ".linear1." in at.key else shape[:1] == (least,)
     if not rows or shape[1:] != columns:
         raise ClearFileError(
-            f"{name} is of another size than the CLEAR file: {shown(at.key)} is {dims(shape)}, "
+            f"{name} is of another size than the CLEAR file: {printable(at.key)} is {dims(shape)}, "
             f"expected {dims((least, *columns))}."
         )
     if dtype not in ("F64", "F32", "F16", "BF16"):
         raise ClearFileError(
-            f"{name} is stored as {shown(dtype)}; a difference needs the base in 16 or 32 bits (flux1-dev.safetensors)."
+            f"{name} is stored as {printable(dtype)}; a difference needs the base in 16 or 32 bits "
+            f"(flux1-dev.safetensors)."
         )
 
 
-def read_pair(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[str]) -> tuple[Base, ClearFile]:
-    """A base and the CLEAR file trained from it, held against each other.
+def read_pair(
+    base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[str]
+) -> tuple[Base, ClearFile, ClearHeader]:
+    """A base and the CLEAR file trained from it, checked to belong together.
 
     Raises:
-        ClearFileError: One does not fit the other, the CLEAR file is a delta already, stored in 8 bits, or does not
-            say its radius.
+        ClearFileError: They do not belong together, or the CLEAR file is a delta already, is stored in 8 bits, or
+            does not state its radius.
     """
     file = read_clear_file(clear)
     if file.kind == "delta":
@@ -88,7 +100,8 @@ def read_pair(base: Sequence[str | os.PathLike[str]], clear: str | os.PathLike[s
         raise ClearFileError(f"{file.name} is stored in 8 bits; a difference needs 16 or 32 bits.")
     if file.radius is None:
         raise ClearFileError(f"{file.name} does not say its radius; give it a name like clear_local_16.safetensors.")
-    return Base(base, file), file
+    model = Base(base, file)
+    return model, file, ClearHeader(file.radius, file.down_factor, "delta", f"{file.name} minus {model.label}")
 
 
 def difference(base: Base, clear: TensorMap, name: str) -> Tensor:
@@ -106,37 +119,36 @@ def save_delta(
 ) -> ClearFile:
     """Writes CLEAR minus base as a CLEAR file of kind "delta".
 
-    It is stored in the wider dtype of the two. In bf16 that loses nothing where a weight changed by less than half of
-    itself, and elsewhere no more than bf16 weights do.
+    It is stored in the wider dtype of the two. In bf16 that is exact if a weight changed by less than half of its
+    value, and otherwise as precise as bf16 weights are.
 
     Args:
-        base: The file of the model it was trained from (or its shards), in diffusers' or ComfyUI's names.
+        base: File (or shards) of the model that it was trained from, in diffusers' or ComfyUI's names.
         clear: The CLEAR file.
-        out: Where to write.
+        out: File to write.
         force: Whether an existing file may be replaced.
 
     Raises:
-        ClearFileError: The two do not belong together, or ``out`` cannot be written.
+        ClearFileError: The files do not belong together, or ``out`` cannot be written.
     """
-    model, file = read_pair(base, clear)
+    model, file, header = read_pair(base, clear)
     tensors, spatial = file.tensors(), {spatial_name(*block): w for block, w in file.spatial_weights().items()}
     d = file.down_factor
-    plan = {
+    contents = {
         name: (torch.promote_types(tensors[name].dtype, model[name].dtype), tuple(tensors[name].shape))
         for name in tensors
     }
-    plan |= {name: (torch.float32, (1, 1, 1, d, 1, d, 1)) for name in spatial}
+    contents |= dict.fromkeys(spatial, (torch.float32, (1, 1, 1, d, 1, d, 1)))
 
     def make(name: str) -> Tensor:
         if name in spatial:
             return spatial[name]
-        numbers = difference(model, tensors, name)
-        if not finite(numbers.to(plan[name][0])):
+        delta = difference(model, tensors, name)
+        if not finite(delta.to(contents[name][0])):
             raise ClearFileError(
                 f"{file.name} minus {model.label} is NaN or infinite in {name}; one of the two is damaged."
             )
-        return numbers
+        return delta
 
-    header = clear_header("delta", file.radius, d, f"{file.name} minus {model.label}")
-    write_safetensors(out, plan, make, header, force=force, on_tensor=on_tensor, check=read_clear_file)
+    write_safetensors(out, contents, make, header.metadata(), force=force, on_tensor=on_tensor, check=read_clear_file)
     return read_clear_file(out)

@@ -1,4 +1,4 @@
-"""What goes wrong with a weights file, in one sentence."""
+"""Errors of weights files, each one sentence."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from itertools import islice
 
 
 class ClearFileError(ValueError):
-    """A weights file that cannot be used; the message is one line that says why and what to do."""
+    """A weights file cannot be used; the message is one line that says why and what to do."""
 
 
-def shown(text: object, limit: int = 80) -> str:
-    """``text`` fit for one line of a message: names inside a file are whatever its maker put there."""
+def printable(text: object, limit: int = 80) -> str:
+    """``text`` made fit for one line of a message; names inside a file are not trusted."""
     line = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def first_few(names: Iterable[str], count: int, few: int = 3) -> str:
     """``"a, b, c and 12 more"`` for ``count`` names; no more than ``few`` are taken from the iterable."""
-    listed = ", ".join(shown(name) for name in islice(names, few))
+    listed = ", ".join(printable(name) for name in islice(names, few))
     return f"{listed} and {count - few} more" if count > few else listed
 
 

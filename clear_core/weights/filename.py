@@ -1,4 +1,4 @@
-"""What a weights file's name says."""
+"""Reads the radius from a weights file's name."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ RADIUS = re.compile(r"(?<![a-z0-9])clear_local_([1-9][0-9]{0,3})(?:_down_[1-9][0
 
 
 def bare_name(name: str) -> str:
-    """The name without its folders; ``/`` and ``\\`` alike, for a shared workflow may come from either world."""
+    """The name without its folders; both ``/`` and ``\\`` separate, because workflows are shared between systems."""
     return re.split(r"[\\/]", name)[-1]
 
 
 def radius_from_name(name: str) -> int | None:
-    """The radius in a file name of the form ``clear_local_<r>[_down_<d>]``; None where it is not plain.
+    """The radius in a file name of the form ``clear_local_<r>[_down_<d>]``; None if it is ambiguous.
 
-    Folders before it and endings such as ``-bf16`` or `` (1)`` do not matter.
+    Folders and endings such as ``-bf16`` or `` (1)`` are ignored.
     """
     found = RADIUS.findall(bare_name(name).lower().removesuffix(".safetensors"))
     return int(found[0]) if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""A short name for what a file holds, so that two people can tell whether they have the same weights."""
+"""The SHA-256 of a file, and its first digits as a short name: two people can tell whether their weights are equal."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import hashlib
 import os
 from collections.abc import Callable
 
-from .errors import ClearFileError, shown
+from .errors import ClearFileError, printable
 
 DIGITS = 10
-"""Of the SHA-256: as many as model sites show ("AutoV2"), and the first of the whole sum that a file's page shows."""
+"""Leading digits of the SHA-256, as many as model sites show ("AutoV2"); a file's page shows the whole sum."""
 
 CHUNK = 1 << 24
+"""Bytes of a file in memory at a time."""
 
-Report = Callable[[int, int], None]
-"""(bytes done, bytes in all); what it raises ends the reading."""
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all); an exception that it raises stops the work and passes through."""
 
 _known: dict[tuple[str, int, int], str] = {}
 
 
-def fingerprint(path: str | os.PathLike[str], report: Report | None = None) -> str:
+def fingerprint(path: str | os.PathLike[str], progress: Progress | None = None) -> str:
     """The first ten digits of the SHA-256 of a whole file.
 
-    It is read once in the life of the process, and again where its size or the time of its last change differ. The
-    released files have 3.6 GB: some seconds where the processor has SHA instructions and the file was read before.
+    The file is read once per process, and again if its size or modification time changes. The released files have
+    3.6 GB: a few seconds on a processor with SHA instructions and a warm page cache.
 
     Raises:
         ClearFileError: The file cannot be read.
@@ -32,21 +33,24 @@ def fingerprint(path: str | os.PathLike[str], report: Report | None = None) -> s
         found = os.stat(path)
         key = (os.path.abspath(path), found.st_mtime_ns, found.st_size)
         if key not in _known:
-            _known[key] = sha256(path, found.st_size, report)[:DIGITS]
+            _known[key] = sha256(path, progress)[:DIGITS]
     except OSError as error:
-        raise ClearFileError(f"{shown(os.path.basename(path))} cannot be read: {shown(error.strerror)}.") from None
+        raise ClearFileError(
+            f"{printable(os.path.basename(path))} cannot be read: {printable(error.strerror)}."
+        ) from None
     return _known[key]
 
 
-def sha256(path: str | os.PathLike[str], size: int, report: Report | None) -> str:
-    """In hexadecimal digits; a chunk of the file is in memory at a time."""
+def sha256(path: str | os.PathLike[str], progress: Progress | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK))
     done = 0
     with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             done += count
-            if report is not None:
-                report(done, size)
+            if progress is not None:
+                progress(done, size)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""The delta as a low-rank LoRA file, for loaders that take nothing else; local variants only.
+"""The delta as a low-rank LoRA file, for loaders of LoRAs alone; local variants only.
 
-A pooled variant needs its ``spatial_weight``, and the biases' part has no place either: loaders cannot add to a slice
-of a fused bias. What is lost is returned as numbers, not hidden.
+A LoRA cannot hold the ``spatial_weight`` of a pooled variant, nor the biases: loaders cannot add to a slice of a fused
+bias. The loss is measured and returned.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .delta import difference, read_pair
 from .errors import ClearFileError
 from .writer import OnTensor, write_safetensors
 
-# Extra directions and passes of the randomised decomposition; the energy reported is what it really found.
+# Extra directions and passes of the randomised decomposition; the reported energy is measured on its result.
 OVERSAMPLING, PASSES = 8, 4
 
 
 @dataclass(frozen=True)
 class Energy:
-    """How much of a delta a LoRA keeps.
+    """Share of a delta that a LoRA keeps.
 
     Attributes:
         kept: Rank to the share of the weights' energy (sum of squares over all layers), 0 to 1; powers of two up to
             the file's rank, and that rank.
-        biases: Share that the biases, which a LoRA cannot hold, have in the energy of the whole delta.
+        biases: Share of the biases, which a LoRA cannot hold, in the energy of the whole delta.
     """
 
     kept: dict[int, float]
@@ -47,20 +47,20 @@ def save_lora(
 ) -> Energy:
     """Writes CLEAR minus base as a LoRA of the given rank, in diffusers' names (``transformer.….lora_A.weight``).
 
-    diffusers and ComfyUI's own LoRA loaders read it; strength 1 is the whole of it (no alpha is stored).
+    diffusers and ComfyUI's own LoRA loaders read it; strength 1 is the full effect (no alpha is stored).
 
     Args:
-        base: The file of the model it was trained from, or its shards.
+        base: File (or shards) of the model that it was trained from.
         clear: The CLEAR file, of a local variant.
-        out: Where to write.
+        out: File to write.
         rank: 1 to the width of the model.
         force: Whether an existing file may be replaced.
 
     Raises:
-        ClearFileError: A pooled variant, a rank out of range, two files that do not belong together, or ``out`` cannot
+        ClearFileError: A pooled variant, a rank out of range, files that do not belong together, or ``out`` cannot
             be written.
     """
-    model, file = read_pair(base, clear)
+    model, file, stated = read_pair(base, clear)
     if file.down_factor > 1:
         raise ClearFileError(
             f"{file.name} pools {file.down_factor} x {file.down_factor}, which a LoRA cannot hold; "
@@ -73,7 +73,7 @@ def save_lora(
     found = torch.zeros(rank, dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64)
 
-    # Up and down of a layer are written one after the other, so that one is kept.
+    # A layer's two factors are written one after the other, so one decomposition is cached.
     @lru_cache(maxsize=1)
     def factors(name: str) -> tuple[Tensor, Tensor]:
         delta = difference(model, tensors, name)
@@ -86,11 +86,11 @@ def save_lora(
         total.add_(delta.double().square().sum())
         return (v * s.sqrt()).T, u * s.sqrt()
 
-    plan = {}
+    contents: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name in weights:
         layer, dtype = "transformer." + name.removesuffix(".weight"), tensors[name].dtype
-        plan[f"{layer}.lora_A.weight"] = (dtype, (rank, file.width))
-        plan[f"{layer}.lora_B.weight"] = (dtype, (file.width, rank))
+        contents[f"{layer}.lora_A.weight"] = (dtype, (rank, file.width))
+        contents[f"{layer}.lora_B.weight"] = (dtype, (file.width, rank))
 
     def make(key: str) -> Tensor:
         layer, end, _ = key.rsplit(".", 2)
@@ -98,14 +98,17 @@ def save_lora(
 
     header = {
         "format": "pt",
-        "clear.radius": str(file.radius),
+        "clear.radius": str(stated.radius),
         "clear.lora_rank": str(rank),
-        "clear.source": f"{file.name} minus {model.label}",
+        "clear.source": stated.source,
     }
-    write_safetensors(out, plan, make, header, force=force, on_tensor=on_tensor)
-    lost = sum(difference(model, tensors, name).double().square().sum() for name in tensors if name.endswith(".bias"))
+    write_safetensors(out, contents, make, header, force=force, on_tensor=on_tensor)
+    lost = torch.zeros((), dtype=torch.float64)
+    for name in tensors:
+        if name.endswith(".bias"):
+            lost += difference(model, tensors, name).double().square().sum()
     ranks = [2**power for power in range(rank.bit_length()) if 2**power < rank] + [rank]
-    return Energy({r: share(found[:r].sum(), total) for r in ranks}, share(lost, total + lost))
+    return Energy({r: ratio(found[:r].sum(), total) for r in ranks}, ratio(lost, total + lost))
 
 
 def decompose(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,12 +117,13 @@ def decompose(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)
         v = vh.T
     else:
-        # The same file from the same inputs, and nobody else's random numbers disturbed.
+        # Equal inputs give equal files, and the caller's random state is untouched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(delta, q=rank + OVERSAMPLING, niter=PASSES)
     return u[:, :rank], s[:rank], v[:, :rank]
 
 
-def share(part: Tensor, whole: Tensor) -> float:
+def ratio(part: Tensor, whole: Tensor) -> float:
+    """``part / whole`` of two scalars; 1 if both are 0."""
     return float(part / whole) if whole > 0 else 1.0

@@ -1,4 +1,4 @@
-"""The trained tensors in a training state, which may hold a whole model besides."""
+"""The trained tensors of a training state, which may also hold a whole model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from pathlib import Path
 from torch import Tensor
 
 from .container import open_safetensors
-from .errors import ClearFileError, shown
+from .errors import ClearFileError, printable
+from .header import check_complete, checked_tensors
 from .naming import Stream, recognise
-from .reader import TensorMap, check_complete, checked_tensors, read
+from .reader import TensorMap, read
 
 
 @dataclass(frozen=True)
 class TrainedState:
-    """What a state holds of CLEAR's.
+    """CLEAR's part of a training state.
 
     Attributes:
-        tensors: By canonical name, read when asked for.
+        tensors: By canonical name, read on access.
         spatial_weights: By (stream, block index), (d, d).
         down_factor: d; 1 without spatial weights.
-        others: Keys of everything else.
+        others: All other keys.
     """
 
     tensors: Mapping[str, Tensor]
@@ -33,12 +34,13 @@ class TrainedState:
 
 
 def trained_state(path: str | os.PathLike[str]) -> TrainedState:
-    """Opens a training state in any of the known forms.
+    """Opens a training state in any of the known naming schemes.
 
     Raises:
-        ClearFileError: No safetensors file, trained tensors missing, or wrong shapes, dtypes or down factors.
+        ClearFileError: The file is not safetensors, trained tensors are missing, or shapes, dtypes or down factors are
+            wrong.
     """
-    name, handle = shown(Path(path).name), open_safetensors(path)
+    name, handle = printable(Path(path).name), open_safetensors(path)
     names = recognise(handle.keys())
     if names is None:
         raise ClearFileError(

@@ -1,4 +1,4 @@
-"""Writing safetensors files tensor by tensor, and CLEAR files in the published form with their header.
+"""Writes safetensors files tensor by tensor, and CLEAR files in the published format with a header.
 
 The safetensors package writes from memory only; a delta or a converted state is 3.6 to 7.2 GB.
 """
@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import ClearFileError, dims, first_few, shown
-from .naming import Stream, spatial_name, trained_name, trained_names
-from .reader import DTYPES, ClearFile, Kind, finite, header_kind, header_number, read_clear_file
+from .errors import ClearFileError, dims, first_few, printable
+from .header import DTYPES, ClearHeader, header_kind, header_number
+from .naming import ENDS, STREAMS, TRAINED, Stream, spatial_name, trained_name
+from .reader import ClearFile, finite, read_clear_file
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -27,7 +28,7 @@ OnTensor = Callable[[int, int], None]
 
 def write_safetensors(
     path: str | os.PathLike[str],
-    plan: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    contents: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     make: Callable[[str], Tensor],
     header: Mapping[str, str],
     *,
@@ -37,42 +38,44 @@ def write_safetensors(
 ) -> Path:
     """Writes a safetensors file with one tensor in memory at a time.
 
-    The file appears under its name when it is whole, on disk and checked; until then it is a temporary file beside it,
-    removed when anything fails.
+    The file appears under its name once it is whole, on disk and checked; until then it is a temporary file beside
+    it, removed on any failure.
 
     Args:
-        path: Where to write; its folder must exist.
-        plan: dtype and shape of each tensor by key.
-        make: Gives the tensor of a key, of the planned shape; its dtype is converted to the planned one.
-        header: Text for the file's header.
+        path: File to write; its folder must exist.
+        contents: dtype and shape of each tensor by key.
+        make: Returns the tensor of a key, in the shape of ``contents``; it is converted to the dtype of ``contents``.
+        header: Text entries for the file's header.
         force: Whether an existing file may be replaced.
-        check: Called with the temporary file; what it raises stops the file from appearing.
+        check: Called with the temporary file; if it raises, the file does not appear.
 
     Raises:
         ClearFileError: The file exists and ``force`` is not set, or it cannot be written.
     """
     path = Path(path)
     if path.exists() and not force:
-        raise ClearFileError(f"{shown(path.name)} exists already; choose another name or say --force to replace it.")
-    offset, entries = 0, {}
-    # Wide numbers first, so that each tensor starts at a multiple of its item size.
-    keys = sorted(plan, key=lambda key: (-plan[key][0].itemsize, key))
+        raise ClearFileError(
+            f"{printable(path.name)} exists already; choose another name or give --force to replace it."
+        )
+    offset, entries = 0, dict[str, object]()
+    # Wide dtypes first, so that each tensor starts at a multiple of its item size.
+    keys = sorted(contents, key=lambda key: (-contents[key][0].itemsize, key))
     for key in keys:
-        dtype, shape = plan[key]
+        dtype, shape = contents[key]
         end = offset + dtype.itemsize * torch.Size(shape).numel()
         entries[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps({"__metadata__": dict(header), **entries}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    # Not .safetensors: what a killed process leaves must not turn up in anybody's list of weights.
+    # Not .safetensors: the remains of a killed process must not appear in a list of weights.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for count, key in enumerate(keys, 1):
-                dtype, shape = plan[key]
+                dtype, shape = contents[key]
                 tensor = make(key).to("cpu", dtype).reshape(shape).contiguous()
-                file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                file.write(tensor.flatten().view(torch.uint8).numpy().data)
                 if on_tensor:
                     on_tensor(count, len(keys))
             file.flush()
@@ -82,7 +85,8 @@ def write_safetensors(
         os.replace(temporary, path)
     except OSError as error:
         raise ClearFileError(
-            f"{shown(path.name)} cannot be written: {shown(error.strerror or error)} ({shown(path.parent)})."
+            f"{printable(path.name)} cannot be written: {printable(error.strerror or error)} "
+            f"({printable(path.parent)})."
         ) from error
     finally:
         with suppress(OSError):
@@ -90,87 +94,75 @@ def write_safetensors(
     return path
 
 
-def clear_header(kind: Kind, radius: int, down_factor: int, source: str) -> dict[str, str]:
-    """The header by which ``read_clear_file`` knows a file of ours."""
-    return {
-        "format": "pt",
-        "clear.kind": kind,
-        "clear.radius": str(radius),
-        "clear.down_factor": str(down_factor),
-        "clear.source": source,
-    }
-
-
 def save_clear_file(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],
     spatial_weights: Mapping[tuple[Stream, int], Tensor],
-    radius: int,
-    down_factor: int,
-    kind: Kind = "replace",
-    source: str = "",
+    header: ClearHeader,
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
     on_tensor: OnTensor | None = None,
 ) -> ClearFile:
-    """Writes a trained state in the published format, with what the published files lack in its header.
+    """Writes a trained state in the published format, with a header that the published files lack.
 
     Args:
-        path: Where to write.
-        tensors: Canonical name to trained tensor, (width, width) or (width,). Names that are not CLEAR's are an
-            error: choose them with ``naming.recognise`` first.
-        spatial_weights: (stream, block index) to (d, d), for every block; empty where ``down_factor`` is 1.
-        radius: Window radius in tokens it was trained with.
-        down_factor: d.
-        kind: "replace" or "delta".
-        source: Where it comes from, one line of words.
-        dtype: Of the trained weights in the file; None keeps each one's own. Spatial weights are float32.
+        path: File to write.
+        tensors: Canonical name to trained tensor, (width, width) or (width,). Other names are an error: select
+            CLEAR's with ``naming.recognise`` first.
+        spatial_weights: (stream, block index) to (d, d), for every block; empty if the down factor is 1.
+        header: Radius, down factor d, kind and source.
+        dtype: dtype of the trained weights in the file; None keeps each one's own. Spatial weights are float32.
         force: Whether an existing file may be replaced.
 
     Returns:
         The file as read back.
 
     Raises:
-        ClearFileError: Names, shapes or numbers (NaN, infinite) are not those of a CLEAR file.
+        ClearFileError: Names, shapes or header are not those of a CLEAR file, elements are NaN or infinite, or the
+            file cannot be written.
     """
-    name = shown(Path(path).name)
-    header = clear_header(kind, radius, down_factor, source)
-    header_number(name, header, "clear.radius")
-    header_kind(name, header)
-    indices: dict[str, int] = {}
-    for stream in ("double", "single"):
-        indices[stream] = 0
-        while trained_name(stream, indices[stream], "to_q", "weight") in tensors:
-            indices[stream] += 1
-    expected = set(trained_names(indices["double"], indices["single"]))
+    name = printable(Path(path).name)
+    metadata, d = header.metadata(), header.down_factor
+    header_number(name, metadata, "clear.radius")
+    header_kind(name, metadata)
+    blocks: list[tuple[Stream, int]] = [
+        (stream, index) for stream in STREAMS for index in range(block_count(stream, tensors))
+    ]
+    expected = {trained_name(*block, part, end) for block in blocks for part in TRAINED[block[0]] for end in ENDS}
     if expected != set(tensors):
         odd = sorted(expected.symmetric_difference(tensors))
         raise ClearFileError(
             f"{name} was not written: {len(odd)} tensors are missing or not CLEAR's ({first_few(odd, len(odd))})."
         )
-    blocks = {(stream, index) for stream in ("double", "single") for index in range(indices[stream])}
-    if set(spatial_weights) != (blocks if down_factor > 1 else set()):
-        needed = len(blocks) if down_factor > 1 else 0
+    pooled = blocks if d > 1 else []
+    if set(spatial_weights) != set(pooled):
         raise ClearFileError(
-            f"{name} was not written: down factor {down_factor} needs {needed} spatial weights, "
+            f"{name} was not written: down factor {d} needs {len(pooled)} spatial weights, "
             f"{len(spatial_weights)} are given."
         )
-    d = down_factor
     spatial = {spatial_name(*block): weight for block, weight in spatial_weights.items()}
     for key, weight in spatial.items():
         if tuple(weight.shape) != (d, d):
             raise ClearFileError(f"{name} was not written: {key} is {dims(weight.shape)}, expected {d} x {d}.")
-    plan = {key: (dtype or tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
-    plan |= {key: (torch.float32, (1, 1, 1, d, 1, d, 1)) for key in spatial}
+    contents = {key: (dtype or tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
+    contents |= dict.fromkeys(spatial, (torch.float32, (1, 1, 1, d, 1, d, 1)))
 
     def make(key: str) -> Tensor:
         tensor = spatial[key] if key in spatial else tensors[key]
-        # In the file's own dtype: a float32 number can be infinite in float16.
-        tensor = tensor.detach().to(plan[key][0])
+        # Checked in the file's own dtype: a finite float32 value can be infinite in float16.
+        tensor = tensor.detach().to(contents[key][0])
         if not finite(tensor):
-            raise ClearFileError(f"{name} was not written: {key} has NaN or infinite numbers.")
+            raise ClearFileError(f"{name} was not written: {key} has NaN or infinite values.")
         return tensor
 
-    write_safetensors(path, plan, make, header, force=force, on_tensor=on_tensor, check=read_clear_file)
+    write_safetensors(path, contents, make, metadata, force=force, on_tensor=on_tensor, check=read_clear_file)
     return read_clear_file(path)
+
+
+def block_count(stream: Stream, tensors: Mapping[str, Tensor]) -> int:
+    """Number of consecutive blocks of a stream, from index 0, with tensors among ``tensors``."""
+    count = 0
+    while trained_name(stream, count, TRAINED[stream][0], ENDS[0]) in tensors:
+        count += 1
+    return count

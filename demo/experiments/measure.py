@@ -75,7 +75,7 @@ class Quality:
 def flow_at(model: torch.nn.Module, scenes: Sequence[Scene], latents: Tensor, noise: Tensor, level: float) -> Tensor:
     """The model's flow on noisy latents, scene by scene."""
     flows = []
-    for scene, latent, grain in zip(scenes, latents, noise):
+    for scene, latent, grain in zip(scenes, latents, noise, strict=True):
         one = torch.ones(1)
         flows.append(
             velocity(
@@ -93,7 +93,7 @@ def flow_at(model: torch.nn.Module, scenes: Sequence[Scene], latents: Tensor, no
 def redraw(model: torch.nn.Module, scenes: Sequence[Scene], starts: Tensor, noise: Tensor) -> Tensor:
     """(P, 3, H, W): an SDEdit pass over enlarged pictures."""
     pictures = []
-    for scene, start, grain in zip(scenes, starts, noise):
+    for scene, start, grain in zip(scenes, starts, noise, strict=True):
         denoiser = FluxDenoiser(model, *encode_captions([scene.caption]), GUIDANCE)
         pictures.append(decode(sdedit(denoiser, start[None], grain[None], steps=10, strength=0.4)))
     return torch.cat(pictures).clamp(0, 1)
@@ -128,7 +128,7 @@ def judge(bench: Bench, student: torch.nn.Module) -> Quality:
     if not len(bench.pictures):
         return Quality(mse)
     mine = redraw(student, bench.scenes, bench.starts, bench.noise)
-    pairs = list(zip(mine, bench.pictures))
+    pairs = list(zip(mine, bench.pictures, strict=True))
     return Quality(mse, mean(psnr(*pair) for pair in pairs), mean_ssim(pairs), mean(layout(*pair) for pair in pairs))
 
 

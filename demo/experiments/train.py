@@ -11,7 +11,7 @@ import torch
 from clear_core import ClearSpec
 from clear_core.distill.samples import SampleFolder, sample_path, write_sample
 from clear_core.distill.student import file_name, save_weights
-from clear_core.distill.train import Plan, check_plan, distil, set_up
+from clear_core.distill.train import TrainConfig, check_config, distil, set_up
 
 from ..tiny_flux.caption import encode_captions
 from ..tiny_flux.data import HELD_OUT, draw_latents
@@ -59,10 +59,10 @@ def distil_window(
     """
     from accelerate import Accelerator
 
-    plan = Plan(spec.radius, spec.down_factor, steps=steps, batch=batch, rate=rate, warm_up=20, guidance=1.0)
+    plan = TrainConfig(spec.radius, spec.down_factor, steps=steps, batch=batch, rate=rate, warm_up=20, guidance=1.0)
     accelerator = Accelerator(mixed_precision="bf16")
     out.mkdir(parents=True, exist_ok=True)
-    check_plan(out, plan, accelerator.num_processes, len(samples))
+    check_config(out, plan, accelerator.num_processes, len(samples))
     run = set_up(load_tiny_flux(model), samples, plan, accelerator)
     distil(run, out, save_every=save_every, on_step=on_step)
     path = out / file_name(spec)

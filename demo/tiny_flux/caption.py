@@ -30,7 +30,7 @@ def word_vectors() -> dict[str, Tensor]:
     words = vocabulary()
     generator = torch.Generator().manual_seed(SEED)
     table = torch.randn(len(words), 2 * CONTEXT + POOLED, generator=generator)
-    return dict(zip(words, table))
+    return dict(zip(words, table, strict=True))
 
 
 @functools.cache

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
 # Heads stay at 128 numbers, as in every FLUX: ComfyUI infers the number of heads from it.
-CONFIG = dict(
-    patch_size=1,
-    in_channels=4 * CHANNELS,
-    num_layers=1,
-    num_single_layers=3,
-    attention_head_dim=128,
-    num_attention_heads=2,
-    joint_attention_dim=CONTEXT,
-    pooled_projection_dim=POOLED,
-    guidance_embeds=True,
-    axes_dims_rope=(16, 56, 56),
-)
+CONFIG = {
+    "patch_size": 1,
+    "in_channels": 4 * CHANNELS,
+    "num_layers": 1,
+    "num_single_layers": 3,
+    "attention_head_dim": 128,
+    "num_attention_heads": 2,
+    "joint_attention_dim": CONTEXT,
+    "pooled_projection_dim": POOLED,
+    "guidance_embeds": True,
+    "axes_dims_rope": (16, 56, 56),
+}
 
 # The guidance input is there as in FLUX.1-dev, but there is no guidance: it is always asked this.
 GUIDANCE = 1.0

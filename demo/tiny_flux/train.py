@@ -159,7 +159,7 @@ def load_state(path: Path, model: nn.Module, average: Average, optimizers: Optim
     """Puts a saved state back and returns the next step."""
     memory = optimizers.state()
     with safe_open(path, "pt") as file:
-        names = {name: parameter for name, parameter in model.named_parameters()}
+        names = dict(model.named_parameters())
         for key in file.keys():
             kind, _, name = key.partition(".")
             tensor, parameter = file.get_tensor(key), names[name]

@@ -93,7 +93,7 @@ def diffusers_layout(file: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> 
     result = {}
     for theirs, ours in name_table():
         tensor = torch.cat(file[theirs].chunk(2)[::-1]) if is_output_modulation(theirs) else file[theirs]
-        result |= dict(zip(ours, tensor.split([like[name].shape[0] for name in ours])))
+        result |= dict(zip(ours, tensor.split([like[name].shape[0] for name in ours]), strict=True))
     return result
 
 

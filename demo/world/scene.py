@@ -77,7 +77,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
             place=PLACES[place],
             shift=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))),
         )
-        for place, colour in zip(places, colours)
+        for place, colour in zip(places, colours, strict=False)
     )
     light = (None, "left", "right")[int(rng.integers(3))]
     return Scene(

@@ -253,7 +253,7 @@ def test_gather_has_the_oracles_gradients(down_factor):
         )
         towards = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         gradients.append(torch.autograd.grad(out, inputs, towards, allow_unused=down_factor == 1))
-    for found, expected in zip(gradients[1], gradients[0]):
+    for found, expected in zip(gradients[1], gradients[0], strict=True):
         if expected is not None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert (gradients[1][3] is None) == (down_factor == 1)
@@ -279,28 +279,28 @@ def call(q=None, k=None, v=None, **options):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(grid=(3, 6)), "sequence has 17 tokens, but a grid of 3 x 6"),
-        (dict(grid=(3, 4), reference_tokens=6), "6 reference"),
-        (dict(grid=(3.0, 4)), "grid height is 3.0"),
-        (dict(grid=(0, 4)), "grid height is 0"),
-        (dict(grid=None), "grid is None"),
-        (dict(reference_tokens=-1), "reference_tokens is -1"),
-        (dict(spec=8), "spec is 8; expected a ClearSpec"),
-        (dict(backend="fast"), "backend is 'fast'; expected one of auto, dense, gather, flex"),
+        ({"grid": (3, 6)}, "sequence has 17 tokens, but a grid of 3 x 6"),
+        ({"grid": (3, 4), "reference_tokens": 6}, "6 reference"),
+        ({"grid": (3.0, 4)}, "grid height is 3.0"),
+        ({"grid": (0, 4)}, "grid height is 0"),
+        ({"grid": None}, "grid is None"),
+        ({"reference_tokens": -1}, "reference_tokens is -1"),
+        ({"spec": 8}, "spec is 8; expected a ClearSpec"),
+        ({"backend": "fast"}, "backend is 'fast'; expected one of auto, dense, gather, flex"),
         (
-            dict(spec=ClearSpec(2, 2), spatial_weight=torch.ones(3, 3)),
+            {"spec": ClearSpec(2, 2), "spatial_weight": torch.ones(3, 3)},
             r"spatial_weight has shape \(3, 3\); expected \(2, 2\)",
         ),
-        (dict(spec=ClearSpec(2, 2), spatial_weight=torch.ones(4)), r"spatial_weight has shape \(4,\)"),
-        (dict(chunk_bytes=0), "chunk_bytes is 0"),
-        (dict(chunk_bytes=1.5), "chunk_bytes is 1.5"),
-        (dict(q=torch.randn(2, 17, 16)), r"q has shape \(2, 17, 16\)"),
-        (dict(k=torch.randn(1, 2, 18, 16)), r"k has shape \(1, 2, 18, 16\); expected q's"),
-        (dict(v=torch.randn(1, 2, 17, 32)), "v has shape"),
-        (dict(v=torch.randn(1, 2, 17, 16).half()), "v is torch.float16"),
-        (dict(q=torch.ones(1, 2, 17, 16, dtype=torch.int32)), "q is torch.int32"),
-        (dict(q=torch.randn(1, 2, 17, 8)), "head size is 8; expected 16 to 128"),
-        (dict(q=torch.randn(1, 2, 17, 256)), "head size is 256; expected 16 to 128"),
+        ({"spec": ClearSpec(2, 2), "spatial_weight": torch.ones(4)}, r"spatial_weight has shape \(4,\)"),
+        ({"chunk_bytes": 0}, "chunk_bytes is 0"),
+        ({"chunk_bytes": 1.5}, "chunk_bytes is 1.5"),
+        ({"q": torch.randn(2, 17, 16)}, r"q has shape \(2, 17, 16\)"),
+        ({"k": torch.randn(1, 2, 18, 16)}, r"k has shape \(1, 2, 18, 16\); expected q's"),
+        ({"v": torch.randn(1, 2, 17, 32)}, "v has shape"),
+        ({"v": torch.randn(1, 2, 17, 16).half()}, "v is torch.float16"),
+        ({"q": torch.ones(1, 2, 17, 16, dtype=torch.int32)}, "q is torch.int32"),
+        ({"q": torch.randn(1, 2, 17, 8)}, "head size is 8; expected 16 to 128"),
+        ({"q": torch.randn(1, 2, 17, 256)}, "head size is 256; expected 16 to 128"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

@@ -234,7 +234,7 @@ def test_a_mask_that_was_looked_through_serves_any_number_of_calls(kind):
     bias = AttentionBias.of(case.bias(), case.layout)
     q, k, v = case.inputs()
     for spec in (ClearSpec(3), ClearSpec(6)):
-        options = dict(grid=case.layout.grid, spec=spec, reference_tokens=2)
+        options = {"grid": case.layout.grid, "spec": spec, "reference_tokens": 2}
         assert torch.equal(
             clear_attention(q, k, v, bias=bias, **options), clear_attention(q, k, v, bias=case.bias(), **options)
         )
@@ -251,7 +251,7 @@ def test_many_pooled_keys(kind, return_lse, monkeypatch):
     case = Case(8, kind, torch.float32, SequenceLayout(9, (51, 47), 3), ClearSpec(6, 2), 2, 2, (1, 2), False, None)
     found = case.run("gather", return_lse=return_lse)
     assert bool(merged) == (kind != "level")
-    for one, expected in zip(found if return_lse else [found], case.expected()):
+    for one, expected in zip(found if return_lse else [found], case.expected(), strict=False):
         torch.testing.assert_close(one.double(), expected, rtol=1e-6, atol=4e-6)
 
 
@@ -264,7 +264,7 @@ def test_a_query_that_sees_nothing_gets_zeros(number, backend):
     bias = torch.ones(1, 1, layout.length, layout.length).to(torch.bool if number is False else torch.float32)
     blind = [1, 40, 41, 366]
     bias[:, :, blind] = number
-    options = dict(grid=layout.grid, spec=ClearSpec(4), reference_tokens=2, bias=bias, backend=backend)
+    options = {"grid": layout.grid, "spec": ClearSpec(4), "reference_tokens": 2, "bias": bias, "backend": backend}
     out = clear_attention(q, k, v, **options)
     assert out.isfinite().all()
     assert torch.equal(out[:, :, blind], torch.zeros(1, 2, 4, 16))
@@ -299,7 +299,7 @@ def test_gradients_are_the_written_out_ones(kind):
             )
         gradients.append(torch.autograd.grad(out, (q, k, v), towards))
     for found in gradients[:2]:
-        for one, expected in zip(found, gradients[2]):
+        for one, expected in zip(found, gradients[2], strict=True):
             torch.testing.assert_close(one, expected, rtol=0, atol=1e-10)
 
 

@@ -28,7 +28,7 @@ def tensors(layout, heads=2, head_dim=32, dtype=torch.float32):
 def test_an_interrupt_lands_after_any_chunk(backend, spec):
     layout = SequenceLayout(40, (50, 48))
     q, k, v = tensors(layout, heads=4, head_dim=64)
-    options = dict(grid=layout.grid, spec=spec, backend=backend, chunk_bytes=500_000)
+    options = {"grid": layout.grid, "spec": spec, "backend": backend, "chunk_bytes": 500_000}
     chunks = []
     clear_attention(q, k, v, on_chunk=lambda: chunks.append(1), **options)
     assert len(chunks) >= 3

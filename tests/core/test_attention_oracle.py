@@ -41,7 +41,7 @@ def naive_attention(q, k, v, grid, spec, weight, text, scale):
         scores = [float(q[query] @ key) * scale for key, _ in keys]
         top_score = max(scores)
         weights = [math.exp(score - top_score) for score in scores]
-        for share, (_, value) in zip(weights, keys):
+        for share, (_, value) in zip(weights, keys, strict=True):
             out[query] += share / sum(weights) * value
     return out
 
@@ -116,5 +116,5 @@ def test_merged_parts_are_the_whole(split):
         return scores.softmax(dim=-1).nan_to_num(0.0) @ values, scores.logsumexp(dim=-1)
 
     parts = [*attend(k[:, :, :split], v[:, :, :split]), *attend(k[:, :, split:], v[:, :, split:])]
-    for found, expected in zip(merge(*parts), attend(k, v)):
+    for found, expected in zip(merge(*parts), attend(k, v), strict=True):
         torch.testing.assert_close(found, expected)

@@ -139,7 +139,7 @@ def test_six_resolutions_and_three_radii_compile_two_kernels_at_most(monkeypatch
         for radius in (2, 8, 16):
             q, k, v = tensors(grid, text=(0, 1, 64, 77)[i % 4], batch=1 + i % 2, heads=2 + i % 3)
             # Every size its own scale too, as with proportional attention.
-            options = dict(grid=grid, spec=ClearSpec(radius, 1 + i % 3), scale=0.1 + 0.01 * i)
+            options = {"grid": grid, "spec": ClearSpec(radius, 1 + i % 3), "scale": 0.1 + 0.01 * i}
             found = clear_attention(q, k, v, backend="flex", **options)
             torch.testing.assert_close(found, clear_attention(q, k, v, backend="dense", **options))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2

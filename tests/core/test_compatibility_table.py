@@ -1,10 +1,10 @@
-"""docs/compatibility.md is what the compatibility tests recorded, and nothing that they failed."""
+"""docs/compatibility.md shows what the compatibility tests recorded, and no failed test."""
 
 from __future__ import annotations
 
 import re
 
-import compatibility_table
+from tests.support import compatibility_table
 
 TESTS = compatibility_table.PROJECT / "tests" / "host" / "compatibility"
 
@@ -12,7 +12,16 @@ TESTS = compatibility_table.PROJECT / "tests" / "host" / "compatibility"
 def test_the_page_is_the_records():
     assert compatibility_table.PAGE.read_text(encoding="utf-8") == compatibility_table.render(
         compatibility_table.read_records()
-    ), "run python3 tests/support/compatibility_table.py"
+    ), "run python3 -m tests.support.compatibility_table"
+
+
+def test_every_answer_says_on_which_commit_it_was_recorded():
+    """An answer may be older than the code; the page must say how old."""
+    page = compatibility_table.PAGE.read_text(encoding="utf-8")
+    for record in compatibility_table.read_records():
+        for row in record["rows"]:
+            day, commit = re.fullmatch(r"(\d{4}-\d\d-\d\d) ([0-9a-f]{7,}\+?)", row["recorded"]).groups()
+            assert f"{day} at commit {commit} (" in page, row["name"]
 
 
 def test_both_hosts_answered_every_row_and_none_failed():
@@ -26,7 +35,7 @@ def test_both_hosts_answered_every_row_and_none_failed():
     }
     assert all(rows == marked for rows in names), "record anew with CLEAR_COMPATIBILITY_RECORD=1"
     assert [row["name"] for record in records for row in record["rows"] if row["outcome"] == "failed"] == []
-    # A row that is absent everywhere tests nothing.
+    # A row that was skipped on every host tests nothing.
     for name in names[0]:
         assert any(row["outcome"] == "passed" for record in records for row in record["rows"] if row["name"] == name), (
             f"{name} was not tried anywhere"

@@ -54,7 +54,7 @@ def test_pairs_counted_one_by_one(grid, spec):
 def test_overcompute_of_square_pictures(name, bounds):
     layout = SequenceLayout(512, (SIDES[name], SIDES[name]))
     found = [round(cost.overcompute(tile_plan(layout, ClearSpec(radius), CPU)), 2) for radius in (8, 16, 32)]
-    assert all(a <= b for a, b in zip(found, bounds)), found
+    assert all(a <= b for a, b in zip(found, bounds, strict=True)), found
 
 
 @pytest.mark.parametrize("grid", [(52, 76), (48, 84), (68, 120), (90, 160), (144, 256)], ids=str)

@@ -12,7 +12,7 @@ import torch
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.effective import Effective, Inactive
-from clear_core.families import CHROMA, FLUX1, ModelShape
+from clear_core.families import CHROMA, FLUX1, Family, ModelShape
 from clear_core.settings import ClearSettings
 
 FLUX = ModelShape.usual(FLUX1)
@@ -64,7 +64,7 @@ def test_a_tile_is_judged_by_its_frame_and_covered_by_its_own_windows() -> None:
 
 @pytest.mark.parametrize("layout, hires", [(TWO_MEGAPIXELS, False), (SequenceLayout(512, (1, 8193)), True)], ids=str)
 @pytest.mark.parametrize("family", [FLUX1, CHROMA], ids=lambda family: family.name)
-def test_auto_goes_by_the_size(layout: SequenceLayout, hires: bool, family) -> None:
+def test_auto_goes_by_the_size(layout: SequenceLayout, hires: bool, family: Family) -> None:
     auto = of(layout, ModelShape.usual(family))
     assert (auto.ntk_factor, auto.proportional, auto.controlnet) == (
         (10.0, True, True) if hires else (1.0, False, False)

@@ -1,4 +1,4 @@
-"""What ships in example_workflows and subgraphs: as the builder writes it, tidy, and complete in what it says."""
+"""The files in example_workflows and subgraphs: as the builder writes them, tidy, and complete in their notes."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_nodes_lie_apart_and_each_in_one_group(example):
     assert all(apart(one, other) for one, other in itertools.combinations(boxes, 2))
     groups = [box_of_group(group) for group in example["groups"]]
     assert all(apart(one, other) for one, other in itertools.combinations(groups, 2))
-    for node, box in zip(example["nodes"], boxes):
+    for node, box in zip(example["nodes"], boxes, strict=True):
         assert sum(within(box, group) for group in groups) == 1, node["type"]
 
 
 def test_files_that_widgets_name_come_with_their_address(example):
-    """Where to get a file is on its loader, for ComfyUI, and in the note, for people."""
+    """The address of a file is on its loader, for ComfyUI, and in the note, for people."""
     (note,) = [node for node in example["nodes"] if node["type"] == "MarkdownNote"]
     for node in example["nodes"]:
         named = {value for value in node["widgets_values"] if str(value).endswith(".safetensors")}

@@ -1,4 +1,4 @@
-"""The quality experiments: its measures, and that the committed windows are as good as they were."""
+"""The quality experiments: their measures, and the committed windows against their record."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from clear_core import ClearSpec  # noqa: E402
-from clear_core.weights import read_clear_file  # noqa: E402
-from demo.experiments.__main__ import RECORD, markdown  # noqa: E402
-from demo.experiments.measure import judge, layout, psnr, set_bench, windowed  # noqa: E402
-from demo.experiments.windows import SPECS, WINDOWS, window_file  # noqa: E402
-from demo.tiny_flux.evaluate import caption_match  # noqa: E402
-from demo.tiny_flux.weights import load_tiny_flux  # noqa: E402
+from clear_core import ClearSpec
+from clear_core.weights import read_clear_file
+from demo.experiments.__main__ import RECORD, markdown
+from demo.experiments.measure import judge, layout, psnr, set_bench, windowed
+from demo.experiments.windows import SPECS, WINDOWS, window_file
+from demo.tiny_flux.evaluate import caption_match
+from demo.tiny_flux.weights import load_tiny_flux
 
 COMMITTED = [spec for spec in SPECS if window_file(spec).exists()]
 

@@ -29,7 +29,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
     first = fingerprint(file, lambda done, total: read.append(done))
     assert fingerprint(file, lambda done, total: read.append(done)) == first and read == [3]
     file.write_bytes(b"two")
-    os.utime(file, ns=(1, 1))  # clocks of file systems may be coarse
+    os.utime(file, ns=(1, 1))  # file systems may keep coarse times
     assert fingerprint(file) == hashlib.sha256(b"two").hexdigest()[:10] != first
 
 

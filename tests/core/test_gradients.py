@@ -12,17 +12,17 @@ from clear_core import ClearSpec, clear_attention
 
 def random_case(index: int) -> dict[str, int]:
     chance = random.Random(index)
-    return dict(
-        height=chance.randint(1, 19),
-        width=chance.randint(1, 19),
-        text=chance.choice((0, 1, 5, 17)),
-        radius=chance.randint(1, 9),
-        down=chance.choice((1, 1, 2, 3, 4)),
-        batch=chance.randint(1, 2),
-        heads=chance.randint(1, 2),
-        dim=chance.choice((16, 24, 32)),
-        reference=chance.choice((0, 0, 4)),
-    )
+    return {
+        "height": chance.randint(1, 19),
+        "width": chance.randint(1, 19),
+        "text": chance.choice((0, 1, 5, 17)),
+        "radius": chance.randint(1, 9),
+        "down": chance.choice((1, 1, 2, 3, 4)),
+        "batch": chance.randint(1, 2),
+        "heads": chance.randint(1, 2),
+        "dim": chance.choice((16, 24, 32)),
+        "reference": chance.choice((0, 0, 4)),
+    }
 
 
 def gradients(case: dict[str, int], backend: str) -> list[torch.Tensor]:
@@ -48,7 +48,7 @@ def gradients(case: dict[str, int], backend: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("index", range(30), ids=lambda i: "-".join(f"{k[0]}{v}" for k, v in random_case(i).items()))
 def test_gather_gradients_are_dense_gradients(index: int):
     case = random_case(index)
-    for mine, theirs in zip(gradients(case, "gather"), gradients(case, "dense")):
+    for mine, theirs in zip(gradients(case, "gather"), gradients(case, "dense"), strict=True):
         # Relative to the largest: a pooling weight's gradient sums over all cells.
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * max(1.0, theirs.abs().max().item()))
 

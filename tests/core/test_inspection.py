@@ -14,7 +14,7 @@ from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.tiling.plan import tile_plan
 from clear_core.cost import clear_pairs, dense_pairs, token_gflops
 from clear_core.families import CHROMA, FLUX1, ModelShape
-from clear_core.inspection.facts import Inspection, ModelFacts, Pace, WeightsFacts
+from clear_core.inspection.facts import Inspection, ModelFacts, Throughput, WeightsFacts
 from clear_core.inspection.report import MARK, headline, note, report
 from clear_core.inspection.units import memory_words, percent, significant, time_words
 from clear_core.memory import Activations
@@ -80,7 +80,7 @@ def test_curves_rise_with_size_and_keep_their_order(spec):
         assert len(curve.values) == len(PLACES)
     dense, window, pooled = (curve.values for curve in curves)
     assert all(a >= b for a, b in zip(dense, window, strict=True)) and all(
-        a >= b for a, b in zip(pooled, window, strict=False)
+        a >= b for a, b in zip(pooled, window, strict=True)
     )
     assert dense[0] == pytest.approx(1.0)
     # The windows' own cost grows with the area: 64 times from 1K to 8K, and far more densely.
@@ -89,7 +89,7 @@ def test_curves_rise_with_size_and_keep_their_order(spec):
 
 
 def test_time_is_the_work_at_the_measured_pace():
-    inspected = facts(2048, pace=Pace(1000.0, 20, "a run"))
+    inspected = facts(2048, pace=Throughput(1000.0, 20, "a run"))
     work = inspected.row((2048, 2048)).window
     assert inspected.seconds(work) == pytest.approx(work / 1000)
     text = report(inspected)
@@ -238,7 +238,7 @@ def test_block_map_shows_pooled_keys():
         pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks="0, 30"), id="overview"),
         pytest.param(facts(1024, None), id="no CLEAR"),
         pytest.param(facts(dense_blocks="0-56"), id="all blocks dense"),
-        pytest.param(replace(facts(), size=(512, 6144), pace=Pace(3.0, 4, "a run")), id="panorama"),
+        pytest.param(replace(facts(), size=(512, 6144), pace=Throughput(3.0, 4, "a run")), id="panorama"),
         pytest.param(facts(64, ClearSpec(16)), id="tiny"),
         pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
     ],

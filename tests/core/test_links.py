@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from links import Rules, address_problem, anchors_of, json_problems, problems
+
+from tests.support.links import Rules, address_problem, anchors_of, json_problems, problems
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = PROJECT / "web" / "docs"

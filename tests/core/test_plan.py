@@ -123,7 +123,7 @@ def test_plans_from_several_threads_agree():
     layouts = [SequenceLayout(side % 5, (side, 31)) for side in range(1, 25)] * 4
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         plans = list(pool.map(lambda layout: tile_plan(layout, ClearSpec(5), CPU), layouts))
-    for layout, plan in zip(layouts, plans):
+    for layout, plan in zip(layouts, plans, strict=True):
         assert plan.layout == layout
         assert torch.equal(plan.partial, tile_plan.__wrapped__(layout, ClearSpec(5), CPU).partial)
 
@@ -152,7 +152,7 @@ def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius
                 inside = (tiles.key_y - y).int().square() + (tiles.key_x - x).int().square() < radius**2
                 # As many keys as the query's window has on this grid: none is missing, none is there twice.
                 all_y, all_x = torch.arange(height)[:, None], torch.arange(width)
-                for one_y, one_x in zip((first_y + y).tolist()[:2], (first_x + x).tolist()[:2]):
+                for one_y, one_x in zip((first_y + y).tolist()[:2], (first_x + x).tolist()[:2], strict=True):
                     window = (all_y - one_y).square() + (all_x - one_x).square() < radius**2
                     assert int(inside.sum()) == int(window.sum())
                 if tiles.covered:

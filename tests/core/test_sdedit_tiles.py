@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -33,8 +35,8 @@ def test_neighbours_share_at_least_the_overlap(grid, tile, overlap):
     for axis in (0, 1):
         starts = layout.starts(axis)
         assert starts[0] == 0 and starts[-1] + tile[axis] == grid[axis]
-        assert all(a + tile[axis] - b >= overlap for a, b in zip(starts, starts[1:]))
-        # A tile fewer would not do.
+        assert all(a + tile[axis] - b >= overlap for a, b in itertools.pairwise(starts))
+        # One tile fewer would not cover the frame.
         assert len(starts) == 1 or grid[axis] > (len(starts) - 1) * (tile[axis] - overlap) + overlap
 
 
@@ -66,7 +68,7 @@ def test_automatic_tiles_fit_the_card(grid, gigabytes):
     activations, budget = Activations(), activation_budget(gigabytes * GIB, 12 * GIB)
     layout = choose_tiles(grid, activations=activations, budget=budget)
     assert activations.peak_bytes(layout.tile[0] * layout.tile[1] + 512) <= budget
-    # As few as fit: the next larger tile does not.
+    # As few tiles as memory allows: the next larger tile does not fit.
     if not layout.is_whole:
         larger = [
             -(-(grid[axis] + max(0, len(layout.starts(axis)) - 2) * 8) // max(1, len(layout.starts(axis)) - 1))

@@ -8,10 +8,8 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
-import interpreted_triton
 import pytest
 import torch
-from interpreted_triton import Case
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import choose as backends
@@ -22,6 +20,8 @@ from clear_core.attention.backends.triton import block_shapes as triton_tiles
 from clear_core.attention.backends.triton import launch as triton_launch
 from clear_core.attention.backends.triton.launch import TileShape
 from clear_core.attention.tiling.plan import query_tile_size, tile_plan
+from tests.support import interpreted_triton
+from tests.support.interpreted_triton import Case
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)

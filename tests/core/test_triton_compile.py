@@ -69,14 +69,14 @@ def compiled_for(
 def test_one_compilation_serves_every_size(monkeypatch):
     first = compiled_for(monkeypatch, (64, 64))
     for other in (
-        dict(grid=(1, 1), text=0),
-        dict(grid=(17, 33), text=1, heads=3),
-        dict(grid=(16, 8), radius=1),
-        dict(grid=(90, 160), batch=2),
-        dict(grid=(20, 41), reference=7, down_factor=4),
-        dict(grid=(20, 41), scale=1.0),
-        dict(grid=(33, 16), strided=True, heads=24),
-        dict(grid=(33, 9), text=4, heads=3, inside_heads=slice(1, 2)),
+        {"grid": (1, 1), "text": 0},
+        {"grid": (17, 33), "text": 1, "heads": 3},
+        {"grid": (16, 8), "radius": 1},
+        {"grid": (90, 160), "batch": 2},
+        {"grid": (20, 41), "reference": 7, "down_factor": 4},
+        {"grid": (20, 41), "scale": 1.0},
+        {"grid": (33, 16), "strided": True, "heads": 24},
+        {"grid": (33, 9), "text": 4, "heads": 3, "inside_heads": slice(1, 2)},
     ):
         assert compiled_for(monkeypatch, **other) == first, other
 

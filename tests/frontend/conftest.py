@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,17 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from page_hands import skip_the_welcome
 
 from dev import find_browser, find_hosts, host_interpreter, host_version
+from tests.support.page_hands import skip_the_welcome
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-sys.path.append(str(Path(__file__).parents[1] / "host"))  # for support_comfy
-
-from support_comfy import boot  # noqa: E402
-from support_comfy.server import Server  # noqa: E402
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.server import Server
 
 WORKFLOWS = sorted((boot.PROJECT / "example_workflows").glob("*.json"))
 
@@ -35,7 +32,7 @@ BROWSER, HOSTS = find_browser(), find_hosts()
 if not (BROWSER and HOSTS):
     collect_ignore_glob = ["*"]
 
-# Chromium looks for updates and its maker's services at every start; a test has no use for them.
+# At every start Chromium looks for updates and contacts Google's services; tests need neither.
 FLAGS = [
     "--disable-gpu",
     "--disable-quic",
@@ -54,7 +51,7 @@ def pytest_report_header() -> str | None:
 
 @dataclass
 class OpenPage:
-    """The front end in a browser tab, and what it complained about.
+    """The front end in a browser tab, and its errors and warnings.
 
     Attributes:
         page: Playwright's page.
@@ -69,7 +66,7 @@ class OpenPage:
         return [text for text in self.complaints if "clear" in text.lower()]
 
     def alerts(self) -> list[str]:
-        """What the front end shows over the graph: dialogs and messages in a corner."""
+        """Texts that the front end shows over the graph: dialogs and messages in a corner."""
         return [
             text
             for role in ("dialog", "alertdialog", "alert")
@@ -86,7 +83,7 @@ class OpenPage:
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
-    # Chromium refuses its sandbox to root, which tests in containers often are.
+    # Chromium's sandbox does not start as root, and tests in containers often run as root.
     rootless = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS + rootless)
@@ -103,7 +100,7 @@ def install_tiny_flux(base: Path) -> None:
         for file in files.glob("*.safetensors"):
             shutil.copy(file, target)
     helper = demo / "comfyui" / "tiny_flux_text_and_pixels.py"
-    # It reads the rest of the demo from the checkout that its file lies in.
+    # It imports the rest of the demo from the checkout around its file.
     (base / "custom_nodes" / helper.name).symlink_to(helper)
 
 
@@ -129,7 +126,7 @@ def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     boot.install_pack(base)
     install_tiny_flux(base)
     skip_the_welcome(base)
-    # Nothing in these tests may reach the network, whatever button they press.
+    # No button in these tests may reach the network.
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "1")
         with Server(checkout, host_interpreter(checkout), base) as running:
@@ -187,7 +184,7 @@ def tab(open_tab: Callable[..., OpenPage]) -> OpenPage:
 
 @pytest.fixture(params=[False, True], ids=["canvas", "elements"])
 def renderer(request: pytest.FixtureRequest, tab: OpenPage) -> Iterator[str]:
-    """Both ways in which the front end draws nodes; the setting is the server's, so it is put back."""
+    """Both renderers of the front end; the server keeps the setting, so it is restored."""
     choose = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
     tab.page.evaluate(choose, request.param)
     yield "elements" if request.param else "canvas"

@@ -1,4 +1,4 @@
-"""Our nodes used as people use them: placed from the search, connected, edited, run, saved and opened again."""
+"""Our nodes with mouse and keyboard: placed from the search, connected, edited, run, saved and opened again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_hands import connect, edit_widget, empty_canvas, place_from_search
-from support_comfy.boot import PROJECT
-from support_comfy.sampling import Graph
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.sampling import Graph
+from tests.support.page_hands import connect, edit_widget, empty_canvas, place_from_search
 
 NODES = {"CLEARAttention": "CLEAR Attention", "CLEARUpscale": "CLEAR Upscale", "CLEARInspect": "CLEAR Inspect"}
 TINY = PROJECT / "demo" / "comfyui" / "tiny_flux_windows.json"
@@ -92,7 +93,7 @@ def test_nodes_of_others_are_left_alone(tab):
 
 
 def test_a_saved_pack_and_version_stay(tab):
-    """A graph from a newer version of the pack, or a fork of it, keeps saying so."""
+    """A graph from a newer version of the pack, or from a fork, keeps that version and name."""
     empty_canvas(tab.page)
     place_from_search(tab.page, NODES["CLEARAttention"])
     saved = tab.page.evaluate(SAVED)

@@ -1,4 +1,4 @@
-"""The "Get weights" button in ComfyUI's real front end: it fetches only what is asked for, and is never saved."""
+"""The "Get weights" button in ComfyUI's real front end: it fetches only the chosen file, and is never saved."""
 
 from __future__ import annotations
 

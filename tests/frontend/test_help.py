@@ -1,4 +1,4 @@
-"""What a user sees in the app in each language: names on the nodes, and the help page behind the node's info button."""
+"""The app in each language: names on the nodes, and the help page behind the node's info button."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import TimeoutError
-from support_comfy.boot import PROJECT
 
-# The browser's own language, from which both front ends take theirs; French has no texts of ours.
+from tests.host.support_comfy.boot import PROJECT
+
+# Both front ends follow the browser's language; we have no French texts.
 LANGUAGES = {"en": "en-US", "zh": "zh-CN", "fr": "fr-FR"}
 
 NODES = ("CLEARAttention", "CLEARUpscale", "CLEARInspect")
@@ -33,13 +34,13 @@ SHOW_ALONE = """kind => {
 
 
 def texts(language: str, node: str) -> dict[str, Any]:
-    """Names of a node in a language; English where there are none."""
+    """Names of a node in a language, in English if it has none."""
     file = PROJECT / "locales" / language / "nodeDefs.json"
     file = file if file.is_file() else PROJECT / "locales" / "en" / "nodeDefs.json"
     return json.loads(file.read_text(encoding="utf-8"))[node]
 
 
-# Newer front ends keep the panel that help opens, over whatever the next test clicks on.
+# Newer front ends keep the help panel open, and it would cover what the next test clicks.
 CLOSE_PANEL = """async () => {
     const settings = app.extensionManager.setting, name = "Comfy.RightSidePanel.IsOpen";
     if (settings.get(name)) await settings.set(name, false);
@@ -47,7 +48,7 @@ CLOSE_PANEL = """async () => {
 
 
 def open_help(tab: Any, place: tuple[float, float], name: str) -> None:
-    """Clicks a node's title bar, then its help; again while a busy machine has not drawn the node or its buttons yet."""
+    """Clicks a node's title bar, then its help; again if a busy machine has not drawn the node or its buttons yet."""
     for _ in range(6):
         tab.page.mouse.click(*place)
         try:
@@ -67,12 +68,12 @@ def test_names_and_help_are_in_the_users_language(language, open_tab, tmp_path):
         shown = tab.page.evaluate(SHOW_ALONE, kind)
         assert shown["title"] == wanted["display_name"]
         names = {name: entry["name"] for name, entry in wanted["inputs"].items()}
-        names.pop("control_after_generate", None)  # Newer front ends have a word of their own for it.
+        names.pop("control_after_generate", None)  # Newer front ends call it otherwise.
         assert {name: shown["sockets"].get(name, shown["labels"].get(name)) for name in names} == names
         open_help(tab, shown["title_bar"], wanted["display_name"])
         tab.page.screenshot(path=tmp_path / f"{kind}_{language}.png")
     tab.page.evaluate(CLOSE_PANEL)
     if language in ("en", "zh"):
         assert tab.about_us() == []
-    else:  # The front end asks for the language's own page first, and the browser says that it is not there.
+    else:  # The front end requests the page in that language first, and the browser reports it as missing.
         assert [text for text in tab.about_us() if f"/{language}.md" not in text] == []

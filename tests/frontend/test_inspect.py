@@ -6,9 +6,9 @@ import subprocess
 from typing import Any
 
 import pytest
-from support_comfy.boot import PROJECT
 
 from dev import host_interpreter
+from tests.host.support_comfy.boot import PROJECT
 
 GRAPH = """() => {
     app.graph.clear();
@@ -42,15 +42,17 @@ STATE = """id => {
 }"""
 
 
-# Runs in the host's interpreter, which has what a model is made of.
+TINY_FLUX = PROJECT / "tests" / "host" / "support_comfy" / "flux.py"
+
+# Runs in the host's interpreter, which can build a model; `tests` is another package there, so it imports one file.
 WRITE_MODEL = """
 import sys
-checkout, support, file = sys.argv[1:]
-sys.path[:0] = [checkout, support]
+checkout, folder, file = sys.argv[1:]
+sys.path[:0] = [checkout, folder]
 sys.argv = ["main.py", "--cpu"]
 import comfy.options
 comfy.options.enable_args_parsing()
-from support_comfy import flux
+import flux
 flux.write_flux_file(file)
 """
 
@@ -61,7 +63,7 @@ def tiny_model(checkout, server) -> None:
     file = server.base / "models" / "diffusion_models" / "tiny_flux.safetensors"
     if not file.exists():
         subprocess.run(
-            [host_interpreter(checkout), "-c", WRITE_MODEL, str(checkout), str(PROJECT / "tests" / "host"), str(file)],
+            [host_interpreter(checkout), "-c", WRITE_MODEL, str(checkout), str(TINY_FLUX.parent), str(file)],
             check=True,
             cwd=checkout,
         )

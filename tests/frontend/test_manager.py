@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_hands import skip_the_welcome
-from registry import REAL, Registry, published_files
-from support_comfy import boot
-from support_comfy.server import Server
 
 from dev import host_interpreter
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.server import Server
+from tests.support.page_hands import skip_the_welcome
+from tests.support.registry import REAL, Registry, published_files
 
 GRAPH = boot.PROJECT / "example_workflows" / "clear_text_to_image_1k_to_4k.json"
 OURS = {"CLEARAttention", "CLEARUpscale", "CLEARInspect"}
 
-# Runs in the server before its Manager starts to ask.
+# Runs in the server before its Manager sends requests.
 ASK_THE_STAND_IN = """import os
 
 from comfyui_manager.common import cnr_utils
@@ -78,7 +78,7 @@ def running(checkout: Path, base: Path, registry: Registry) -> Iterator[Server]:
 
 
 def wait_for_nodes(page: Any, name: str) -> None:
-    """Until the front end has read the server's list of nodes."""
+    """Waits until the front end has read the server's list of nodes."""
     page.wait_for_function(
         f"() => window.app?.rootGraph && '{name}' in (window.LiteGraph?.registered_node_types ?? [])", timeout=90_000
     )
@@ -93,7 +93,7 @@ def named_nodes(page: Any) -> dict[str, str]:
 
 @contextmanager
 def open_page(browser: Any, server: Server, registry: Registry) -> Iterator[Any]:
-    """The front end; what it asks the registry itself goes to the stand-in."""
+    """The front end; its own requests to the registry go to the stand-in."""
     with browser.new_context(viewport={"width": 1600, "height": 900}, bypass_csp=True) as context:
         page = context.new_page()
         page.route(f"{REAL}/**", registry.fulfil)
@@ -111,7 +111,7 @@ def graph() -> dict[str, Any]:
 
 
 def install_and_restart(page: Any, pictures: Path) -> None:
-    """What a person presses on a graph whose nodes are missing."""
+    """Presses the buttons that a graph with missing nodes offers."""
     page.evaluate("graph => window.app.loadGraphData(graph)", graph())
     page.wait_for_timeout(2000)
     assert named_nodes(page) == {}
@@ -130,12 +130,12 @@ def install_and_restart(page: Any, pictures: Path) -> None:
 
 
 def wait_for_restart(server: Server, seconds: float = 120) -> None:
-    """Until a server that is on its way down has come up with our nodes."""
+    """Waits until a restarting server is up again with our nodes."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(1)
         with suppress(OSError):
-            if OURS <= server.get("/object_info").keys():
+            if server.get("/object_info").keys() >= OURS:
                 return
     raise TimeoutError(f"no nodes of ours within {seconds} s:\n{server.log}")
 
@@ -144,7 +144,8 @@ def take_away(page: Any, pack: str) -> None:
     """Orders the Manager to remove a pack, as its panel does; starting its queue was a GET before it became a POST."""
     page.evaluate(
         """async pack => {
-        const order = {kind: "uninstall", ui_id: "away", client_id: "test", params: {node_name: pack, is_unknown: false}};
+        const order = {kind: "uninstall", ui_id: "away", client_id: "test",
+            params: {node_name: pack, is_unknown: false}};
         const headers = {"Content-Type": "application/json"};
         await fetch("/v2/manager/queue/task", {method: "POST", headers, body: JSON.stringify(order)});
         const started = await fetch("/v2/manager/queue/start", {method: "POST", headers, body: "{}"});

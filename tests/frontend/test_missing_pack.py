@@ -1,4 +1,4 @@
-"""A graph with our nodes where the pack is missing: the front end asks the registry for our id and offers to install it.
+"""A graph with our nodes and no pack: the front end asks the registry for our id and offers to install it.
 
 Registry and Manager are stand-ins inside the browser: no test may ask the real ones (``test_manager.py`` has a real
 Manager). The front end and what it makes of the graph are real; that the nodes are missing is what it reads in the
@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from registry import REAL, Registry
+
+from tests.support.registry import REAL, Registry
 
 GRAPH = {
     "last_node_id": 1,
@@ -44,7 +45,7 @@ class StandIns:
     """The registry, and a Manager as newer hosts have it.
 
     Attributes:
-        ordered: What the Manager was told to do.
+        ordered: Orders that the Manager received.
     """
 
     def __init__(self, page: Any) -> None:

@@ -1,7 +1,7 @@
 """Graphs travel: saved by one version of the front end and opened by another, or saved when the pack had fewer widgets.
 
-``tests/frontend/saved`` holds one graph as each version saved it; ``CLEAR_RECORD_GRAPHS=1`` writes the file of a version
-that has none yet.
+``tests/frontend/saved`` holds one graph as each version saved it; ``CLEAR_RECORD_GRAPHS=1`` writes the file of a
+version that has none yet.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def version_of(server: Any) -> str:
 
 
 def test_it_is_saved_as_recorded(tab, server):
-    """So that the records are what these versions really save."""
+    """The records must equal what these versions save."""
     file = SAVED / f"{version_of(server)}.json"
     tab.page.evaluate(BUILD, [ATTENTION, UPSCALE])
     saved = tab.page.evaluate(SERIALISE)
@@ -117,7 +117,7 @@ def test_it_opens_in_every_version(tab, server, record):
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 9])
 def test_a_graph_of_an_older_pack_opens(tab, server, kept):
-    """Fewer values than there are widgets: those that are there go where they belong, the rest are defaults."""
+    """Fewer values than widgets: each saved value reaches its widget, the others keep their defaults."""
     assert RECORDS
     graph = json.loads(RECORDS[0].read_text(encoding="utf-8"))
     for node in graph["nodes"]:

@@ -1,4 +1,4 @@
-"""Our example workflows and our blueprint in ComfyUI's real front end: complete, tidy, unchanged by saving, and running."""
+"""Our example workflows and our blueprint in ComfyUI's real front end: complete, tidy, unchanged by saving, running."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_hands import empty_canvas, place_from_search
 from PIL import Image
-from support_comfy.boot import PROJECT
-from support_comfy.server import error_message
-from tiny_examples import PICTURE, SIZES, Prompt, tiny, write_controlnet, write_picture
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.server import error_message
+from tests.support.page_hands import empty_canvas, place_from_search
+from tests.support.tiny_examples import PICTURE, SIZES, Prompt, tiny, write_controlnet, write_picture
 
 BLUEPRINT = "Upscale image, FLUX + CLEAR"
 
-# Nodes of the front end itself; the server knows nothing of them and they do not run.
+# Nodes of the front end alone: the server does not have them, and they do not run.
 DISPLAY_ONLY = {"MarkdownNote", "Note"}
 
 # What the front end adds to a seed or to an upload as a widget of its own; it is saved but not sent.
@@ -43,7 +44,7 @@ Graph = dict[str, Any]
 
 @dataclass
 class Seen:
-    """What the front end made of an example.
+    """An example after the front end has opened it.
 
     Attributes:
         state: Of every node.

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))  # for support_comfy; pytest's importlib mode adds nothing itself
+import tests
+from tests.host.support_comfy import boot, control_cases, controlnets, flux, golden, sampling, server
 
-from support_comfy import boot, control_cases, controlnets, flux, golden, sampling, server  # noqa: E402
+# Python looks for a folder without __init__.py anew whenever sys.path changes, and booting changes it; ComfyUI and some
+# libraries have a package `tests` too.
+tests.__path__ = list(tests.__path__)
 
 CHECKOUTS = boot.find_comfyui()
 
@@ -157,3 +160,13 @@ def applied(host: boot.Host) -> Callable[..., Any]:
         return (positive, negative) if len(conds) > 1 else positive
 
     return apply
+
+
+@pytest.fixture
+def clear_folder(host, pack) -> Iterator[Path]:
+    """models/clear, and afterwards only what was there before."""
+    folder = host.base / "models" / "clear"
+    before = set(folder.rglob("*"))
+    yield folder
+    for path in set(folder.rglob("*")) - before:
+        path.unlink()

@@ -1,4 +1,4 @@
-"""CLEARAttention in a real ComfyUI: what it does to a model, and what it leaves alone."""
+"""CLEARAttention in a real ComfyUI: its effect on a model, and the parts it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.oracle import window_mask, with_oracle_attention
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import CLEAR_WIDGETS, noise, prompt
+from tests.host.support_comfy.oracle import window_mask, with_oracle_attention
+from tests.host.support_comfy.sampling import conditioning, relative_error
 
 TEXT = 7
+
 SIGMA = 0.6
-
-
-def noise(height: int, width: int, batch: int = 1, seed: int = 1) -> torch.Tensor:
-    """A latent of ``height`` x ``width``: (B, 16, H, W)."""
-    return torch.randn(batch, 16, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def prompt(text: int = TEXT, **extra: Any) -> list:
-    generator = torch.Generator().manual_seed(2)
-    out = conditioning(torch.randn(1, text, 64, generator=generator), torch.randn(1, 32, generator=generator))
-    out[0][1].update(extra)
-    return out
 
 
 def weights_of(patcher: Any) -> dict[str, torch.Tensor]:
@@ -38,20 +29,7 @@ def identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 def test_widgets_are_optional_and_in_their_frozen_order(host, pack):
     inputs = host.stock("CLEARAttention").INPUT_TYPES()
     assert list(inputs["required"]) == ["model"]
-    assert list(inputs["optional"]) == [
-        "weights_name",
-        "strength",
-        "radius",
-        "ntk_factor",
-        "proportional_attention",
-        "start_percent",
-        "end_percent",
-        "dense_blocks",
-        "min_tokens",
-        "controlnet",
-        "backend",
-        "down_factor",
-    ]
+    assert list(inputs["optional"]) == CLEAR_WIDGETS
     assert all(options.get("tooltip") for _, options in inputs["optional"].values())
 
 
@@ -197,7 +175,7 @@ def test_a_foreign_position_embedder_is_kept(tiny_flux, clear_node, predict):
 
 
 def with_another_text(patched: Any) -> None:
-    """Lets the two double blocks see more tokens than the model's input had, over which no window can be laid."""
+    """Gives the two double blocks more tokens than the model's input had, so that no window applies."""
 
     def lengthen(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         more = {"img": args["img"], "txt": torch.cat((args["txt"], args["txt"]), 1), "pe": None}
@@ -264,62 +242,3 @@ def test_an_interrupt_lands_inside_the_attention(tiny_flux, clear_node, predict,
     assert reached == [], "the first block's attention did not notice"
     patched.model_options["transformer_options"].pop("patches")
     assert predict(patched, noise(12, 14), SIGMA, prompt()).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "widgets, named",
-    [
-        (dict(weights_name="nowhere.safetensors"), "nowhere.safetensors"),
-        (dict(proportional_attention="maybe"), "maybe"),
-        (dict(ntk_factor=-1.0), "-1"),
-        (dict(radius=-3), "-3"),
-    ],
-    ids=lambda value: str(value),
-)
-def test_bad_values_are_named(tiny_flux, clear_node, widgets, named):
-    with pytest.raises(ValueError, match=named):
-        clear_node(tiny_flux(), **widgets)
-
-
-def test_unknown_backend_is_refused_when_sampling_starts(tiny_flux, clear_node, predict):
-    with pytest.raises(ValueError, match="warp"):
-        predict(clear_node(tiny_flux(), backend="warp"), noise(12, 14), SIGMA, prompt())
-
-
-def test_other_models_are_refused_by_name(host, clear_node, tiny_flux):
-    model = tiny_flux()
-    for change, named in (({"image_model": "flux2"}, "flux2"), ({"patch_size": 1}, "patch size is 1")):
-        other = tiny_flux()
-        other.model.model_config.unet_config = {**other.model.model_config.unet_config, **change}
-        with pytest.raises(ValueError, match=named):
-            clear_node(other)
-        assert other.wrappers == {} and other.object_patches == {}
-    model.model.diffusion_model.double_blocks = None
-    del model.model.diffusion_model.double_blocks
-    with pytest.raises(ValueError, match="Nunchaku"):
-        clear_node(model)
-
-
-def test_weights_of_another_width_are_refused_and_the_model_still_samples(host, clear_node, tiny_flux, predict):
-    model, x = tiny_flux(), noise(12, 14)
-    before = predict(model, x, SIGMA, prompt())
-    name = host.folder_paths.get_filename_list("clear")[0]
-    with pytest.raises(ValueError, match="width 64"):
-        clear_node(model, weights_name=name)
-    assert model.patches == {}
-    assert torch.equal(predict(model, x, SIGMA, prompt()), before)
-
-
-def test_names_from_another_machine_find_the_file(host, pack):
-    names = host.folder_paths.get_filename_list("clear")
-    validate = host.stock("CLEARAttention").validate_inputs
-    for name in names:
-        assert validate(weights_name="sub\\folder\\" + name) is True
-    answer = validate(weights_name="clear_local_99.safetensors")
-    assert "clear_local_99.safetensors" in answer and "clear" in answer
-
-
-def test_it_runs_without_optional_inputs_in_the_executors_way(host, tiny_flux, pack):
-    model = tiny_flux()
-    (patched,) = run_node(host.stock("CLEARAttention"), model=model)
-    assert patched is not model and patched.model is model.model

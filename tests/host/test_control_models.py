@@ -1,4 +1,4 @@
-"""FLUX.1 Fill, Canny and Depth, as models and as LoRAs: latents beside the noisy one change nothing about the windows."""
+"""FLUX.1 Fill, Canny and Depth, as models and as LoRAs: latents beside the noisy one leave the windows unchanged."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.control_cases import SIGMA, noise, oracle, prompt
-from support_comfy.sampling import relative_error
+
+from tests.host.support_comfy.control_cases import SIGMA, noise, oracle, prompt
+from tests.host.support_comfy.sampling import relative_error
 
 
 @pytest.mark.parametrize("channels", [32, 96], ids=["canny and depth", "fill"])
@@ -20,7 +21,7 @@ def test_models_with_more_input_channels_have_the_methods_windows(tiny_flux, cle
 
 
 def test_a_canny_or_depth_lora_widens_the_models_input(host, tiny_flux, clear_node, predict):
-    """As the files of Black Forest Labs are: a LoRA that gives the model a second latent, before CLEAR or after it."""
+    """Black Forest Labs' form: a LoRA that adds a second latent to the model's input, before CLEAR or after it."""
     import comfy.sd
 
     generator = torch.Generator().manual_seed(11)

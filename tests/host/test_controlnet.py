@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.control_cases import RADIUS, SIGMA, TEXT, masks_for, noise, oracle, prompt, run
-from support_comfy.controlnets import oracle_control
-from support_comfy.sampling import relative_error
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.control_cases import RADIUS, SIGMA, TEXT, masks_for, noise, oracle, prompt, run
+from tests.host.support_comfy.controlnets import oracle_control
+from tests.host.support_comfy.sampling import relative_error
 
 WIDE = 100
 LAYOUTS = ("xlabs", "union")
@@ -103,7 +104,7 @@ def test_off_and_a_small_frame_are_stock_bit_for_bit(tiny_flux, clear_node, load
     assert not torch.equal(seen[-1]["input"][0], stock["input"][0])
 
 
-@pytest.mark.parametrize("left_out", [dict(min_tokens=217), dict(end_percent=0.2), dict(start_percent=0.7)], ids=str)
+@pytest.mark.parametrize("left_out", [{"min_tokens": 217}, {"end_percent": 0.2}, {"start_percent": 0.7}], ids=str)
 def test_where_the_model_goes_without_the_window_so_does_the_controlnet(
     tiny_flux, clear_node, predict, load, applied, left_out
 ):
@@ -202,7 +203,7 @@ def test_tiles_get_their_share_of_the_hint_and_their_places(pack, tiny_flux, cle
     scale = math.sqrt(math.log(TEXT + (kind == "union") + 12 * 20, 4608) / 128)
     hint = comfy.utils.common_upscale(placed.cond_hint_original, 320, 192, "nearest-exact", "center")
     masks = [comfy.utils.common_upscale(mask, 40, 24, "nearest-exact", "center") for mask in placed.extra_concat_orig]
-    for tile, (part, residual) in zip(layout.tiles, tiled):
+    for tile, (part, residual) in zip(layout.tiles, tiled, strict=True):
         rows, columns = tile.latents
         calls.clear()
         cropped = applied(control, prompt())

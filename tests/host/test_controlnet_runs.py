@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.control_cases import RADIUS, SIGMA, noise, prompt, run
-from support_comfy.sampling import relative_error
+
+from tests.host.support_comfy.control_cases import RADIUS, SIGMA, noise, prompt, run
+from tests.host.support_comfy.sampling import relative_error
 
 
 def attributes(control: Any) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def test_another_sampler_may_use_the_controlnet_at_the_same_time(tiny_flux, clea
     patched = clear_node(clear_model, radius=RADIUS, controlnet="on")
     # The stock node makes a copy for every use; copies share the model.
     uses = [applied(control, prompt(), prompt(8)) for _ in range(2)]
-    expected = [run(model, latent, *use, steps=4) for model, use in zip((stock_model, patched), uses)]
+    expected = [run(model, latent, *use, steps=4) for model, use in zip((stock_model, patched), uses, strict=True)]
     meet, results = threading.Barrier(2, timeout=120), [None, None]
 
     def sample(place: int, model: Any) -> None:
@@ -130,5 +131,5 @@ def test_another_sampler_may_use_the_controlnet_at_the_same_time(tiny_flux, clea
         thread.start()
     for thread in threads:
         thread.join()
-    for result, wanted in zip(results, expected):
+    for result, wanted in zip(results, expected, strict=True):
         assert torch.equal(result, wanted)

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.oracle import window_mask, with_oracle_attention, with_oracle_windows
-from support_comfy.sampling import conditioning, relative_error
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.oracle import window_mask, with_oracle_attention, with_oracle_windows
+from tests.host.support_comfy.sampling import conditioning, relative_error
 
 TEXT = 7
 GRID = (6, 7)
 SIGMA = 0.6
-EVERYWHERE = dict(radius=3, ntk_factor=1.0, proportional_attention="off")
+EVERYWHERE = {"radius": 3, "ntk_factor": 1.0, "proportional_attention": "off"}
 
 
 def noise(seed: int = 1) -> torch.Tensor:
@@ -115,7 +116,7 @@ def test_min_tokens_counts_the_frame_of_a_tile(pack, tiny_flux, clear_node, pred
 
 @pytest.mark.parametrize(
     "hatch",
-    [dict(start_percent=0.9), dict(end_percent=0.1), dict(dense_blocks="0-3"), dict(min_tokens=43)],
+    [{"start_percent": 0.9}, {"end_percent": 0.1}, {"dense_blocks": "0-3"}, {"min_tokens": 43}],
     ids=lambda hatch: next(iter(hatch)),
 )
 def test_dense_parts_have_the_scale_and_positions_asked_for(tiny_flux, clear_node, predict, hatch):
@@ -131,7 +132,7 @@ def test_dense_parts_have_the_scale_and_positions_asked_for(tiny_flux, clear_nod
 
 @pytest.mark.parametrize(
     "hatch, calls",
-    [(dict(start_percent=0.9), 4), (dict(dense_blocks="0, 3"), 2), (dict(min_tokens=43), 4)],
+    [({"start_percent": 0.9}, 4), ({"dense_blocks": "0, 3"}, 2), ({"min_tokens": 43}, 4)],
     ids=["range", "blocks", "tokens"],
 )
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -163,13 +164,13 @@ def test_dense_parts_run_the_attention_that_was_there_and_say_nothing(
 @pytest.mark.parametrize(
     "widgets, named",
     [
-        (dict(start_percent=0.8, end_percent=0.2), "0.8"),
-        (dict(end_percent=1.5), "1.5"),
-        (dict(start_percent=float("nan")), "nan"),
-        (dict(dense_blocks="0, 4"), "'4', but this model has 2 double and 2 single blocks"),
-        (dict(dense_blocks="all"), "'all'"),
-        (dict(min_tokens=-1), "-1"),
-        (dict(controlnet="maybe"), "maybe"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, "0.8"),
+        ({"end_percent": 1.5}, "1.5"),
+        ({"start_percent": float("nan")}, "nan"),
+        ({"dense_blocks": "0, 4"}, "'4', but this model has 2 double and 2 single blocks"),
+        ({"dense_blocks": "all"}, "'all'"),
+        ({"min_tokens": -1}, "-1"),
+        ({"controlnet": "maybe"}, "maybe"),
     ],
     ids=lambda value: str(value),
 )

@@ -1,4 +1,4 @@
-"""Our example workflows and our blueprint against what a server says of its nodes: nothing in them is unknown to it."""
+"""Our example workflows and our blueprint against a server's /object_info: the server knows everything in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support_comfy.boot import PACK_FOLDER, PROJECT
+
+from tests.host.support_comfy.boot import PACK_FOLDER, PROJECT
 
 EXAMPLES = sorted((PROJECT / "example_workflows").glob("*.json"))
 BLUEPRINTS = sorted((PROJECT / "subgraphs").glob("*.json"))

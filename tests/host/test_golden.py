@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.golden import TOLERANCE, GoldenCase, case_names, unpack
-from support_comfy.golden import pack as pack_tokens
-from support_comfy.sampling import conditioning, predict, relative_error, run_node
+
+from tests.host.support_comfy.golden import TOLERANCE, GoldenCase, case_names, unpack
+from tests.host.support_comfy.golden import pack as pack_tokens
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_node
 
 ONE_CALL = [name for name in case_names() if not name.startswith("sdedit")]
 RUNS = [name for name in case_names() if name.startswith("sdedit")]
@@ -26,7 +27,7 @@ def test_all_cases_are_here():
 
 
 def test_the_stock_model_gives_the_recorded_numbers(golden_flux):
-    """Not about CLEAR: the harness, its weights and its packing are right."""
+    """Without CLEAR: checks the harness, its weights and its packing."""
     case = GoldenCase.load("full_1x")
     assert relative_error(predicted_tokens(golden_flux, case), case.tensors["output"]) < TOLERANCE
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from support_comfy.boot import PROJECT
+
+from tests.host.support_comfy.boot import PROJECT
 
 WINDOWS = PROJECT / "demo" / "tiny_flux" / "windows"
 

@@ -1,14 +1,16 @@
-"""What a user reads in the app, as the host hands it to the browser: tooltips, names, search words, help pages."""
+"""The texts of the app as the host sends them to the browser: tooltips, names, search words, help pages."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from support_comfy import boot
-from support_comfy.locales import described_inputs, english_locale
+
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.locales import described_inputs, english_locale
 
 LOCALES = boot.PROJECT / "locales"
 PAGES = boot.PROJECT / "web" / "docs"
@@ -36,18 +38,29 @@ def test_every_node_has_its_locale_entry_and_its_page(infos):
 def test_every_input_and_output_has_a_tooltip(node, infos):
     info = infos[node]
     silent = [name for name, options in described_inputs(info).items() if not options.get("tooltip")]
-    silent += [f"output {name}" for name, tooltip in zip(info["output_name"], info["output_tooltips"]) if not tooltip]
+    silent += [
+        f"output {name}"
+        for name, tooltip in zip(info["output_name"], info["output_tooltips"], strict=True)
+        if not tooltip
+    ]
     assert silent == []
     assert info["description"]
 
 
-def test_the_english_locale_says_what_the_nodes_say(infos, tmp_path):
-    """The front end shows the locale and not the node, so that a changed tooltip would otherwise not be seen."""
-    expected = english_locale(infos)
+def test_the_english_locale_says_what_the_nodes_say(infos):
+    """It is written by what tools/schemas.py reads without a host; here that is compared with the host's own answer."""
     file = LOCALES / "en" / "nodeDefs.json"
-    update = tmp_path / file.name
-    update.write_text(json.dumps(expected, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    assert json.loads(file.read_text(encoding="utf-8")) == expected, f"copy {update} over locales/en/{file.name}"
+    remedy = "run python3 dev.py sync; if that changes nothing, tools/schemas.py reads what the host does not"
+    assert json.loads(file.read_text(encoding="utf-8")) == english_locale(infos), remedy
+
+
+@pytest.mark.parametrize("node", ["CLEARAttention"])
+def test_the_page_sends_the_widgets_that_the_host_shows(node, infos):
+    script = (boot.PROJECT / "web" / "js" / "settings.js").read_text(encoding="utf-8")
+    sockets = {"MODEL"}
+    groups = infos[node]["input"]
+    shown = [name for group in groups.values() for name, spec in group.items() if spec[0] not in sockets]
+    assert re.findall(r'^  "(\w+)",$', script, re.MULTILINE) == shown
 
 
 @pytest.mark.parametrize("node", NODES)

@@ -1,4 +1,4 @@
-"""The pack comes and goes: requirements, a folder of another name, one use, and what is left when the folder is gone."""
+"""The pack comes and goes: requirements, a folder of another name, one use, and no trace when the folder is removed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 
 import pytest
-from support_comfy import boot, flux
-from support_comfy.boot import PROJECT
-from support_comfy.server import Server, output_files
+
+from tests.host.support_comfy import boot, flux
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.server import Server, output_files
 
 # Nobody's folder need be called as the registry's installer calls it. (A space in it the host itself cannot serve.)
 FOLDER = "my_windows_for_flux"
@@ -133,8 +134,8 @@ OLD_NODE = {"model": ["1", 0], "weights_name": "none", "strength": 1.0, "radius"
 
 @pytest.mark.parametrize("kept", range(1, len(OLD_NODE) + 1))
 def test_an_old_api_graph_with_fewer_inputs_runs(kept, host, pack, tiny_flux):
-    """Whatever a graph leaves out takes the default that gave it its meaning."""
-    from support_comfy.sampling import run_node
+    """An input that a graph leaves out takes the default that keeps the graph's meaning."""
+    from tests.host.support_comfy.sampling import run_node
 
     model = tiny_flux()
     given = dict(list(OLD_NODE.items())[:kept]) | {"model": model}

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy import flux
+
+from tests.host.support_comfy import flux
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peak memory from /proc")
 
@@ -43,8 +44,7 @@ def test_the_node_holds_the_file_once(host, pack, clear_node, width, blocks, rec
             for name in naming.trained_names(blocks, blocks)
         },
         {},
-        blocks,
-        1,
+        weights.ClearHeader(blocks),
     )
     size = path.stat().st_size
     model = flux.build_meta_flux(hidden_size=width, num_heads=width // 128, depth=blocks, depth_single_blocks=blocks)

@@ -1,4 +1,4 @@
-"""What the pack does to the process that loads it: nothing but add its nodes."""
+"""Loading the pack adds its nodes to the process and changes nothing else."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from support_comfy import boot
-from support_comfy.sampling import conditioning, predict
+
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.sampling import conditioning, predict
 
 
 def test_loading_is_silent(loaded_pack):
@@ -27,7 +28,7 @@ def test_loading_adds_our_nodes_only(host, pack):
 
 
 def test_nothing_of_the_pack_is_importable_by_its_bare_name(host, pack):
-    """Where the project's root is not on sys.path, an absolute import of ours would break (or find another pack's)."""
+    """The project's root is not on sys.path there: an absolute import of ours would fail, or find another pack's."""
     assert "clear_core" not in sys.modules
     assert sys.modules["nodes"] is host.nodes
 
@@ -53,7 +54,7 @@ def test_an_older_host_gets_no_nodes_and_one_sentence(version, host, pack, monke
         monkeypatch.setitem(sys.modules, "comfy_api.latest", None)
     nodes_before = dict(host.nodes.NODE_CLASS_MAPPINGS)
     loaded = host.load_pack(boot.install_pack(host.base, f"clear-flux-on-{version}"))
-    assert host.nodes.NODE_CLASS_MAPPINGS == nodes_before
+    assert nodes_before == host.nodes.NODE_CLASS_MAPPINGS
     assert not hasattr(loaded.module, "comfy_entrypoint")
     (sentence,) = loaded.logged
     assert "CLEAR for FLUX" in sentence and "0.9.0" in sentence and (version or "older") in sentence

@@ -1,4 +1,4 @@
-"""Distilled weights on the bases that fit people's cards: fp8, scaled fp8, GGUF."""
+"""Distilled weights on quantised bases: fp8, scaled fp8, GGUF."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 SIGMA = 0.6
 GGUF_PACK = "ComfyUI-GGUF"
@@ -111,7 +112,7 @@ def test_an_fp8_base_is_the_merge_in_bf16_cast_to_fp8(
     # The host rounds patched weights stochastically: twice the variance of rounding to nearest, on some of them.
     assert of_patch < 1.5 * of_cast
 
-    # Weight by weight: what was patched lies within one fp8 step of the trained number.
+    # Element by element: the patched weight lies within one fp8 step of the trained one.
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
@@ -139,7 +140,7 @@ def test_a_scaled_fp8_base(host, tiny_file, weights_name, clear_node, predict, r
     def write(source: dict[str, torch.Tensor], name: str) -> str:
         tensors = {key: scaled(key, tensor) for key, tensor in source.items()}
         tensors |= {f"{layer}.scale_weight": scale.reshape(()) for layer, scale in scales.items()}
-        # Two numbers: the host computes in full precision, which a CPU needs.
+        # Two entries: the host computes in full precision, as a CPU needs.
         tensors["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
         save_file(
             {key: tensor.contiguous() for key, tensor in tensors.items()},
@@ -201,7 +202,7 @@ def test_a_gguf_base(host, tiny_file, weights_name, clear_node, predict, gguf_lo
 
     base_tensors = load_file(tiny_file)
     base = load_gguf(write_gguf(folder / f"tiny_{kind}.gguf", base_tensors, kind))
-    # The same base as an ordinary model: what the quantised numbers decode to.
+    # The same base as an unquantised model, with the decoded weights.
     import gguf
 
     decoded = {}

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy import relatives
-from support_comfy.boot import Recorder
-from support_comfy.flux import TINY
-from support_comfy.oracle import window_mask, with_oracle_attention
-from support_comfy.sampling import conditioning, relative_error
+
+from tests.host.support_comfy import relatives
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.flux import TINY
+from tests.host.support_comfy.oracle import window_mask, with_oracle_attention
+from tests.host.support_comfy.sampling import conditioning, relative_error
 
 TEXT = 7
 SIGMA = 0.6

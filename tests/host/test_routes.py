@@ -98,6 +98,7 @@ def test_a_download_reports_and_ends_as_installed(host, routes, events, monkeypa
 
     def fetch(name: str, into: str, progress: Any) -> Path:
         calls.append((name, Path(into)))
+        assert isinstance(routes._fetching["clear_local_32"], asyncio.Task)  # asyncio itself keeps none alive
         for done in (1, 2, 50, 100):
             progress(done, 100)
         target.write_bytes(b"weights")

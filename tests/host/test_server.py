@@ -1,4 +1,4 @@
-"""The pack in a real server: a workflow in API form over HTTP, the server's log, and what it refuses."""
+"""The pack in a real server: a workflow in API form over HTTP, the server's log, and rejected workflows."""
 
 from __future__ import annotations
 
@@ -11,25 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support_comfy import boot
-from support_comfy.sampling import Graph, relative_error, run_graph
-from support_comfy.server import TEST_NODE, RefusedPrompt, Server, error_message, output_files
 
-# What the widgets are called and in which order they stay: saved workflows restore them by position.
-FINAL_ORDER = [
-    "weights_name",
-    "strength",
-    "radius",
-    "ntk_factor",
-    "proportional_attention",
-    "start_percent",
-    "end_percent",
-    "dense_blocks",
-    "min_tokens",
-    "controlnet",
-    "backend",
-    "down_factor",
-]
+from tests.host.support_comfy import boot
+from tests.host.support_comfy.graph_inputs import CLEAR_WIDGETS
+from tests.host.support_comfy.sampling import Graph, relative_error, run_graph
+from tests.host.support_comfy.server import TEST_NODE, RefusedPromptError, Server, error_message, output_files
+
 FIRST_WIDGETS = {"weights_name", "radius", "ntk_factor", "proportional_attention", "backend", "down_factor"}
 
 CLEAR, SAMPLER, SAVE = "2", "6", "7"
@@ -108,8 +95,8 @@ def test_widgets_are_optional_and_in_the_published_order(running_server):
     info = running_server.get("/object_info/CLEARAttention")["CLEARAttention"]
     order = info["input_order"]
     assert order["required"] == ["model"]
-    assert FIRST_WIDGETS <= set(order["optional"])
-    assert order["optional"] == [name for name in FINAL_ORDER if name in order["optional"]]
+    assert set(order["optional"]) >= FIRST_WIDGETS
+    assert order["optional"] == [name for name in CLEAR_WIDGETS if name in order["optional"]]
     assert list(info["input"]["optional"]) == order["optional"]
     assert info["output"] == ["MODEL"]
     assert info["display_name"] == "CLEAR Attention (FLUX hi-res)"
@@ -137,7 +124,7 @@ def test_the_list_of_weights_holds_what_is_installed(running_server):
     ],
 )
 def test_unknown_values_are_refused_in_words(running_server, widgets, words):
-    with pytest.raises(RefusedPrompt) as refused:
+    with pytest.raises(RefusedPromptError) as refused:
         running_server.run(with_widgets(**widgets))
     errors = refused.value.errors["node_errors"][CLEAR]["errors"]
     told = " ".join(f"{error['message']} {error['details']}" for error in errors)
@@ -165,7 +152,7 @@ def complaints(log: str) -> set[str]:
 
 
 def test_the_pack_adds_no_warning_to_the_log(running_server, tmp_path):
-    """A server that has the pack and runs a workflow complains about nothing that one without the pack does not."""
+    """A server with the pack that runs a workflow logs no warning that a server without the pack does not log."""
     already = len(running_server.log)
     output_files(running_server.run(WORKFLOW), running_server.base)
     with_pack = complaints(running_server.boot_log + running_server.log[already:])

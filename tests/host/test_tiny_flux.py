@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from support_comfy.boot import PROJECT
-from support_comfy.sampling import conditioning, predict, relative_error, run_graph, run_node
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_graph, run_node
 
 TINY = PROJECT / "demo" / "tiny_flux"
 GRAPH = json.loads((PROJECT / "demo" / "comfyui" / "tiny_flux_windows_api.json").read_text())
@@ -39,7 +40,7 @@ def test_the_stock_loader_gives_the_model_of_diffusers(tiny):
     """Against a velocity that diffusers computed from the same file."""
     (model,) = run_node(tiny("UNETLoader"), unet_name="trained_tiny_flux.safetensors", weight_dtype="default")
     with safe_open(RECORDED, "pt") as file:
-        case = {name: file.get_tensor(name) for name in file.keys()}
+        case = {name: file.get_tensor(name) for name in set(file.keys())}
     flow = predict(
         model,
         case["latent"],
@@ -65,6 +66,6 @@ def test_the_example_makes_its_base_picture(tiny):
     graph = json.loads(json.dumps(GRAPH).replace("tiny_flux.safetensors", "trained_tiny_flux.safetensors"))
     decode = next(key for key, node in graph.items() if node["class_type"] == "VAEDecode")
     (picture,) = run_graph(graph, tiny, decode)
-    assert picture.shape == (1, 256, 256, 3) and 0 <= picture.min() and picture.max() <= 1
+    assert picture.shape == (1, 256, 256, 3) and picture.min() >= 0 and picture.max() <= 1
     left, right = picture[0, 150:230, 20:90].mean(dim=(0, 1)), picture[0, 150:230, 165:240].mean(dim=(0, 1))
     assert left[0] - left[2] > right[0] - right[2] + 0.1

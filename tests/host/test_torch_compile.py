@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.oracle import window_mask, with_oracle_attention
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy.oracle import window_mask, with_oracle_attention
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 TEXT = 7
 STEPS = (0.9, 0.6, 0.3)
-WIDGETS = dict(ntk_factor=10.0)
+WIDGETS = {"ntk_factor": 10.0}
 
 
 def noise(height: int, width: int) -> torch.Tensor:
@@ -44,7 +45,7 @@ def compiler() -> Iterator[None]:
 
 @pytest.fixture(params=["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def compile_node(host, compiler, request) -> Callable[[Any], Any]:
-    """What TorchCompileModel does; its list of backends lacks "eager", which traces the same and compiles in no time."""
+    """What TorchCompileModel does; its list of backends lacks "eager", which traces the same and compiles at once."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import TorchCompileModel, skip_torch_compile_dict
 

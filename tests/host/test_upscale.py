@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.golden import TOLERANCE, GoldenCase
-from support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write_vae_files
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.golden import TOLERANCE, GoldenCase
+from tests.host.support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write_vae_files
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 SOCKETS = ["image", "model", "positive", "vae"]
 OPTIONAL = [
@@ -58,56 +62,37 @@ def prompt(seed: int = 2) -> list:
     return conditioning(torch.randn(1, 7, 64, generator=generator), torch.randn(1, 32, generator=generator))
 
 
+def lanczos(host: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """What the stock node ImageScale makes of a picture."""
+    height, width = size
+    inputs = {"image": image, "upscale_method": "lanczos", "width": width, "height": height, "crop": "disabled"}
+    return run_node(host.stock("ImageScale"), **inputs)[0]
+
+
 def stock_graph(
-    host: Any,
-    vae: Any,
-    image: torch.Tensor,
-    model: Any,
-    size: tuple[int, int],
-    *,
-    custom: bool,
-    seed: int = 0,
-    steps: int = 3,
-    denoise: float = 0.5,
-    shift: float = 3.0,
-    cfg: float = 1.0,
-    sampler: str = "euler",
+    host: Any, vae: Any, image: torch.Tensor, model: Any, size: tuple[int, int], *, custom: bool = False, **changed: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Picture and latent of the recipe without our node."""
+    """Picture and latent of the recipe without our node; ``changed`` are settings that differ from the usual ones."""
     stock = host.stock
+    usual = {"seed": 0, "steps": 3, "cfg": 1.0, "sampler": "euler", "denoise": 0.5, "shift": 3.0, "mask": None}
+    values = SimpleNamespace(**{**usual, **changed})
     with torch.inference_mode():
-        (image,) = run_node(
-            stock("ImageScale"), image=image, upscale_method="lanczos", width=size[1], height=size[0], crop="disabled"
-        )
-        (latent,) = run_node(stock("VAEEncode"), pixels=image, vae=vae)
-        (model,) = run_node(stock("ModelSamplingAuraFlow"), model=model, shift=shift)
+        (latent,) = run_node(stock("VAEEncode"), pixels=lanczos(host, image, size), vae=vae)
+        if values.mask is not None:
+            (latent,) = run_node(stock("SetLatentNoiseMask"), samples=latent, mask=values.mask)
+        (model,) = run_node(stock("ModelSamplingAuraFlow"), model=model, shift=values.shift)
+        schedule = {"scheduler": "simple", "steps": values.steps, "denoise": values.denoise}
         if custom:
-            (sigmas,) = run_node(stock("BasicScheduler"), model=model, scheduler="simple", steps=steps, denoise=denoise)
-            (noise,) = run_node(stock("RandomNoise"), noise_seed=seed)
+            (sigmas,) = run_node(stock("BasicScheduler"), model=model, **schedule)
+            (noise,) = run_node(stock("RandomNoise"), noise_seed=values.seed)
             (guider,) = run_node(stock("BasicGuider"), model=model, conditioning=prompt())
-            (chosen,) = run_node(stock("KSamplerSelect"), sampler_name=sampler)
-            latent, _ = run_node(
-                stock("SamplerCustomAdvanced"),
-                noise=noise,
-                guider=guider,
-                sampler=chosen,
-                sigmas=sigmas,
-                latent_image=latent,
-            )
+            (sampler,) = run_node(stock("KSamplerSelect"), sampler_name=values.sampler)
+            inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas}
+            latent, _ = run_node(stock("SamplerCustomAdvanced"), latent_image=latent, **inputs)
         else:
-            (latent,) = run_node(
-                stock("KSampler"),
-                model=model,
-                seed=seed,
-                steps=steps,
-                cfg=cfg,
-                sampler_name=sampler,
-                scheduler="simple",
-                positive=prompt(),
-                negative=prompt(5),
-                latent_image=latent,
-                denoise=denoise,
-            )
+            inputs = {"seed": values.seed, "cfg": values.cfg, "sampler_name": values.sampler, **schedule}
+            prompts = {"positive": prompt(), "negative": prompt(5)}
+            (latent,) = run_node(stock("KSampler"), model=model, latent_image=latent, **prompts, **inputs)
         (image,) = run_node(stock("VAEDecode"), samples=latent, vae=vae)
     return image, latent["samples"]
 
@@ -121,6 +106,20 @@ def test_inputs_are_in_their_frozen_order_and_explained(host, pack):
     assert inputs["optional"]["seed"][1]["control_after_generate"] is True
     assert list(node.RETURN_NAMES) == ["image", "latent", "info"]
     assert all(node.OUTPUT_TOOLTIPS)
+
+
+def test_each_widget_reaches_the_run_by_its_name(host, pack):
+    """Inputs travel by name into these values; a widget without a field would be ignored without a word."""
+    run, stage = (import_module(f"{pack.__name__}.nodes.host.upscale.{name}") for name in ("run", "stage"))
+    settings, sockets = ({field.name for field in fields(kind)} for kind in (stage.StageSettings, stage.StageInputs))
+    plan = {field.name for field in fields(run.PlanSettings)}
+    assert settings | sockets | plan | {"image"} == {*SOCKETS, *OPTIONAL}
+    defaults = {**vars(stage.StageSettings()), **vars(run.PlanSettings())}
+    widgets = host.stock("CLEARUpscale").INPUT_TYPES()["optional"]
+    assert defaults == {name: widgets[name][1]["default"] for name in defaults}
+    inputs = host.stock("CLEARUpscaleStage").INPUT_TYPES()
+    single = {*inputs["required"], *inputs["optional"]}
+    assert single == settings | sockets | {"image", "number", "height", "width", "denoise", "seed"}
 
 
 @pytest.mark.parametrize("windows", [True, False], ids=["windows", "dense"])
@@ -147,15 +146,13 @@ def test_one_stage_is_the_stock_graph_with_other_widgets_too(host, vae, upscale,
     model, image = tiny_flux(), picture(64, 80)
     widgets = {("sampler_name" if name == "sampler" else name): value for name, value in values.items()}
     _, latent, _ = upscale(image, model, negative=prompt(5), **widgets)
-    assert torch.equal(latent, stock_graph(host, vae, image, model, (128, 160), custom=False, **values)[1])
+    assert torch.equal(latent, stock_graph(host, vae, image, model, (128, 160), **values)[1])
 
 
 def test_golden_run_through_the_core_of_the_node(pack, golden_flux, clear_node):
     """The published SDEdit run, by the function that every stage denoises with."""
-    import importlib
-
-    stage_module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.stage")
-    progress_module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.progress")
+    stage_module = import_module(f"{pack.__name__}.nodes.host.upscale.stage")
+    progress_module = import_module(f"{pack.__name__}.nodes.host.upscale.progress")
     case = GoldenCase.load("sdedit_local_r8")
     model = clear_node(golden_flux, **case.widgets)
     space = golden_flux.model.latent_format
@@ -190,9 +187,7 @@ def test_an_upscale_model_enlarges_before_each_stage(host, pack, upscale, tiny_f
     with torch.inference_mode():
         (larger,) = run_node(ImageUpscaleWithModel, upscale_model=upscale_model, image=image)
     assert larger.shape == (1, 160, 224, 3)
-    (resized,) = run_node(
-        host.stock("ImageScale"), image=larger, upscale_method="lanczos", width=112, height=80, crop="disabled"
-    )
+    resized = lanczos(host, larger, (80, 112))
     out, latent, info = upscale(image, tiny_flux(), upscale_model=upscale_model)
     expected, expected_latent, _ = upscale(resized, tiny_flux(), upscale_by=1.0)
     assert torch.equal(latent, expected_latent) and torch.equal(out, expected)
@@ -227,9 +222,7 @@ def test_a_mask_keeps_what_is_outside_it(host, upscale, tiny_flux):
     mask = torch.zeros(1, 128, 128)
     mask[:, 32:96, 16:64] = 1
     out, _, _ = upscale(image, tiny_flux(), mask=mask)
-    (enlarged,) = run_node(
-        host.stock("ImageScale"), image=image, upscale_method="lanczos", width=128, height=128, crop="disabled"
-    )
+    enlarged = lanczos(host, image, (128, 128))
     outside = mask[0] == 0
     assert torch.equal(out[:, outside], enlarged[:, outside])
     assert relative_error(out[:, ~outside], enlarged[:, ~outside]) > 1e-2
@@ -239,27 +232,8 @@ def test_a_mask_is_the_stock_latent_mask(host, vae, upscale, tiny_flux):
     model, image = tiny_flux(), picture(64, 64)
     mask = torch.zeros(1, 128, 128)
     mask[:, 32:96, 16:64] = 1
-    with torch.inference_mode():
-        (larger,) = run_node(
-            host.stock("ImageScale"), image=image, upscale_method="lanczos", width=128, height=128, crop="disabled"
-        )
-        (latent,) = run_node(host.stock("VAEEncode"), pixels=larger, vae=vae)
-        (latent,) = run_node(host.stock("SetLatentNoiseMask"), samples=latent, mask=mask)
-        (patched,) = run_node(host.stock("ModelSamplingAuraFlow"), model=model, shift=3.0)
-        (expected,) = run_node(
-            host.stock("KSampler"),
-            model=patched,
-            seed=0,
-            steps=3,
-            cfg=1.0,
-            sampler_name="euler",
-            scheduler="simple",
-            positive=prompt(),
-            negative=prompt(5),
-            latent_image=latent,
-            denoise=0.5,
-        )
-    assert torch.equal(upscale(image, model, mask=mask)[1], expected["samples"])
+    expected = stock_graph(host, vae, image, model, (128, 128), mask=mask)[1]
+    assert torch.equal(upscale(image, model, mask=mask)[1], expected)
 
 
 def test_the_same_seed_gives_the_same_picture_and_another_another(upscale, tiny_flux):
@@ -290,11 +264,16 @@ def test_info_names_what_decides_the_picture(upscale, tiny_flux, clear_node):
     assert "dense" in info and [line for line in log.messages() if "CLEARAttention" in line]
 
 
+def test_only_a_model_without_clear_is_warned_about(upscale, tiny_flux, clear_node):
+    """Also where the settings have the word "dense" in them."""
+    with Recorder() as log:
+        upscale(picture(48, 48), clear_node(tiny_flux(), radius=5, backend="dense"), steps=1)
+    assert not [line for line in log.messages() if "CLEARAttention" in line]
+
+
 def test_color_fix_keeps_the_coarse_colours(host, upscale, tiny_flux):
     image = picture(96, 96)
-    (enlarged,) = run_node(
-        host.stock("ImageScale"), image=image, upscale_method="lanczos", width=192, height=192, crop="disabled"
-    )
+    enlarged = lanczos(host, image, (192, 192))
     plain, fixed = (upscale(image, tiny_flux(), color_fix=fix)[0] for fix in ("none", "wavelet"))
     drift = [float((out - enlarged).mean(dim=(1, 2)).abs().max()) for out in (plain, fixed)]
     assert drift[1] < drift[0] / 3

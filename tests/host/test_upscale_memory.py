@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from types import MethodType
 from typing import Any
 
 import pytest
 import torch
-from support_comfy.live_bytes import LiveBytes
-from support_comfy.sampling import conditioning, predict, relative_error, run_node
+
+from tests.host.support_comfy.live_bytes import LiveBytes
+from tests.host.support_comfy.sampling import conditioning, predict, relative_error, run_node
 
 SIGMA = 0.6
 
@@ -163,7 +165,7 @@ def test_the_host_is_told_what_a_call_takes(tiny_flux, clear_node, memory, side)
     """The node's model brings the estimate to every sampler, and leaves the model's own factor as it was."""
     model = clear_node(tiny_flux(), radius=3)
     patch = memory.MemoryPatch()
-    own = model.model.memory_usage_factor
+    own = model.model.memory_required([1, 16, side, side])
     told = []
 
     def executor(patcher: Any, shape: Any, conds: Any) -> None:
@@ -172,24 +174,61 @@ def test_the_host_is_told_what_a_call_takes(tiny_flux, clear_node, memory, side)
     patch.prepare(executor, model, (1, 16, side, side), {})
     tokens = (side // 2) ** 2 + 512
     assert told[0] == pytest.approx(memory.activations_of(model).peak_bytes(tokens), rel=1e-6)
-    assert model.model.memory_usage_factor == own
+    assert model.model.memory_required([1, 16, side, side]) == own and "memory_required" not in vars(model.model)
+
+
+def test_two_samplings_at_once_do_not_share_an_estimate(tiny_flux, clear_node, memory):
+    """The base model is one object: another sampling on it, with CLEAR or without, keeps its own estimate."""
+    plain = tiny_flux()
+    model, shape, base = clear_node(plain, radius=3), (1, 16, 1024, 1024), plain.model
+    patch, told = memory.MemoryPatch(), {}
+    host = base.memory_required(shape)
+    begun, ended = threading.Event(), threading.Event()
+
+    def first(*_: Any) -> None:
+        begun.set()
+        assert ended.wait(30)
+        told["last"] = base.memory_required(shape)
+
+    def second(*_: Any) -> None:
+        told["second"] = base.memory_required(shape)
+
+    thread = threading.Thread(target=patch.prepare, args=(first, model, shape))
+    thread.start()
+    try:
+        assert begun.wait(30)
+        told["without CLEAR"] = base.memory_required(shape)
+        patch.prepare(second, model, shape)
+    finally:
+        ended.set()
+        thread.join()
+    ours = memory.activations_of(model).peak_bytes(512**2 + 512)
+    assert told["without CLEAR"] == host and host != pytest.approx(ours, rel=0.1)
+    assert told["second"] == pytest.approx(ours) and told["last"] == pytest.approx(ours)
+    assert base.memory_required(shape) == host
+
+
+def test_another_pack_s_estimate_comes_back(tiny_flux, clear_node, memory):
+    model = clear_node(tiny_flux(), radius=3)
+    model.model.memory_required = theirs = lambda shape, **_: 1000.0
+    memory.MemoryPatch().prepare(lambda *_: None, model, (1, 16, 64, 64))
+    assert model.model.memory_required is theirs
 
 
 def test_a_factor_set_by_hand_stands(tiny_flux, clear_node, memory):
     """As KJNodes' ModelMemoryUsageFactorOverride sets it around the host's estimate."""
     model = clear_node(tiny_flux(), radius=3)
     model.model.memory_usage_factor *= 2
-    told = []
-    memory.MemoryPatch().prepare(
-        lambda patcher, *_: told.append(patcher.model.memory_usage_factor), model, (1, 16, 64, 64), {}
-    )
-    assert told == [2 * model.model.model_config.memory_usage_factor]
+    shape, told = (1, 16, 64, 64), []
+    by_hand = model.model.memory_required(shape)
+    memory.MemoryPatch().prepare(lambda patcher, *_: told.append(patcher.model.memory_required(shape)), model, shape)
+    assert told == [by_hand]
 
 
 def test_a_plain_ksampler_has_the_memory_part(host, tiny_flux, clear_node, memory, monkeypatch):
     seen = []
-    original = memory.MemoryPatch.factor
-    monkeypatch.setattr(memory.MemoryPatch, "factor", lambda self, *args: seen.append(args) or original(self, *args))
+    original = memory.MemoryPatch.ratio
+    monkeypatch.setattr(memory.MemoryPatch, "ratio", lambda self, *args: seen.append(args) or original(self, *args))
     with torch.inference_mode():
         run_node(
             host.stock("KSampler"),
@@ -204,7 +243,7 @@ def test_a_plain_ksampler_has_the_memory_part(host, tiny_flux, clear_node, memor
             latent_image={"samples": noise(16, 16)},
             denoise=1.0,
         )
-    assert len(seen) == 1
+    assert [shape[-2:] for _, _, shape in seen] == [[16, 16]] * 2  # for two prompts at once, and for one
 
 
 def test_two_nodes_in_series_have_it_once(tiny_flux, clear_node, memory):

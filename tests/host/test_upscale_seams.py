@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.flux import build_flux
-from support_comfy.pictures import picture
-from support_comfy.sampling import conditioning, run_node
+
+from tests.host.support_comfy.flux import build_flux
+from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.sampling import conditioning, run_node
 
 TRAINED = Path(__file__).parents[2] / "demo" / "tiny_flux" / "tiny_flux.safetensors"
 HEIGHT, WIDTH = 256, 384

@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 from safetensors.torch import load_file
-from support_comfy.boot import PROJECT
-from support_comfy.pictures import picture
-from support_comfy.sampling import Graph
-from support_comfy.server import Server, error_message, output_files
+
+from tests.host.support_comfy.boot import PROJECT
+from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.sampling import Graph
+from tests.host.support_comfy.server import Server, error_message, output_files
 
 TEST_PIXELS = Path(__file__).parent / "support_comfy" / "test_only_pixels.py"
 UPSCALE, SAVE_LATENT, SAVE_IMAGE, MASK, BATCH = "6", "7", "8", "9", "10"
@@ -71,7 +72,7 @@ def with_trained_flux(graph: Graph) -> Graph:
 
 @pytest.fixture(scope="module")
 def upscale_server(server_base: Path) -> Iterator[Server]:
-    """A server with pictures to enlarge, a VAE that costs nothing, and the small trained FLUX."""
+    """A server with pictures to enlarge, a VAE that takes no time, and the small trained FLUX."""
     trained, helper = PROJECT / "demo" / "tiny_flux", PROJECT / "demo" / "comfyui" / "tiny_flux_text_and_pixels.py"
     for source, folder in (
         (trained / "tiny_flux.safetensors", "diffusion_models"),
@@ -131,7 +132,7 @@ def test_a_mask(upscale_server):
     graph = workflow()
     graph[MASK] = {"class_type": "LoadImageMask", "inputs": {"image": "left.png", "channel": "red"}}
     graph[UPSCALE]["inputs"]["mask"] = [MASK, 0]
-    latent, (image,) = results(upscale_server, graph)
+    _, (image,) = results(upscale_server, graph)
     _, (whole,) = results(upscale_server, workflow())
     enlarged = Image.open(upscale_server.base / "input" / "96x64.png").resize((192, 128), Image.Resampling.LANCZOS)
     right, left = (90, 0, 192, 128), (0, 0, 70, 128)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support_comfy.executor import Executor
-from support_comfy.pictures import VAE_NAME, picture, write_vae_files
-from support_comfy.sampling import Graph, run_node
-from support_comfy.server import TEST_NODE
+
+from tests.host.support_comfy.executor import Executor
+from tests.host.support_comfy.pictures import VAE_NAME, picture, write_vae_files
+from tests.host.support_comfy.sampling import Graph, run_node
+from tests.host.support_comfy.server import TEST_NODE
 
 CLEAR, UPSCALE, SAVE = "2", "6", "7"
 FIRST, SECOND = f"{UPSCALE}.0.0.1", f"{UPSCALE}.0.0.2"

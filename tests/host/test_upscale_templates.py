@@ -1,4 +1,4 @@
-"""The templates: the recipe without our node is the recipe, and gives what our node gives."""
+"""The templates: the stock recipe without our upscale node gives the same result as our node."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.pictures import VAE_NAME, picture, write_vae_files
-from support_comfy.sampling import Graph, conditioning, run_node
+
+from tests.host.support_comfy.pictures import VAE_NAME, picture, write_vae_files
+from tests.host.support_comfy.sampling import Graph, conditioning, run_node
 
 TEMPLATES = Path(__file__).parents[2] / "example_workflows"
 STOCK, NODE, PAPER = "clear_stock_nodes_1k_to_4k", "clear_text_to_image_1k_to_4k", "clear_upscale_as_in_the_paper"
@@ -28,8 +29,8 @@ def api_form(template: dict[str, Any], stock: Any) -> Graph:
         named = {**described.get("required", {}), **described.get("optional", {})}
         widgets = [name for name, spec in named.items() if isinstance(spec[0], list) or spec[0] in WIDGETS]
         values = [value for value in node["widgets_values"] if value not in NOT_SENT]
-        inputs = dict(zip(widgets, values))
         assert len(values) == len(widgets), (node["type"], widgets, values)
+        inputs = dict(zip(widgets, values, strict=True))
         inputs |= {socket["name"]: senders[socket["link"]] for socket in node["inputs"] if socket["link"] is not None}
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
@@ -41,7 +42,7 @@ def find(graph: Graph, kind: str) -> str:
 
 
 def outputs_of(node: str, graph: Graph, stock: Any, done: dict[str, tuple[Any, ...]]) -> tuple[Any, ...]:
-    """What a node puts out, where ``done`` holds what stands in for others."""
+    """The outputs of a node; ``done`` holds stand-ins for the outputs of others."""
     if node not in done:
         inputs = {
             name: outputs_of(value[0], graph, stock, done)[value[1]] if isinstance(value, list) else value

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.sampling import conditioning, relative_error
+
+from tests.host.support_comfy.sampling import conditioning, relative_error
 
 SIGMA = 0.6
 
@@ -35,8 +36,8 @@ def tiled(pack, host_part):
     """``tiled(model, grid, tile, overlap)`` is the model that runs in tiles; sizes in tokens."""
 
     def install(model: Any, grid: tuple[int, int], tile: tuple[int, int], overlap: int = 2, on_tile: Any = None) -> Any:
-        layout = host_part("tiles").TileLayout(grid, tile, overlap)
-        return host_part("tiles").TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
+        layout = host_part("upscale.tiled_model").TileLayout(grid, tile, overlap)
+        return host_part("upscale.tiled_model").TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
 
     return install
 
@@ -111,7 +112,7 @@ def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, tiled, pre
     text, image = whole[:7], whole[7:127].reshape(10, 12, 3)
     starts = [(y, x) for y in (0, 4) for x in (0, 4)]
     assert len(seen) == 4
-    for ids, (y, x) in zip(seen, starts):
+    for ids, (y, x) in zip(seen, starts, strict=True):
         assert torch.equal(ids[:7], text)
         assert torch.equal(ids[7:55].reshape(6, 8, 3), image[y : y + 6, x : x + 8])
         assert torch.equal(ids[55:], whole[127:])
@@ -125,7 +126,7 @@ def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, tiled, predic
     auto = tiled(clear_node(model, radius=radius), (64, 129), (64, 33), 0)
     base = clear_node(model, radius=radius, ntk_factor=10.0, proportional_attention="off")
     scales = []
-    module = host_part("window")
+    module = host_part("model.attention_override")
     original = module.clear_attention
 
     def watch(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -201,7 +202,7 @@ def test_attention_masks_are_cropped(host_part):
     text, grid = 3, (4, 5)
     length = text + 20
     mask = torch.arange(length * length).reshape(1, length, length)
-    crop = host_part("crop")
+    crop = host_part("upscale.crop_conditioning")
     tile = crop.Tile(1, 2, 2, 3)
     cropped = crop.crop_token_mask(mask, tile, grid[1], 20)
     tokens = [0, 1, 2] + [text + y * 5 + x for y in (1, 2) for x in (2, 3, 4)]

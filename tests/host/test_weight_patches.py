@@ -7,23 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from damaged_files import FILES
 from safetensors.torch import load_file, save_file
-from support_comfy import flux, golden
-from support_comfy.sampling import conditioning, relative_error, run_node
+
+from tests.host.support_comfy import flux, golden
+from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
+from tests.support.damaged_files import FILES
 
 SIGMA = 0.6
 LOCAL, POOLED = golden.GOLDEN / "student_7_down1.safetensors", golden.GOLDEN / "student_8_down4.safetensors"
-
-
-@pytest.fixture
-def clear_folder(host, pack) -> Path:
-    """models/clear, and afterwards only what was there before."""
-    folder = host.base / "models" / "clear"
-    before = set(folder.rglob("*"))
-    yield folder
-    for path in set(folder.rglob("*")) - before:
-        path.unlink()
 
 
 @pytest.fixture
@@ -135,13 +126,13 @@ def test_a_file_without_spatial_weight_pools_by_the_mean(golden_flux, clear_node
     pooled = clear_node(golden_flux, weights_name=students["local"], down_factor=4)
     local = clear_node(golden_flux, weights_name=students["local"])
     assert relative_error(predict(pooled, noise(), SIGMA, prompt()), predict(local, noise(), SIGMA, prompt())) > 1e-4
-    with pytest.raises(ValueError, match="down_factor is 2, but .* 4"):
+    with pytest.raises(ValueError, match=r"down_factor is 2, but .* 4"):
         clear_node(golden_flux, weights_name=students["pooled"], down_factor=2)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_a_lora_before_is_a_lora_after_bit_for_bit(host, golden_flux, clear_node, students, strength):
-    widgets = dict(weights_name=students["pooled"], strength=strength)
+    widgets = {"weights_name": students["pooled"], "strength": strength}
     before = clear_node(with_lora(host, golden_flux), **widgets)
     after = with_lora(host, clear_node(golden_flux, **widgets))
     between = with_lora(host, clear_node(with_lora(host, golden_flux, 1), **widgets))
@@ -223,7 +214,7 @@ def test_two_files_in_one_graph_do_not_meet(golden_flux, clear_node, students, p
     pooled = clear_node(golden_flux, weights_name=students["pooled"])
     alone = [predict(model, noise(), SIGMA, prompt()) for model in (local, pooled)]
     for _ in range(2):
-        for model, expected in zip((local, pooled), alone):
+        for model, expected in zip((local, pooled), alone, strict=True):
             assert torch.equal(predict(model, noise(), SIGMA, prompt()), expected)
     assert not torch.equal(*alone)
     assert identical(state(local), replaced(golden_flux, LOCAL, lambda base, new: new))
@@ -245,7 +236,7 @@ def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(
     import_module(f"{pack.__name__}.clear_core.weights.delta").save_delta(
         [golden.GOLDEN / "base.safetensors"], clear_folder / students["pooled"], clear_folder / "delta_3.safetensors"
     )
-    widgets = dict(weights_name="delta_3.safetensors")
+    widgets = {"weights_name": "delta_3.safetensors"}
     on_base, expected = state(clear_node(golden_flux, **widgets)), replaced(golden_flux, POOLED, lambda base, new: new)
     assert all(torch.allclose(on_base[name], expected[name], rtol=1e-6, atol=1e-6) for name in expected)
     half = state(clear_node(golden_flux, strength=0.5, **widgets))
@@ -303,52 +294,3 @@ def test_partial_loading_is_full_loading_bit_for_bit(host, golden_flux, clear_no
     assert torch.equal(predict(patched, noise(), SIGMA, prompt()), full)
     assert sum(at_cast) > 0, "nothing was patched at its cast, so this did not test partial loading"
     unload()
-
-
-def test_nan_weights_are_refused_and_the_model_still_samples(golden_flux, clear_node, clear_folder, predict):
-    tensors = load_file(LOCAL)
-    next(iter(tensors.values()))[0] = torch.nan
-    save_file(tensors, clear_folder / "clear_local_5.safetensors")
-    before = predict(golden_flux, noise(), SIGMA, prompt())
-    with pytest.raises(ValueError, match="NaN"):
-        clear_node(golden_flux, weights_name="clear_local_5.safetensors")
-    assert golden_flux.patches == {}
-    assert torch.equal(predict(golden_flux, noise(), SIGMA, prompt()), before)
-
-
-@pytest.mark.parametrize("case", FILES)
-def test_a_damaged_file_ends_in_one_sentence_and_the_model_still_samples(
-    golden_flux, clear_node, clear_folder, predict, case
-):
-    make, fragment = FILES[case]
-    (clear_folder / "clear_local_5.safetensors").write_bytes(make())
-    with pytest.raises(ValueError) as error:
-        clear_node(golden_flux, weights_name="clear_local_5.safetensors")
-    message = str(error.value)
-    assert fragment in message and message.endswith(".") and message.isprintable()
-    assert golden_flux.patches == {} and golden_flux.wrappers == {}
-    patched = clear_node(golden_flux, weights_name="none", radius=5)
-    assert predict(patched, noise(), SIGMA, prompt()).isfinite().all()
-
-
-def test_a_radius_that_nothing_tells_is_asked_for(golden_flux, clear_node, clear_folder):
-    (clear_folder / "mine.safetensors").write_bytes(LOCAL.read_bytes())
-    with pytest.raises(ValueError, match="mine.safetensors .* set radius"):
-        clear_node(golden_flux, weights_name="mine.safetensors")
-    clear_node(golden_flux, weights_name="mine.safetensors", radius=5)
-
-
-def test_files_in_sub_folders_are_listed_and_found(host, golden_flux, clear_node, clear_folder, pack):
-    (clear_folder / "flux").mkdir(exist_ok=True)
-    (clear_folder / "flux" / "clear_local_6.safetensors").write_bytes(LOCAL.read_bytes())
-    (clear_folder / "notes.txt").write_text("not a model")
-    try:
-        options = host.stock("CLEARAttention").INPUT_TYPES()["optional"]["weights_name"]
-        listed = options[1]["options"] if isinstance(options[0], str) else options[0]
-        assert listed[0] == "none" and str(Path("flux", "clear_local_6.safetensors")) in listed
-        assert "notes.txt" not in listed
-        for name in ("flux\\clear_local_6.safetensors", "flux/clear_local_6.safetensors", "clear_local_6.safetensors"):
-            clear_node(golden_flux, weights_name=name)
-    finally:
-        (clear_folder / "flux" / "clear_local_6.safetensors").unlink()
-        (clear_folder / "flux").rmdir()

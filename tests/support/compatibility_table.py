@@ -1,6 +1,6 @@
 """Writes docs/compatibility.md from the records of the compatibility tests.
 
-    python3 tests/support/compatibility_table.py
+    python3 -m tests.support.compatibility_table
 
 The records are those that the tests in tests/host/compatibility wrote, one for each ComfyUI; nothing else is looked at.
 """
@@ -8,10 +8,12 @@ The records are those that the tests in tests/host/compatibility wrote, one for 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support import PROJECT
+
 RECORDS = PROJECT / "tests" / "host" / "compatibility" / "records"
 PAGE = PROJECT / "docs" / "compatibility.md"
 
@@ -21,7 +23,7 @@ INTRODUCTION = """\
 What becomes of the window beside what people already have in their graph. Each cell is the answer of tests that ran in
 a real ComfyUI, on a CPU, with a FLUX of a few small blocks and the real packs; where two nodes patch the model, in both
 orders. The page is written from the [records](../tests/host/compatibility/records) of those tests
-([CONTRIBUTING.md](../CONTRIBUTING.md) says how).
+([CONTRIBUTING.md](../CONTRIBUTING.md) says how); the versions at its end say when they ran, and on which commit.
 
 - **oracle**: the result is that of the same graph in which dense attention with the window's mask, in float64, has
   CLEAR's place; the number is the largest relative difference seen.
@@ -48,7 +50,7 @@ def read_records(folder: Path = RECORDS) -> list[dict[str, Any]]:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """One answer in words."""
+    """One answer as a cell of the table."""
     if row is None:
         return "not tried"
     if row["outcome"] == "failed":
@@ -83,7 +85,8 @@ def render(records: list[dict[str, Any]]) -> str:
         lines.append("")
     lines += [REST, "## Versions", ""]
     lines += [
-        f"- {', '.join(f'{name} {version}' for name, version in in_order(record['versions']))}" for record in records
+        f"- {', '.join(f'{name} {version}' for name, version in in_order(record['versions']))}; {recorded(record)}"
+        for record in records
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,6 +95,14 @@ def in_order(versions: dict[str, str]) -> list[tuple[str, str]]:
     """ComfyUI, the packs by name, and what they run on."""
     below = ("torch", "python", "system")
     return sorted(versions.items(), key=lambda item: (item[0] != "ComfyUI", item[0] in below, item[0].lower()))
+
+
+def recorded(record: dict[str, Any]) -> str:
+    """Dates and commits of the runs that answered the rows, each with its number of rows, oldest first."""
+    runs = Counter(row["recorded"] for row in record["rows"])
+    return "recorded " + ", ".join(
+        "{} at commit {} ({} rows)".format(*run.split(" "), count) for run, count in sorted(runs.items())
+    )
 
 
 def titles(records: list[dict[str, Any]]) -> str:

@@ -21,7 +21,7 @@ SPATIAL = "transformer_blocks.0.attn.processor.spatial_weight"
 
 
 class Bomb:
-    """What a hostile pickle does when it is loaded."""
+    """Runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch pwned",)
@@ -101,7 +101,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "huge_header": (lambda: raw(b'{"a":1}', length=2**63), "the format allows"),
     "largest_header": (lambda: raw(b'{"a":1}', length=2**64 - 1), "the format allows"),
     "header_of_99_MB": (lambda: raw(b'{"a":1}', length=99_000_000), "truncated: it declares a header of 99000000"),
-    # A header that lies.
+    # A header with false statements.
     "json_cut": (lambda: raw(b'{"a": {"dtype": "F32"'), "cannot be understood"),
     "json_deep": (lambda: raw(b'{"a":' * 50_000), "cannot be understood"),
     "not_utf8": (lambda: raw(b'{"\xff\xfe": 1}'), "damaged"),

@@ -16,11 +16,11 @@ class Hub:
 
     Attributes:
         content: The file's bytes as they are sent.
-        announced: What the hub says of it: size, ETag, revision.
+        announced: The hub's headers: size, ETag, revision.
         status: HTTP status of the hub's own answers, 302 if all is well.
         cuts: For each of the next transfers: after how many bytes the connection breaks, or None.
         stalls: Whether a transfer stops (and waits for the end) after its first ``cuts`` bytes instead of breaking.
-        ignores_range: Whether storage sends everything whatever was asked.
+        ignores_range: Whether storage ignores Range and sends the whole file.
         requests: (method, path, Range header, Authorization header).
     """
 
@@ -38,7 +38,8 @@ class Hub:
             def do_HEAD(self) -> None:
                 hub.answer(self)
 
-            do_GET = do_HEAD
+            def do_GET(self) -> None:
+                hub.answer(self)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True

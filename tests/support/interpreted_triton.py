@@ -99,14 +99,14 @@ class Case:
         weight = None
         if self.weight == "learned":
             weight = mean_weight(d) * (0.5 + torch.rand(d, d, generator=torch.Generator().manual_seed(self.seed)))
-        return dict(
-            grid=self.grid,
-            spec=ClearSpec(self.radius, d),
-            spatial_weight=weight,
-            scale=self.scale,
-            reference_tokens=self.reference,
-            return_lse=True,
-        )
+        return {
+            "grid": self.grid,
+            "spec": ClearSpec(self.radius, d),
+            "spatial_weight": weight,
+            "scale": self.scale,
+            "reference_tokens": self.reference,
+            "return_lse": True,
+        }
 
 
 def prepare() -> None:
@@ -167,7 +167,7 @@ def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float,
         )
         for name in ("q", "k", "v", "out")
     ]
-    for view, one in zip(far, close):
+    for view, one in zip(far, close, strict=True):
         view.copy_(one)
     q, k, v, out = far
     text, image = slice(0, layout.text), layout.image_slice

@@ -1,4 +1,4 @@
-"""Finds the links of a text and says what is wrong with them, without any network."""
+"""Finds the links of a text and reports the broken ones, without network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-# What stands in code is not a link. A fence may be indented; in-line code may span lines.
+# Text in code is not a link. A fence may be indented; in-line code may span lines.
 FENCED = re.compile(r"^ *(```|~~~).*?^ *\1", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}.*\n?)+")
 IN_LINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
@@ -22,7 +22,7 @@ MARKDOWN_LINK = re.compile(
 MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^\s<>)]+)")
 REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)", re.MULTILINE)
 HTML_TARGET = re.compile(r"<[a-zA-Z][^>]*?\s(?:href|src)\s*=\s*[\"']([^\"']*)[\"']")
-BARE_ADDRESS = re.compile(r"https?://[^\s<>()\[\]\"'`，。；、）]+")
+BARE_ADDRESS = re.compile(r"https?://[^\s<>()\[\]\"'`，。；、）]+")  # noqa: RUF001 (marks of Chinese pages)
 HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 HTML_ANCHOR = re.compile(r"<[a-zA-Z][^>]*?\s(?:id|name)\s*=\s*[\"']([^\"']+)[\"']")
 
@@ -32,7 +32,7 @@ THIS_MACHINE = ("localhost", "127.0.0.1")
 
 @dataclass(frozen=True)
 class Rules:
-    """What links of a text may be.
+    """Rules for the links of a text.
 
     Attributes:
         folder: Where relative links start; None where the text is shown without any folder, as notes in a graph are.

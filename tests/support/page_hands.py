@@ -1,4 +1,4 @@
-"""What a person does in ComfyUI's front end, with mouse and keyboard, the same in every version of it."""
+"""Actions in ComfyUI's front end with mouse and keyboard, the same in every version."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ WIDGET = """([id, name]) => {
 }"""
 
 
-# What the front end asks a newcomer on the first visit would lie over the graph.
+# The front end's dialogs for a first visit would cover the graph.
 SETTINGS = '{"Comfy.TutorialCompleted": true, "Comfy.Release.Status": "skipped"}'
 
 
 def skip_the_welcome(base: Path) -> None:
-    """Settings in a server's folder, before it starts, of somebody who has been here before."""
+    """Writes the settings of a returning user into a server's folder, before the server starts."""
     file = base / "user" / "default" / "comfy.settings.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(SETTINGS, encoding="utf-8")

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,7 +19,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10, where pytest brings it
     import tomli as tomllib
 
-PROJECT = Path(__file__).parents[2]
+from tests.support import PROJECT
 
 REAL = "https://api.comfy.org"
 """The registry that the front end and the Manager ask by themselves."""
@@ -33,7 +32,7 @@ def pack_id() -> tuple[str, str]:
 
 
 def entry(pack: str, version: str) -> dict[str, Any]:
-    """What the registry says of a pack."""
+    """The registry's entry of a pack."""
     return {
         "id": pack,
         "name": "CLEAR for FLUX",
@@ -96,8 +95,8 @@ class Registry:
 
     Attributes:
         url: Where it answers.
-        pack: What it says of the pack.
-        asked: Paths that were asked for.
+        pack: Its entry of the pack.
+        asked: Requested paths.
     """
 
     def __init__(self) -> None:

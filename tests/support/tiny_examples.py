@@ -1,4 +1,4 @@
-"""The example workflows at the size of a postage stamp, on the demo's tiny FLUX: what is sent, and what must come out."""
+"""The example workflows at the size of a postage stamp, on the demo's tiny FLUX: what is sent and what is expected."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write_controlnet(path: Path) -> None:
     torch.manual_seed(0)
     model = FluxControlNetModel(**{**CONFIG, "num_layers": 1, "num_single_layers": 1})
     for block in (*model.controlnet_blocks, *model.controlnet_single_blocks):
-        torch.nn.init.normal_(block.weight, std=0.02)  # they start at zero, where nothing would be heard of it
+        torch.nn.init.normal_(block.weight, std=0.02)  # they start at zero and would have no effect
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 

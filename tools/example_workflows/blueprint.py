@@ -95,7 +95,7 @@ def saved() -> dict[str, Any]:
         "widgets": [],
         "nodes": inside["nodes"],
         "links": [
-            dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link))
+            dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
             for link in inside["links"]
         ],
         "groups": inside["groups"],

@@ -278,7 +278,8 @@ def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, 
         "mode": 0,
         "inputs": [{"name": name, "type": kind, "link": into.get(name)} for name, kind in node.kind.inputs.items()],
         "outputs": [
-            {"name": name, "type": kind, "links": numbers} for (name, kind), numbers in zip(node.kind.outputs, out)
+            {"name": name, "type": kind, "links": numbers}
+            for (name, kind), numbers in zip(node.kind.outputs, out, strict=True)
         ],
         "properties": node.properties,
         "widgets_values": list(node.values.values()),

@@ -190,7 +190,7 @@ def side_by_side(studio: Studio) -> Image:
     return labelled(picture, "dense | CLEAR and its window")
 
 
-PICTURES: Mapping[str, Callable[[Studio], "Image"]] = {
+PICTURES: Mapping[str, Callable[[Studio], Image]] = {
     "clear_text_to_image_1k_to_4k": text_to_image,
     "clear_upscale_faithful": upscale_faithful,
     "clear_upscale_as_in_the_paper": upscale_paper,

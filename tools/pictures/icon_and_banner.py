@@ -28,7 +28,9 @@ def draw_tokens(
         size: Width and height of the picture in px.
     """
     gap = 0.11 * cell
-    columns, rows = (range(-int(middle / cell) - 1, int((end - middle) / cell) + 2) for middle, end in zip(query, size))
+    columns, rows = (
+        range(-int(middle / cell) - 1, int((end - middle) / cell) + 2) for middle, end in zip(query, size, strict=True)
+    )
     for dy in rows:
         for dx in columns:
             seen = dy * dy + dx * dx < spec.radius * spec.radius

@@ -4,13 +4,12 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { enlargedSize, lookAgain, sampledSize } from "./frame_size.js";
 import { allGraphs, isOff, sourceOfType, valueOf } from "./graph.js";
+import { SETTINGS } from "./settings.js";
 import "./get_weights.js";  // so that its button is above the line in every front end
 
 const ATTENTION = "CLEARAttention";
 const UPSCALE = "CLEARUpscale";
 const ROUTE = "/clear_flux/cost";
-const SETTINGS = ["weights_name", "strength", "radius", "down_factor", "start_percent", "end_percent", "dense_blocks",
-  "min_tokens"];
 const HEIGHT = 46;
 const STYLE = `box-sizing: border-box; max-height: ${HEIGHT - 8}px; overflow: hidden; padding: 3px 8px; border-radius: 6px;
   font: 11px/1.35 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);`;
@@ -23,7 +22,7 @@ const AGAIN = 5000;  // milliseconds until a question that no server answered is
 const lines = new WeakMap();  // node: its element
 let answers = new Map();  // question: its answer, or a promise of it
 
-const UNSEEN = "where the model comes from is only known when it runs";
+const UNSEEN = "the model's source is only known when it runs";
 
 const isLinked = (input) => input.link != null;
 const takesModel = (input) => input.type === "MODEL";

@@ -6,7 +6,7 @@ import { api } from "../../../scripts/api.js";
 const NODE = "CLEARAttention";
 const ROUTE = "/clear_flux/weights";
 const EVENT = "clear_flux.weights";
-const NO_SERVER = "ComfyUI does not answer. See whether it still runs, and try again.";
+const NO_SERVER = "ComfyUI does not answer. Check that it still runs, and try again.";
 const STYLE = `
 .clear-weights { background: var(--comfy-menu-bg, #fff); color: var(--fg-color, #111); max-width: 44rem;
   border: 1px solid var(--border-color, #888); border-radius: 8px; padding: 1.2rem; font: 14px/1.45 sans-serif; }
@@ -114,7 +114,7 @@ async function openDialog(node) {
   dialog.className = "clear-weights";
   element("style", STYLE, dialog);
   element("h2", "CLEAR weights", dialog);
-  element("p", `They are fetched from Hugging Face into ${folder}. A download goes on when this is closed.`, dialog);
+  element("p", `Downloaded from Hugging Face into ${folder}. A download continues after this is closed.`, dialog);
   const table = element("table", null, dialog);
   const listeners = files.map((file) => showRow(table, file, node));
   for (const listener of listeners) api.addEventListener(EVENT, listener);

@@ -7,6 +7,7 @@ attention call of their own. Permuting into tile order happens here, so the mode
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -94,7 +95,7 @@ def _head_groups(q: Tensor, plan: TilePlan, chunk_bytes: int | None) -> list[sli
         # A kernel for a single head would be compiled apart.
         groups = min(groups, max(1, heads // 2))
     bounds = [heads * i // groups for i in range(groups + 1)]
-    return [slice(*pair) for pair in zip(bounds, bounds[1:])]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def _attend_image(
@@ -144,7 +145,12 @@ def _fused(
 
     if not torch.compiler.is_compiling():
         raise RuntimeError("FlexAttention was about to run without its compiled kernel; is torch.compile disabled?")
-    options: dict[str, Any] = dict(score_mod=score_mod, block_mask=mask, scale=1.0, kernel_options=kernel_options)
+    options: dict[str, Any] = {
+        "score_mod": score_mod,
+        "block_mask": mask,
+        "scale": 1.0,
+        "kernel_options": kernel_options,
+    }
     if not return_lse:
         return flex.flex_attention(q, k, v, **options)
     if hasattr(flex, "AuxRequest"):

@@ -5,6 +5,7 @@ Exact on any device and dtype that torch's attention knows; works through the ti
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -127,7 +128,7 @@ def _attend_image(
     if apart and bias is None:
         pooled = [
             torch.cat([one[:, :, : image.start], one[:, :, image.stop :], extra], dim=2)
-            for one, extra in zip((k, v), pooled)
+            for one, extra in zip((k, v), pooled, strict=True)
         ]
         seen_by_all = seen_by_all[:0]
 
@@ -181,7 +182,7 @@ def _attend_tiles(
     if pooled and not apart:
         tile_k, tile_v = (
             torch.cat([extra[:, :, None].expand(-1, -1, tiles, -1, -1), one.unflatten(2, (tiles, -1))], dim=3)
-            for one, extra in zip((tile_k, tile_v), pooled)
+            for one, extra in zip((tile_k, tile_v), pooled, strict=True)
         )
     arguments = [one.reshape(*one.shape[:2], tiles, -1, one.shape[-1]) for one in (tile_q, tile_k, tile_v)]
     arguments = [one[0].transpose(0, 1) if biased else one.flatten(1, 2) for one in arguments]
@@ -268,7 +269,7 @@ def _axis_classes(side: int, tile: int, radius: int) -> dict[tuple[int, int, int
     count = max(1, round(side / tile))
     bounds = [side * i // count for i in range(count + 1)]
     classes: dict[tuple[int, int, int], list[int]] = {}
-    for start, stop in zip(bounds, bounds[1:]):
+    for start, stop in itertools.pairwise(bounds):
         first, last = max(0, start - radius + 1), min(side, stop + radius - 1)
         classes.setdefault((stop - start, start - first, last - first), []).append(start)
     return classes

@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..model.apply import KEY
 from ..model.attention_override import OVERRIDE, WindowPatch
-from ..model.rope_embedder import NTKEmbedder
+from ..model.rope_embedder import PositionEmbedder
 
 # Functions that packs put beside the model, by the host's names.
 OPTIONS = {
@@ -87,7 +87,7 @@ def object_sentences(model: ModelPatcher) -> list[str]:
     """Replaced parts of the model."""
     said = []
     for key, value in sorted(model.object_patches.items()):
-        if isinstance(value, NTKEmbedder):
+        if isinstance(value, PositionEmbedder):
             continue
         if key == "model_sampling":
             shift = getattr(value, "shift", None)

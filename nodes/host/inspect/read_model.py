@@ -14,7 +14,7 @@ from ....clear_core.sdedit import Stage, choose_tiles, plan_stages
 from ..model.family import model_shape
 from ..model.memory import activations_of
 from ..model.read import backend_of, clear_of, compute_dtype, weights_of
-from ..model.throughput import last_pace
+from ..model.throughput import last_throughput
 from ..pack import versions
 from .other_patches import other_patches
 
@@ -41,7 +41,7 @@ def inspect_model(model: ModelPatcher, source: Size, upscale_by: float, origin: 
         weights=weights_of(patch),
         device=comfy.model_management.get_torch_device_name(model.load_device),
         device_bytes=comfy.model_management.get_total_memory(model.load_device),
-        pace=last_pace(),
+        pace=last_throughput(),
         tiles=tile_words(model, stages[-1], batch),
         stages=stage_words(stages),
         others=other_patches(model, patch),

@@ -16,7 +16,7 @@ from .controlnet import ControlPatch
 from .family import host_family, model_shape
 from .memory import MemoryPatch
 from .rope_embedder import install_embedder
-from .throughput import PaceClock
+from .throughput import StopWatch
 from .weight_patches import add_weight_patches, remove_weight_patches, trained_tensors
 
 KEY = "clear_flux"
@@ -71,7 +71,7 @@ def apply_clear(
         )
     else:
         MemoryPatch().install(clone)
-    PaceClock.of(clone).install(clone)
+    StopWatch.of(clone).install(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, patch)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, ControlPatch(patch))
     return clone

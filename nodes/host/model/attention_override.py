@@ -22,12 +22,12 @@ from ....clear_core.families import ModelShape
 from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
+from .call_counter import current_counter, window_pairs_of
 from .host_sparse import RULE as SPARSE_RULE
 from .host_sparse import is_host_sparse
 from .masks import CallMasks, misfit
 from .notices import Notices
 from .rope_embedder import foreign_embedder, ntk_factor
-from .throughput import running, window_pairs_of
 from .tile_frame import KEY as FRAME_PART
 
 OVERRIDE = "optimized_attention_override"
@@ -121,12 +121,12 @@ class WindowPatch:
             )
         with ntk_factor(factor):
             out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
-        run = running()
-        if call.was_reached and run:
-            run.count(out, call.layout.length, call.pairs, call.words)
+        counter = current_counter()
+        if call.was_reached and counter:
+            counter.add(out.shape[0], call.layout.length, call.pairs, call.words)
         # A cache (EasyCache) skips the model in some calls, but never in the first of a run; packs with a forward of
         # their own skip it from the first call on.
-        if not call.was_reached and not (run and run.words):
+        if not call.was_reached and not (counter and counter.calls):
             self.notices.say(
                 "bypassed", "another node computes this model's attention by itself, so the window is not applied."
             )

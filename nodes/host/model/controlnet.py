@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
-import torch
 from comfy.ldm.flux.controlnet import ControlNetFlux
-from comfy.ldm.flux.layers import EmbedND
 from torch import Tensor, nn
 
 from ....clear_core.effective import Effective
 from ....clear_core.layout import SequenceLayout
 from .attention_override import OVERRIDE, WindowCall, WindowPatch
-from .rope_embedder import NTKEmbedder, foreign_embedder, ntk_factor
+from .placed_control import PlacedControlModel
+from .rope_embedder import PositionEmbedder, foreign_embedder, ntk_factor, positions
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
@@ -184,7 +183,8 @@ class WindowedControlModel:
                     f"the ControlNet {self.words} attends to all of "
                     f"{layout.image} image tokens; set controlnet to auto to give it the window.",
                 )
-            return self.model(x, *args, **inputs)
+            model = PlacedControlModel(self.model, part) if part else self.model
+            return model(x, *args, **inputs)
         # Where another node's embedder keeps the factor from the model, the ControlNet's places stay with the model's.
         is_foreign = foreign_embedder(self.base.diffusion_model) is not None
         with ntk_factor(1.0 if is_foreign else call.effective.ntk_factor):
@@ -218,17 +218,13 @@ class WindowedControlModel:
 
     def embedder_for(self, call: WindowCall, part: FramePart | None) -> Callable[[Tensor], Tensor]:
         """The position embedder of one call, which learns the length of the text from the ids it is given."""
-        base = self.model.pe_embedder
-        if type(base) is EmbedND:
-            base = NTKEmbedder(base)
+        base = PositionEmbedder(self.model.pe_embedder)
 
         def embed(ids: Tensor) -> Tensor:
             # A Union ControlNet puts a token for its mode before the text.
-            text = ids.shape[1] - call.layout.image
-            call.set_layout(SequenceLayout(text, call.layout.grid))
-            if part:
-                ids = torch.cat((ids[:, :text], part.move_positions({"img_ids": ids[:, text:]})["img_ids"]), dim=1)
-            return base(ids)
+            call.set_layout(SequenceLayout(ids.shape[1] - call.layout.image, call.layout.grid))
+            with positions(layout=call.layout, part=part):
+                return base(ids)
 
         return embed
 

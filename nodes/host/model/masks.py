@@ -34,7 +34,9 @@ def misfit(mask: Tensor, q: Tensor) -> str | None:
         2 <= mask.ndim <= 4
         and mask.device == q.device
         and (mask.dtype == torch.bool or mask.is_floating_point())
-        and all(found in (1, wanted) for found, wanted in zip(with_heads(mask).shape, (batch, heads, length)))
+        and all(
+            found in (1, wanted) for found, wanted in zip(with_heads(mask).shape, (batch, heads, length), strict=False)
+        )
         and mask.shape[-1] == length
     ):
         return None

@@ -1,7 +1,7 @@
-"""A lower peak and a truthful estimate of it, for every sampler that gets the model.
+"""A lower peak of memory and a true estimate of it, for every sampler that gets the model.
 
 Source: ``transformer_options["patches_replace"]["dit"]``, ``WrappersMP.APPLY_MODEL`` and ``PREPARE_SAMPLING``,
-``BaseModel.memory_required``, in ComfyUI 0.9.0 and later.
+in ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 from comfy.ldm.flux.layers import SingleStreamBlock
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
 from ....clear_core.layout import token_grid
 from ....clear_core.memory import CHUNK_TOKENS, FLUX_TEXT, Activations, chunk_of, is_chunked
 from .chunked_blocks import is_plain, run_double_block, run_single_block
+from .memory_estimate import scaled_estimate
 
 KEY = "clear_flux_memory"
 
 
 @dataclass(frozen=True)
 class MemoryPatch:
-    """The wrappers of the memory part.
+    """The wrappers that lower the peak and correct the estimate.
 
     Attributes:
-        chunk: Fewest tokens that a block works on at a time; sequences of up to twice as many run as they are.
+        chunk: Fewest tokens that a block computes at a time; sequences of up to twice as many are not divided.
     """
 
     chunk: int = CHUNK_TOKENS
@@ -45,32 +46,25 @@ class MemoryPatch:
 
     def apply_model(
         self,
-        executor: Callable,
+        executor: WrapperExecutor,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None = None,
         c_crossattn: Tensor | None = None,
         control: Any = None,
-        transformer_options: dict = {},
+        transformer_options: dict[str, Any] = {},  # noqa: B006  # the host's own default, only read
         **extra: Any,
     ) -> Tensor:
-        """Run one call of the model with its blocks in chunks, where the sequence is long."""
-        tokens = self.tokens(x, c_crossattn, extra)
+        """Run one call of the model, in chunks if the sequence is long."""
+        tokens = sequence_tokens(x, c_crossattn, extra)
         if is_chunked(tokens, self.chunk) and self.wanted(transformer_options, extra):
             replaced = transformer_options.get("patches_replace", {})
             blocks = {**self.block_patches(executor.class_obj.diffusion_model, tokens), **replaced.get("dit", {})}
             transformer_options = {**transformer_options, "patches_replace": {**replaced, "dit": blocks}}
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
 
-    def tokens(self, x: Tensor, text: Tensor | None, extra: dict[str, Any]) -> int:
-        """Tokens of one call's sequence; 0 where it is no picture."""
-        if x.ndim != 4:
-            return 0
-        latents = [x, *(extra.get("ref_latents") or ())]
-        return sum(image_tokens(latent.shape) for latent in latents) + (0 if text is None else text.shape[1])
-
     def wanted(self, options: dict[str, Any], extra: dict[str, Any]) -> bool:
-        """Whether the blocks of this call may be replaced: these ask for what happens inside the host's own."""
+        """Whether the blocks of this call may be replaced: not if something patches the inside of the host's own."""
         patches = options.get("patches", {})
         return not (
             patches.get("attn1_patch")
@@ -78,7 +72,7 @@ class MemoryPatch:
             or extra.get("ref_latents_method") == "index_timestep_zero"
         )
 
-    def block_patches(self, flux: nn.Module, tokens: int) -> dict[tuple[str, int], Callable]:
+    def block_patches(self, flux: Any, tokens: int) -> dict[tuple[str, int], Callable[..., Any]]:
         """Replacements for one call of the model, by the host's names of the blocks."""
         call = ChunkedCall(chunk_of(tokens, self.chunk))
         return {
@@ -88,25 +82,20 @@ class MemoryPatch:
             if is_plain(block)
         }
 
-    def prepare(self, executor: Callable, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepare(
+        self, executor: WrapperExecutor, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Let the host make room for what a call really takes."""
-        base = model.model
-        own = base.memory_usage_factor
-        base.memory_usage_factor = self.factor(model, noise_shape)
-        try:
+        with scaled_estimate(model.model, partial(self.ratio, activations_of(model))):
             return executor(model, noise_shape, *args, **kwargs)
-        finally:
-            base.memory_usage_factor = own
 
-    def factor(self, model: ModelPatcher, noise_shape: Any) -> float:
-        """The ``memory_usage_factor`` by which the host's own formula gives our estimate; one set by hand stands."""
-        base = model.model
+    def ratio(self, activations: Activations, base: Any, shape: Any) -> float:
+        """Our estimate over the host's for a latent of this shape; 1 if ``memory_usage_factor`` was set by hand."""
         is_set_by_hand = base.memory_usage_factor != base.model_config.memory_usage_factor
-        if len(noise_shape) != 4 or not base.memory_usage_factor or is_set_by_hand:
-            return base.memory_usage_factor
-        host = base.memory_required([1, *noise_shape[1:]])
-        wanted = activations_of(model).peak_bytes(image_tokens(noise_shape) + FLUX_TEXT, chunk=self.chunk)
-        return base.memory_usage_factor * wanted / host
+        if len(shape) != 4 or not base.memory_usage_factor or is_set_by_hand:
+            return 1.0
+        wanted = activations.peak_bytes(image_tokens(shape) + FLUX_TEXT, chunk=self.chunk)
+        return wanted / base.memory_required([1, *shape[1:]])
 
 
 class ChunkedCall:
@@ -114,21 +103,35 @@ class ChunkedCall:
 
     def __init__(self, chunk: int):
         self.chunk = chunk
-        self.answer: dict[str, Tensor] = {}
+        self.result: dict[str, Tensor] = {}
 
     def run(self, block: nn.Module, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
-        """A block in the form in which the host calls a replaced one."""
-        # The host keeps the last answer until the next comes, and with it a hidden state that it has copied by then.
-        self.answer.clear()
+        """Run a block; arguments and result as the host's ``patches_replace`` has them."""
+        # The host holds the previous result while the next block runs; dropping it frees one hidden state.
+        self.result.clear()
         run = run_single_block if isinstance(block, SingleStreamBlock) else run_double_block
-        self.answer = run(block, args, self.chunk)
-        return self.answer
+        self.result = cast("Callable[..., Any]", run)(block, args, self.chunk)  # torch leaves the type open
+        return self.result
 
 
 def image_tokens(shape: Any) -> int:
     """Tokens of a latent (B, C, H, W)."""
     height, width = token_grid(*shape[-2:])
     return height * width
+
+
+def sequence_tokens(x: Tensor, text: Tensor | None, extra: dict[str, Any]) -> int:
+    """Tokens of one call's sequence; 0 if the latent is no image.
+
+    Args:
+        x: Latent, (B, C, H, W) for an image.
+        text: (B, T, width) or None.
+        extra: The call's other arguments; ``ref_latents`` count.
+    """
+    if x.ndim != 4:
+        return 0
+    latents = [x, *(extra.get("ref_latents") or ())]
+    return sum(image_tokens(latent.shape) for latent in latents) + (0 if text is None else text.shape[1])
 
 
 def activations_of(model: ModelPatcher) -> Activations:

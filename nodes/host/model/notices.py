@@ -1,4 +1,4 @@
-"""One log line for each cause, not one a step."""
+"""Logs each cause once, not at every step."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 
 
 class Notices:
-    """Says each cause once in the life of one applied node."""
+    """Logs each cause once per applied node."""
 
     def __init__(self) -> None:
-        self.said: set[str] = set()
+        self.logged: set[str] = set()
 
     def say(self, cause: str, sentence: str) -> None:
-        """Log ``sentence`` as a warning unless ``cause`` was said before."""
-        if cause not in self.said:
-            self.said.add(cause)
+        """Log ``sentence`` as a warning unless ``cause`` was logged before."""
+        if cause not in self.logged:
+            self.logged.add(cause)
             logging.warning("CLEAR: %s", sentence)

@@ -1,65 +1,180 @@
-"""FLUX's position embedder with an NTK factor that every call of the model can set anew."""
+"""The model's position embedder, with what every call of the model asks of it: NTK factor, exact ids, place of a tile.
+
+Source: ``comfy.ldm.flux.layers.EmbedND``, exchanged by ``ModelPatcher.add_object_patch``, which follows clones and is
+undone by the host; ``comfy.patcher_extension.WrappersMP.APPLY_MODEL``; ComfyUI 0.9.0 and later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard
 
 import torch
 from comfy.ldm.flux.layers import EmbedND
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
+from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.rope import ntk_theta
+from .family import HOST_FAMILIES
+from .image_positions import place_image
+from .notices import Notices
+from .tile_frame import KEY as FRAME_PART
+from .tile_frame import FramePart
 
-KEY = "diffusion_model.pe_embedder"
+ATTRIBUTE = HOST_FAMILIES["flux"].embedder  # the same in every family so far
+KEY = f"diffusion_model.{ATTRIBUTE}"
+WRAPPER_KEY = "clear_flux_positions"
+
+
+@dataclass(frozen=True)
+class CallPositions:
+    """What the running call of a model asks of its position embedder.
+
+    Attributes:
+        factor: NTK factor.
+        layout: Text, image and reference tokens that the call was given; None keeps all ids as they are.
+        part: The tile that the call computes, or None for the whole frame.
+        rope_options: The call's ``transformer_options["rope_options"]``.
+        references_follow: Whether reference tokens lie past the image's last row and column (the host's "uxo").
+    """
+
+    factor: float = 1.0
+    layout: SequenceLayout | None = None
+    part: FramePart | None = None
+    rope_options: Mapping[str, float] | None = None
+    references_follow: bool = False
+
 
 # The embedder's forward is given token ids alone, and one module serves frames of every size, in several threads.
-_factor: ContextVar[float] = ContextVar("clear_ntk_factor", default=1.0)
+_running: ContextVar[CallPositions] = ContextVar("clear_positions", default=CallPositions())  # noqa: B039 - frozen
 
 
 @contextmanager
-def ntk_factor(factor: float) -> Iterator[None]:
-    """Let :class:`NTKEmbedder` use ``factor`` inside."""
-    token = _factor.set(factor)
+def positions(**changes: Any) -> Generator[None]:
+    """Let :class:`PositionEmbedder` use these fields of :class:`CallPositions` inside, and the outer call's others."""
+    token = _running.set(replace(_running.get(), **changes))
     try:
         yield
     finally:
-        _factor.reset(token)
+        _running.reset(token)
 
 
-class NTKEmbedder(torch.nn.Module):
-    """Embeds positions as ``base`` does, with its theta multiplied by the factor of the running call.
+def ntk_factor(factor: float) -> Any:
+    """A context in which :class:`PositionEmbedder` multiplies its theta by ``factor``."""
+    return positions(factor=factor)
 
-    Source: ``comfy.ldm.flux.layers.EmbedND``; installed as an object patch, which follows clones and is taken off
-    by the host.
+
+class PositionEmbedder(torch.nn.Module):
+    """Embeds positions as ``base`` does, with the NTK factor, the exact ids and the tile of the running call.
+
+    An embedder of another node is given the ids of the tile, and decides by itself about its theta.
     """
 
-    def __init__(self, base: EmbedND):
+    def __init__(self, base: torch.nn.Module):
         super().__init__()
         self.base = base
+        self.notices = Notices()
         # For nodes that read them off a model in memory to make an embedder of their own (DyPE).
-        self.dim, self.theta, self.axes_dim = base.dim, base.theta, base.axes_dim
+        for name in ("dim", "theta", "axes_dim"):
+            if hasattr(base, name):
+                setattr(self, name, getattr(base, name))
 
     # Compiled models keep the first value they see of anything that is not a tensor.
     @torch.compiler.disable
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - torch's disable
         """(B, tokens, axes) ids to (B, 1, tokens, D / 2, 2, 2) rotations."""
-        factor = _factor.get()
-        if factor == 1.0:
-            return self.base(ids)
-        return EmbedND(self.base.dim, ntk_theta(self.base.theta, factor), self.base.axes_dim)(ids)
+        call = _running.get()
+        if call.layout is not None:
+            placed = place_image(ids, call.layout, call.part, call.rope_options, call.references_follow)
+            if placed is None:
+                self.notices.say(
+                    "sequence",
+                    f"a tile's sequence has {ids.shape[1]} positions, but {call.layout.text} text, "
+                    f"{call.layout.image} image and {call.layout.reference} reference tokens were expected (another "
+                    "node changed them); its positions are not moved to its place in the frame.",
+                )
+            else:
+                ids = placed
+        base = self.base
+        if call.factor != 1.0 and is_plain(base):
+            base = EmbedND(base.dim, ntk_theta(base.theta, call.factor), base.axes_dim)
+        return base(ids)
 
 
-def install_embedder(model: ModelPatcher) -> None:
-    """Put :class:`NTKEmbedder` on a clone, unless another pack's embedder (DyPE) is there: that one is kept."""
+@dataclass(frozen=True)
+class PositionsPatch:
+    """The APPLY_MODEL wrapper that tells :class:`PositionEmbedder` what the running call looks like."""
+
+    notices: Notices = field(default_factory=Notices)
+
+    def __call__(
+        self,
+        executor: WrapperExecutor,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        """Run one call of the model. x: (B, C, H, W) latent; other shapes keep their positions."""
+        options = transformer_options or {}
+        layout, part = None, options.get(FRAME_PART)
+        if x.ndim == 4:
+            references = sum(tokens_of(latent) for latent in extra.get("ref_latents") or ())
+            text = 0 if c_crossattn is None else c_crossattn.shape[1]
+            layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
+        embedder = getattr(executor.class_obj.diffusion_model, ATTRIBUTE, None)
+        if part is not None and not isinstance(embedder, PositionEmbedder):
+            self.notices.say(
+                "embedder",
+                f"the model's position embedder is a {type(embedder).__name__} of another node, so the positions of "
+                "a tile cannot be moved to its place in the frame.",
+            )
+        with positions(
+            layout=layout,
+            part=part,
+            rope_options=options.get("rope_options"),
+            references_follow=extra.get("ref_latents_method") == "uxo",
+        ):
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
+
+
+def tokens_of(latent: Tensor) -> int:
+    """Image tokens of one latent (..., H, W)."""
+    height, width = token_grid(*latent.shape[-2:])
+    return height * width
+
+
+def install_embedder(model: ModelPatcher, wrap_foreign: bool = False) -> None:
+    """Put :class:`PositionEmbedder` and :class:`PositionsPatch` on a clone.
+
+    Args:
+        model: The clone; a second call changes nothing.
+        wrap_foreign: Whether another pack's embedder (DyPE) is given the ids of tiles. If not, it is kept as it is.
+    """
     current = model.get_model_object(KEY)
-    if type(current) is EmbedND:
-        model.add_object_patch(KEY, NTKEmbedder(current))
+    if is_plain(current) or (wrap_foreign and not isinstance(current, PositionEmbedder)):
+        model.add_object_patch(KEY, PositionEmbedder(current))
+    if not model.get_wrappers(WrappersMP.APPLY_MODEL, WRAPPER_KEY):
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, PositionsPatch())
+
+
+def is_plain(embedder: Any) -> TypeGuard[EmbedND]:
+    """Whether it is the host's own embedder; subclasses may compute anything."""
+    return type(embedder) is EmbedND
 
 
 def foreign_embedder(diffusion_model: torch.nn.Module) -> str | None:
     """Class name of a position embedder that ignores our NTK factor, or None."""
-    current = getattr(diffusion_model, "pe_embedder", None)
-    return None if isinstance(current, NTKEmbedder) else type(current).__name__
+    current = getattr(diffusion_model, ATTRIBUTE, None)
+    if isinstance(current, PositionEmbedder):
+        current = current.base
+        return None if is_plain(current) else type(current).__name__
+    return type(current).__name__

@@ -1,37 +1,35 @@
-"""How fast this machine was in its last run: counted work over measured time, for the forecasts of CLEARInspect.
+"""Throughput of this machine: counted work over measured time, the one source of every forecast.
 
-Source: ``comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE``, in ComfyUI 0.9.0 and later.
+Source: ``comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE`` and ``APPLY_MODEL``, in ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ....clear_core.cost import clear_pairs, model_gflops
-from ....clear_core.inspection.facts import Pace
+from ....clear_core.cost import model_gflops
+from ....clear_core.inspection.facts import Throughput
+from ....clear_core.layout import TOKEN_PIXELS, token_grid
+from .call_counter import CallCounter, start_counting, stop_counting
 from .family import model_shape
-from .memory import activations_of
+from .memory import activations_of, sequence_tokens
+from .tile_frame import KEY as FRAME_PART
 
 KEY = "clear_flux_pace"
 
-# Counting is the same 57 times a step and at every step.
-window_pairs_of = lru_cache(maxsize=64)(clear_pairs)
-
-_last: list[Pace] = []
+_last: list[Throughput] = []
 
 
-def last_pace() -> Pace | None:
-    """The last run's, or None where no model with CLEAR was sampled since the host started."""
+def last_throughput() -> Throughput | None:
+    """Throughput of the last run, or None if nothing was timed since the host started."""
     return _last[-1] if _last else None
 
 
@@ -40,64 +38,53 @@ class Run:
     """One sampling that is being timed.
 
     Attributes:
-        blocks: Of the model.
-        width, mlp_ratio: Of its hidden states.
-        device: Name of the device.
-        began: When the calls that count began.
-        work, calls: Since then, in 10**9 operations.
-        words: What the last call was.
-        warm_up: Work and seconds of the first call.
+        watch: Knows the model's shape.
+        began: Time at its start.
+        counter: What its calls computed so far.
+        first: (time at the end of the first call, 10**9 operations of that call), or None before.
     """
 
-    blocks: int
-    width: int
-    mlp_ratio: float
-    device: str
-    began: float = 0.0
-    work: float = 0.0
-    calls: int = 0
-    words: str = ""
-    warm_up: tuple[float, float] = (0.0, 0.0)
+    watch: StopWatch
+    began: float
+    counter: CallCounter = field(default_factory=CallCounter)
+    first: tuple[float, float] | None = None
 
-    def begin(self) -> None:
-        self.began, self.work, self.calls = time.perf_counter(), 0.0, 0
+    @property
+    def gflops(self) -> float:
+        """Work so far in 10**9 operations, the first call included."""
+        return self.watch.gflops(self.counter)
 
-    def count(self, out: Tensor, tokens: int, pairs: int, words: str) -> None:
-        """Count one call of the model.
+    def after_call(self, out: Tensor) -> None:
+        """Take the time of the first counted call; ``out`` is its result."""
+        if self.first is None and self.counter.calls:
+            wait_for(out)
+            self.first = (time.perf_counter(), self.gflops)
+
+    def throughput(self, out: Tensor) -> Throughput | None:
+        """Throughput so far, or None if nothing was counted.
+
+        The first call is excluded if there are more: kernels are compiled and weights loaded in it.
 
         Args:
-            out: Its answer, (B, C, H, W).
-            tokens: Of one sequence.
-            pairs: Of one sequence, over all blocks.
-            words: What it was.
+            out: The last result, which the device may still compute.
         """
-        first = not self.words
-        self.words = words
-        self.work += out.shape[0] * model_gflops(tokens, pairs, self.blocks, self.width, self.mlp_ratio)
-        self.calls += 1
-        if first:
-            # Kernels are compiled and weights brought to the card in the first call: it is not a pace.
-            wait_for(out)
-            self.warm_up = (self.work, time.perf_counter() - self.began)
-            self.begin()
-
-    def end(self, out: Tensor) -> None:
-        """Remember the pace, unless nothing was counted."""
-        if not self.words:
-            return
+        if self.first is None:
+            return None
         wait_for(out)
-        work, seconds, calls = self.work, time.perf_counter() - self.began, self.calls
+        end_of_first, work_of_first = self.first
+        seconds, work = time.perf_counter() - end_of_first, self.gflops - work_of_first
+        calls = self.counter.calls - 1
         if not calls:
-            (work, seconds), calls = self.warm_up, 1
-        _last[:] = [Pace(work / seconds, calls, f"{self.words}, {self.device}")]
+            seconds, work, calls = end_of_first - self.began, work_of_first, 1
+        return Throughput(work / max(seconds, 1e-9), calls, f"{self.counter.text}, {self.watch.device}")
 
 
-# A run's calls are made in its own thread; those of other devices' threads are not counted.
+# Like the counter: the host's threads for other devices start without a context.
 _running: ContextVar[Run | None] = ContextVar("clear_run", default=None)
 
 
 def running() -> Run | None:
-    """The sampling that this call of the model belongs to."""
+    """The timed sampling that runs now in this thread, or None."""
     return _running.get()
 
 
@@ -107,32 +94,85 @@ def wait_for(out: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class PaceClock:
-    """The SAMPLER_SAMPLE wrapper that times runs of one model."""
+class StopWatch:
+    """The wrappers that time the samplings of one model.
+
+    Attributes:
+        blocks: Of the model.
+        width, mlp_ratio: Of its hidden states.
+        device: Name of the device.
+        is_dense: Whether the model has no CLEAR, so that nobody else counts its calls.
+    """
 
     blocks: int
     width: int
     mlp_ratio: float
     device: str
+    is_dense: bool = False
 
     @classmethod
-    def of(cls, model: ModelPatcher) -> PaceClock:
+    def of(cls, model: ModelPatcher, is_dense: bool = False) -> StopWatch:
+        """For a FLUX.1 or a relative.
+
+        Raises:
+            ValueError: It is another model.
+        """
         shape, activations = model_shape(model), activations_of(model)
         device = comfy.model_management.get_torch_device_name(model.load_device)
-        return cls(shape.num_double + shape.num_single, activations.width, activations.mlp_ratio, device)
+        return cls(shape.num_double + shape.num_single, activations.width, activations.mlp_ratio, device, is_dense)
 
     def install(self, model: ModelPatcher) -> None:
         """Put it on a clone, in place of an earlier one."""
-        model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self)
+        for wrapper_type, wrapper in ((WrappersMP.SAMPLER_SAMPLE, self.sample), (WrappersMP.APPLY_MODEL, self.call)):
+            model.remove_wrappers_with_key(wrapper_type, KEY)
+            model.add_wrapper_with_key(wrapper_type, KEY, wrapper)
 
-    def __call__(self, executor: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        run = Run(self.blocks, self.width, self.mlp_ratio, self.device)
-        token = _running.set(run)
-        run.begin()
+    def gflops(self, counter: CallCounter) -> float:
+        """What was counted, in 10**9 operations: attention, and what the blocks do to each token."""
+        return model_gflops(counter.tokens, counter.pairs, self.blocks, self.width, self.mlp_ratio)
+
+    def sample(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+        """Time one sampling, and remember its throughput."""
+        run = Run(self, time.perf_counter())
+        token, counting = _running.set(run), start_counting(run.counter)
         try:
             out = executor(*args, **kwargs)
         finally:
+            stop_counting(counting)
             _running.reset(token)
-        run.end(out)
+        throughput = run.throughput(out)
+        if throughput is not None:
+            _last[:] = [throughput]
         return out
+
+    def call(
+        self,
+        executor: WrapperExecutor,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] = {},  # noqa: B006  # the host's own default, only read
+        **extra: Any,
+    ) -> Tensor:
+        """One call of the model. A dense one counts as a whole, even if a third-party cache answered it."""
+        out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
+        run = running()
+        if run is not None:
+            if self.is_dense and (tokens := sequence_tokens(x, c_crossattn, extra)):
+                part = transformer_options.get(FRAME_PART)
+                height, width = part.grid if part else token_grid(*x.shape[-2:])
+                text = f"{width * TOKEN_PIXELS} x {height * TOKEN_PIXELS} px without windows"
+                run.counter.add(x.shape[0], tokens, self.blocks * tokens**2, text)
+            run.after_call(out)
+        return out
+
+
+def timed(model: ModelPatcher) -> ModelPatcher:
+    """The model, or if nothing times it yet, a clone that is timed as dense attention."""
+    if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
+        return model
+    clone = model.clone()
+    StopWatch.of(model, is_dense=True).install(clone)
+    return clone

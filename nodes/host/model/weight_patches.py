@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
+from typing import Any
 from weakref import WeakValueDictionary
 
 import comfy.utils
@@ -17,9 +18,12 @@ from torch import Tensor
 from ....clear_core.families import ModelShape
 from ....clear_core.weights import ClearFile
 
+Entry = tuple[Any, ...]
+"""One patch of a weight as the host keeps it: (strength, patch, strength of the weight, ...)."""
+
 
 def trained_tensors(file: ClearFile) -> Mapping[str, Tensor]:
-    """The file's tensors by diffusers name: memory-mapped, checked, and shared by all models that use them.
+    """The file's tensors by diffusers name: memory-mapped, checked, and shared by all models with this file.
 
     Raises:
         ValueError: The file is damaged, or holds NaN.
@@ -40,26 +44,26 @@ class SharedTensors(dict[str, Tensor]):
     __slots__ = ("__weakref__",)
 
 
-# A graph runs its nodes again and again; one mapping of the file serves as long as any model uses it.
+# Nodes run many times; one mapping of the file serves all models as long as one of them exists.
 _open: WeakValueDictionary[tuple[str, int, int], SharedTensors] = WeakValueDictionary()
 
 
 def add_weight_patches(
     model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: ModelShape, strength: float
-) -> dict[str, list[tuple]]:
-    """Put the trained slices on a clone's weights.
+) -> dict[str, list[Entry]]:
+    """Patch the trained slices into a clone's weights.
 
     A file of trained weights replaces: ``(1 - strength) * base + strength * file``. A delta file adds:
-    ``base + strength * file``. The patches go in front of all that add, so that a LoRA adds to the trained weights
-    wherever its node stands, and behind the last that scales or sets, so that a merge does not thin them out. (A LoRA
-    that a merge has taken in is part of the base, which a file of trained weights replaces and a delta keeps.)
+    ``base + strength * file``. Our patches precede all that add: a LoRA adds to the trained weights, before or after
+    our node in the graph. They follow the last one that scales or sets: a merge does not weaken them. (A LoRA inside a
+    merge is part of the base; trained weights replace it, a delta keeps it.)
 
     Args:
         tensors: The file's, from :func:`trained_tensors`.
         strength: 0 to 1.
 
     Returns:
-        The entries that were added, by key of ``model.patches``.
+        The added entries, by key of ``model.patches``.
 
     Raises:
         ValueError: The file does not fit the model.
@@ -79,23 +83,20 @@ def add_weight_patches(
     added = {}
     for key in keys:
         entries = model.patches[key]
-        added[key], others = entries[before[key] :], entries[: before[key]]
-        place = 1 + max((index for index, entry in enumerate(others) if not only_adds(entry)), default=-1)
-        model.patches[key] = [*others[:place], *added[key], *others[place:]]
+        added[key], earlier = entries[before[key] :], entries[: before[key]]
+        start = 1 + max((index for index, entry in enumerate(earlier) if not only_adds(entry)), default=-1)
+        model.patches[key] = [*earlier[:start], *added[key], *earlier[start:]]
     return added
 
 
-def only_adds(entry: tuple) -> bool:
-    """Whether a patch, (strength, patch, strength of the weight, ...), keeps all of what it is put on.
-
-    Kinds of LoRA that scale (DoRA, OFT) count as such: they are meant for the trained weights.
-    """
+def only_adds(entry: Entry) -> bool:
+    """Whether a patch keeps the weight and adds to it. LoRAs that scale (DoRA, OFT) count as adding."""
     _, patch, base_strength, *_ = entry
     return base_strength == 1.0 and not (isinstance(patch, tuple) and patch[0] == "set")
 
 
-def remove_weight_patches(model: ModelPatcher, added: dict[str, list[tuple]]) -> None:
-    """Take out of a clone what :func:`add_weight_patches` put in, and nothing else."""
+def remove_weight_patches(model: ModelPatcher, added: dict[str, list[Entry]]) -> None:
+    """Remove from a clone the entries that :func:`add_weight_patches` added, and nothing else."""
     for key, ours in added.items():
         ids = {id(entry) for entry in ours}
         kept = [entry for entry in model.patches.get(key, ()) if id(entry) not in ids]

@@ -1,4 +1,4 @@
-"""The folder models/clear: what lies in it, and which file a name means."""
+"""The folder models/clear: its files, and the file for a name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = "clear"
 EXTENSION = ".safetensors"
 
 NO_WEIGHTS = "none"
-"""What stands for no file among the names."""
+"""The name for "no file"."""
 
 
 def register_folder() -> None:
@@ -31,10 +31,10 @@ def installed_names() -> list[str]:
 
 
 def installed_name(name: str) -> str | None:
-    """The installed file that a workflow's name means, or None.
+    """The installed file for a workflow's name, or None.
 
-    Workflows travel between machines: ``\\`` and ``/`` are alike, and a file that was moved to another sub-folder
-    is found by its bare name.
+    Workflows are shared between machines: ``\\`` and ``/`` are equal, and a file in another sub-folder is found by its
+    bare name.
     """
     wanted = name.replace("\\", "/")
     names = installed_names()
@@ -59,7 +59,7 @@ def path_of(name: str) -> str:
 
 
 def missing_sentence(name: str) -> str:
-    """What to tell a person whose workflow names a file that is not installed."""
+    """The error for a name that is not installed."""
     folder = folder_paths.get_folder_paths(FOLDER)[0]
     if not is_released(name):
         return (
@@ -73,7 +73,7 @@ def missing_sentence(name: str) -> str:
 
 
 def is_released(name: str) -> bool:
-    """Whether a file of this name can be had by Get weights."""
+    """Whether "Get weights" offers a file of this name."""
     try:
         find_release(bare_name(name))
     except ClearFileError:

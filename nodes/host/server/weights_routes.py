@@ -1,7 +1,7 @@
 """HTTP routes for the "Get weights" button: list the catalogue, fetch one of its files.
 
 Source: ``server.PromptServer.instance.routes`` and ``send_sync``. Fetching is a route and no widget, since a widget's
-value travels in shared workflows and would fetch gigabytes on someone else's machine.
+value is saved in shared workflows and would fetch gigabytes on other machines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import folder_paths
 from aiohttp import web
-from server import PromptServer
+from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]  # the host's module, not ours
 
 from ....clear_core.weights import CATALOGUE, LICENCE, ClearFileError, FetchError, Release, fetch, find_release
 from .weight_files import FOLDER, installed_name
@@ -22,14 +22,15 @@ ROUTE = "/clear_flux/weights"
 EVENT = "clear_flux.weights"
 """Sent to every open page: {name, done, total} while it runs, then {name, installed} or {name, error}."""
 
-# Progress reports a second; the client's chunks come faster than anyone can read.
+# Progress events per second; chunks arrive faster than that.
 REPORTS = 4
 
-_fetching: set[str] = set()
+_fetching: dict[str, asyncio.Task[None]] = {}
+"""Running downloads by name; an event loop itself keeps weak references to its tasks only."""
 
 
 def register_routes() -> None:
-    """Add the routes to the running server; without one (tests, scripts) there is nothing to do."""
+    """Add the routes to the running server, if there is one (there is none in scripts)."""
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
@@ -56,8 +57,7 @@ def register_routes() -> None:
                 {"error": 'the request names no file; expected {"name": "clear_local_16"}.'}, status=400
             )
         if release.stem not in _fetching:
-            _fetching.add(release.stem)
-            asyncio.create_task(fetch_and_report(server, release))
+            _fetching[release.stem] = asyncio.create_task(fetch_and_report(server, release))
         return web.json_response({"fetching": release.stem}, status=202)
 
 
@@ -76,13 +76,13 @@ def describe(release: Release) -> dict[str, Any]:
 
 
 async def fetch_and_report(server: PromptServer, release: Release) -> None:
-    """Fetch one release into models/clear in a thread of its own and tell the open pages how it goes."""
-    told = 0.0
+    """Fetch one release into models/clear in a thread of its own, with progress events for all open pages."""
+    reported = 0.0
 
     def progress(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > 1 / REPORTS or done == total:
-            told = time.monotonic()
+        nonlocal reported
+        if time.monotonic() - reported > 1 / REPORTS or done == total:
+            reported = time.monotonic()
             server.send_sync(EVENT, {"name": release.stem, "done": done, "total": total})
 
     try:
@@ -95,5 +95,5 @@ async def fetch_and_report(server: PromptServer, release: Release) -> None:
         logging.exception("CLEAR: %s was not fetched.", release.name)
         answer = {"error": f"{release.name} was not fetched: {type(error).__name__}, see the log."}
     finally:
-        _fetching.discard(release.stem)
+        _fetching.pop(release.stem, None)
     server.send_sync(EVENT, {"name": release.stem, **answer})

@@ -11,17 +11,21 @@ import comfy.samplers
 import comfy.utils
 import torch
 from comfy.conds import CONDNoiseShape
+from comfy.ldm.flux.controlnet import ControlNetFlux
 from torch import Tensor
 
+from ....clear_core.layout import token_grid
 from ....clear_core.sdedit import Tile
 from ..model.controlnet import copy_of
+from ..model.placed_control import PlacedControlModel
+from ..model.tile_frame import FramePart
 
 Cond = dict[str, Any]
 """One conditioning as the samplers see it, after ``comfy.samplers.process_conds``."""
 
 
 def crop_cond(cond: Cond, tile: Tile, frame: Tensor, controls: dict[Any, Any]) -> Cond | None:
-    """What of a conditioning lies in a tile; None where nothing does.
+    """The part of a conditioning that lies in a tile; None if there is none.
 
     Args:
         cond: Of the whole frame.
@@ -41,20 +45,20 @@ def crop_cond(cond: Cond, tile: Tile, frame: Tensor, controls: dict[Any, Any]) -
         cropped["mask"] = cropped["mask"][..., rows, columns]
         if not cropped["mask"].any():
             return None
-    image_tokens = (frame.shape[-2] // 2) * (frame.shape[-1] // 2)
     cropped["model_conds"] = {
-        name: crop_model_cond(name, value, tile, frame, image_tokens) for name, value in cond["model_conds"].items()
+        name: crop_model_cond(name, value, tile, frame) for name, value in cond["model_conds"].items()
     }
     if cond.get("control") is not None:
         key = (id(cond["control"]), tile)
         if key not in controls:
-            controls[key] = crop_control(cond["control"], rows, columns, frame)
+            part = FramePart(token_grid(*frame.shape[-2:]), tile)
+            controls[key] = crop_control(cond["control"], rows, columns, frame, part)
         cropped["control"] = controls[key]
     return cropped
 
 
 def area_weight(cond: Cond, frame: Tensor) -> Tensor:
-    """(1, H, W): how much a conditioning area counts where, with the host's soft borders, over the whole frame."""
+    """(1, H, W) weight of a conditioning area at each latent of the frame, with the host's soft borders."""
     plain = {"area": cond["area"], "model_conds": {}, "uuid": None}
     inside = comfy.samplers.get_area_and_mult(plain, frame[:1, :1], None)
     weight = frame.new_zeros(1, *frame.shape[-2:])
@@ -64,7 +68,7 @@ def area_weight(cond: Cond, frame: Tensor) -> Tensor:
 
 
 def crop_area(area: tuple[int, ...], rows: slice, columns: slice) -> tuple[int, int, int, int] | None:
-    """The host's (height, width, y, x) in latents, of what lies in the tile, or None."""
+    """The part of an area inside the tile, as the host's (height, width, y, x) in latents, or None."""
     height, width, y, x = area
     top, left = max(y, rows.start), max(x, columns.start)
     bottom, right = min(y + height, rows.stop), min(x + width, columns.stop)
@@ -73,16 +77,17 @@ def crop_area(area: tuple[int, ...], rows: slice, columns: slice) -> tuple[int, 
     return bottom - top, right - left, top - rows.start, left - columns.start
 
 
-def crop_model_cond(name: str, value: Any, tile: Tile, frame: Tensor, image_tokens: int) -> Any:
-    """The tile's share of one input of the model; the same object where it is not laid out over the frame."""
+def crop_model_cond(name: str, value: Any, tile: Tile, frame: Tensor) -> Any:
+    """The tile's share of one input of the model; the same object if it is not laid out over the frame."""
     tensor = getattr(value, "cond", None)
     if not isinstance(tensor, Tensor):
         return value
     rows, columns = tile.latents
     if isinstance(value, CONDNoiseShape) and tensor.shape[-2:] == frame.shape[-2:]:
         return type(value)(tensor[..., rows, columns])
-    if name == "attention_mask" and tensor.ndim >= 2 and min(tensor.shape[-2:]) >= image_tokens:
-        return type(value)(crop_token_mask(tensor, tile, frame.shape[-1] // 2, image_tokens))
+    height, width = token_grid(*frame.shape[-2:])
+    if name == "attention_mask" and tensor.ndim >= 2 and min(tensor.shape[-2:]) >= height * width:
+        return type(value)(crop_token_mask(tensor, tile, width, height * width))
     return value
 
 
@@ -98,17 +103,28 @@ def crop_token_mask(mask: Tensor, tile: Tile, width: int, image_tokens: int) -> 
     return mask
 
 
-def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor) -> Any:
-    """A ControlNet (and those before it in the chain) with the hint of a tile; the original stays as it is."""
+def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor, part: FramePart | None = None) -> Any:
+    """A ControlNet (and those before it in the chain) with the hint of a tile; the original stays as it is.
+
+    Args:
+        control: A ``comfy.controlnet.ControlBase``.
+        rows: The tile's, in latents.
+        columns: The tile's, in latents.
+        frame: (B, C, H, W) latent of the whole frame.
+        part: The tile, to whose place in the frame a FLUX ControlNet moves its positions; None leaves them at 0.
+    """
     cropped = copy_of(control)
     cropped.cond_hint = None
+    model = getattr(control, "control_model", None)
+    if part is not None and isinstance(model, ControlNetFlux):
+        cropped.control_model = PlacedControlModel(model, part)
     clones = getattr(control, "multigpu_clones", None)
     if clones:
         cropped.multigpu_clones = {
-            device: crop_control(clone, rows, columns, frame) for device, clone in clones.items()
+            device: crop_control(clone, rows, columns, frame, part) for device, clone in clones.items()
         }
     if getattr(control, "previous_controlnet", None) is not None:
-        cropped.previous_controlnet = crop_control(control.previous_controlnet, rows, columns, frame)
+        cropped.previous_controlnet = crop_control(control.previous_controlnet, rows, columns, frame, part)
     hint = getattr(control, "cond_hint_original", None)
     if isinstance(hint, Tensor):
         ratio = control.compression_ratio * (control.vae.spacial_compression_encode() if control.vae else 1)
@@ -122,6 +138,6 @@ def crop_control(control: Any, rows: slice, columns: slice, frame: Tensor) -> An
 
 
 def crop_pixels(picture: Tensor, ratio: int, rows: slice, columns: slice, frame: Tensor, method: str) -> Tensor:
-    """(B, C, h, w) of any size, brought to ``ratio`` px per latent of the frame as the host does, then cropped."""
+    """(B, C, h, w) pixels, resized as the host does to ``ratio`` px per latent of the frame, then cropped."""
     whole = comfy.utils.common_upscale(picture, frame.shape[-1] * ratio, frame.shape[-2] * ratio, method, "center")
     return whole[..., rows.start * ratio : rows.stop * ratio, columns.start * ratio : columns.stop * ratio]

@@ -1,4 +1,4 @@
-"""Stages as nodes of their own, which the host caches one by one: a finished stage survives what goes wrong later.
+"""Stages as nodes of their own, cached one by one by the host: finished stages survive a later failure.
 
 Source: node expansion, ``comfy_execution.graph_utils.GraphBuilder``, in ComfyUI 0.9.0 and later.
 """
@@ -10,39 +10,39 @@ from typing import Any
 
 from comfy_execution.graph_utils import GraphBuilder, is_link
 
-from ....clear_core.sdedit import Stage
 from .progress import RunPlan, announce_plan
 from .stage import StageSettings
 
 STAGE_NODE = "CLEARUpscaleStage"
 SOCKETS = ("model", "positive", "vae", "negative", "upscale_model", "mask")
 
+Link = list[Any]
+"""[id of a node, index of its output]."""
 
-def links_of(dynprompt: Any, node: str | None) -> dict[str, list] | None:
-    """Where the sockets of a running node are connected to, or None outside a graph.
 
-    The stages have to be given the same links: values of their own could not be told from others by the cache.
+def links_of(dynprompt: Any, node: str | None) -> dict[str, Link]:
+    """The links into the sockets of a running node, by name; none outside a graph.
+
+    The stages need the same links: the host's cache cannot compare values that are passed directly.
     """
     if dynprompt is None or node is None:
-        return None
+        return {}
     inputs = dynprompt.get_node(node)["inputs"]
     return {name: inputs[name] for name in ("image", *SOCKETS) if is_link(inputs.get(name))}
 
 
-def expand_stages(
-    stages: tuple[Stage, ...], settings: StageSettings, links: dict[str, list], node: str
-) -> tuple[dict[str, Any], list, list]:
-    """The stages as a graph.
+def expand_stages(run: RunPlan, settings: StageSettings, links: dict[str, Link]) -> tuple[dict[str, Any], Link, Link]:
+    """The stages of a run (one at least) as a graph.
 
     Returns:
-        The graph, and links to the picture and the latent of the last stage.
+        The graph, and links to the image and the latent of the last stage.
     """
     graph = GraphBuilder()
-    announce_plan(graph.prefix, RunPlan(stages, settings.steps, node))
-    image = links["image"]
+    announce_plan(graph.prefix, run)
+    image, latent = links["image"], []
     sockets = {name: link for name, link in links.items() if name in SOCKETS}
-    for stage in stages:
-        last = graph.node(
+    for stage in run.stages:
+        node = graph.node(
             STAGE_NODE,
             id=str(stage.number),
             image=image,
@@ -54,5 +54,5 @@ def expand_stages(
             **asdict(settings),
             **sockets,
         )
-        image = last.out(0)
-    return graph.finalize(), last.out(0), last.out(1)
+        image, latent = node.out(0), node.out(1)
+    return graph.finalize(), image, latent

@@ -1,4 +1,4 @@
-"""One progress bar over all stages, steps and tiles, and a line of text on the node while it runs.
+"""One progress bar over all stages, steps and tiles, with a line of text on the node.
 
 Source: ``comfy.utils.set_progress_bar_global_hook``, ``PromptServer.send_progress_text`` and
 ``comfy_execution.utils.get_executing_context``, in ComfyUI 0.9.0 and later.
@@ -6,9 +6,8 @@ Source: ``comfy.utils.set_progress_bar_global_hook``, ``PromptServer.send_progre
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +16,18 @@ import comfy.model_management
 import comfy.utils
 import torch.nn.functional as F
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
+from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]  # the host's module, not ours
 from torch import Tensor
 
+from ....clear_core.inspection.units import time_words
 from ....clear_core.sdedit import Stage
 
-# What a phase weighs beside one denoising step of the same frame.
+StepCallback = Callable[[int, Tensor, Tensor, int], None]
+"""A sampler's callback: (step, denoised latent, noisy latent, steps)."""
+
+SecondsLeft = Callable[[Tensor, int, int], float | None]
+
+# Weight of a phase, in denoising steps of the same frame.
 PHASE_STEPS = {"enlarge": 1, "encode": 1, "decode": 1}
 
 PREVIEW_LATENTS = 128
@@ -31,12 +36,12 @@ PREVIEW_LATENTS = 128
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All stages of one run, so that a stage knows its share of the bar.
+    """All stages of one run, which decide the share of each in the bar.
 
     Attributes:
         stages: In order.
         steps: Denoising steps of each.
-        node: Id of the node that a person sees; None outside a graph.
+        node: Id of the node in the user's graph; None outside a graph.
     """
 
     stages: tuple[Stage, ...]
@@ -44,7 +49,7 @@ class RunPlan:
     node: str | None = None
 
     def units(self, stage: Stage) -> int:
-        """What a stage weighs: a denoising step of one token is one."""
+        """Weight of a stage: a denoising step of one token is one."""
         return stage.tokens * (self.steps + sum(PHASE_STEPS.values()))
 
     @property
@@ -52,8 +57,8 @@ class RunPlan:
         return sum(self.units(stage) for stage in self.stages)
 
 
-# Stages run as nodes of their own, and what their inputs hold decides what is computed again; so their places in
-# the whole run travel beside the graph. They change what is shown and nothing else.
+# Stages run as nodes of their own, and the host's cache compares all their inputs; so the plan of the whole run is kept
+# beside the graph. It changes the bar and the text only.
 _plans: OrderedDict[str, RunPlan] = OrderedDict()
 _PLANS_KEPT = 64
 
@@ -66,24 +71,12 @@ def announce_plan(prefix: str, plan: RunPlan) -> None:
 
 
 def plan_of_running_node() -> RunPlan | None:
-    """The plan that the node which runs now is a part of, or None."""
+    """The plan of the run that the executing node belongs to, or None."""
     context = get_executing_context()
     return _plans.get(context.node_id.rpartition(".")[0] + ".") if context else None
 
 
-# Seconds that the last run took for one step of one token; runs alike take alike.
-_pace: list[float] = []
-
-
-def time_words(stages: tuple[Stage, ...], steps: int) -> str:
-    """How long denoising will take, as far as that is known."""
-    if not _pace:
-        return "time: told after the first step"
-    seconds = _pace[-1] * steps * sum(stage.tokens for stage in stages)
-    return f"time: about {duration(seconds)} of denoising, at the pace of the last run"
-
-
-def say_on_node(text: str, node: str | None) -> None:
+def write_on_node(text: str, node: str | None) -> None:
     """Write a line on a node; nothing where there is no server or no node."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and node is not None:
@@ -105,18 +98,17 @@ class StageProgress:
     phase_units: float = field(init=False, default=0.0)
     steps_done: int = field(init=False, default=0)
     hook: Callable[..., Any] | None = field(init=False, default=None)
-    started: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         earlier = [stage for stage in self.plan.stages if stage.number < self.stage.number]
         self.done = sum(self.plan.units(stage) for stage in earlier)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Map every bar that the host starts inside to this phase's share of ours."""
+    def phase(self, name: str) -> Generator[None]:
+        """Map the host's own bars inside to this phase's share of ours."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.phase_units = self.stage.tokens * PHASE_STEPS.get(name, self.plan.steps)
-        self.hook, self.steps_done, self.started = comfy.utils.PROGRESS_BAR_HOOK, 0, time.monotonic()
+        self.hook, self.steps_done = comfy.utils.PROGRESS_BAR_HOOK, 0
         comfy.utils.set_progress_bar_global_hook(self.forward)
         try:
             yield
@@ -126,42 +118,42 @@ class StageProgress:
         self.show(0.0)
 
     def forward(self, value: float, total: float, preview: Any = None, *args: Any, **kwargs: Any) -> None:
-        """What a bar of the host calls: its own value out of its own total."""
+        """Called by a bar of the host with its own value and total."""
         self.show(value / max(total, 1), preview)
 
     def show(self, share: float, preview: Any = None) -> None:
-        """Move the bar to ``share`` (0 to 1) of the phase; the host looks for an interrupt on the way."""
+        """Move the bar to ``share`` (0 to 1) of the phase, with an interrupt check before."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.hook is not None:
             self.hook(int(self.done + min(share, 1.0) * self.phase_units), self.plan.total, preview)
 
     def on_tile(self, done: int, tiles: int) -> None:
-        """After a tile of the running step; its last tile is left to the step itself."""
+        """After a tile of the running step; after its last one, the step itself moves the bar."""
         if done < tiles:
             self.show((self.steps_done + done / tiles) / self.plan.steps)
 
-    def on_step(self, callback: Callable) -> Callable:
-        """A sampler's callback that previews a reduced latent and says how long it will take."""
+    def on_step(self, callback: StepCallback, seconds_left: SecondsLeft) -> StepCallback:
+        """A sampler's callback that previews a reduced latent and writes the time left on the node.
+
+        Args:
+            callback: The host's own.
+            seconds_left: Of this stage, from (denoised latent, steps done, steps); None if not known.
+        """
 
         def after_step(step: int, x0: Tensor, x: Tensor, total: int) -> None:
             self.steps_done = step + 1
+            left = seconds_left(x0, step + 1, total)
             longest = max(x0.shape[-2:])
             if longest > PREVIEW_LATENTS:
                 x0 = F.interpolate(x0.float(), scale_factor=PREVIEW_LATENTS / longest, mode="area").to(x0.dtype)
             callback(step, x0, x, total)
-            pace = (time.monotonic() - self.started) / (step + 1)
-            _pace[:] = [pace / self.stage.tokens]
-            left = pace * (total - step - 1)
             height, width = self.stage.size
-            say_on_node(
+            text = (
                 f"Stage {self.stage.number} of {len(self.plan.stages)}: {width} x {height} px, step {step + 1} "
-                f"of {total}, {duration(left)} left in this stage",
-                self.plan.node,
+                f"of {total}"
             )
+            if left is not None:
+                text += f", {time_words(left)} left in this stage"
+            write_on_node(text, self.plan.node)
 
         return after_step
-
-
-def duration(seconds: float) -> str:
-    """Words for a time."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

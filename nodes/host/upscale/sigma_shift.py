@@ -1,4 +1,7 @@
-"""The static shift of the noise levels, unless another node has set the model's sampling already."""
+"""The static shift of the noise levels, unless a node upstream has set the model's sampling.
+
+Source: ``comfy.model_sampling`` and the object patch ``model_sampling``, in ComfyUI 0.9.0 and later.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ class StaticShift(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sa
 
 
 def with_shift(model: ModelPatcher, shift: float) -> tuple[ModelPatcher, str]:
-    """A model with that shift, and where its shift comes from.
+    """A model with that shift, and the origin of its shift in text.
 
     Args:
-        shift: 0 leaves the model's own.
+        shift: 0 keeps the model's own.
     """
     if KEY in model.object_patches:
         sampling = model.object_patches[KEY]

@@ -6,7 +6,8 @@ VAEDecode call, in ComfyUI 0.9.0 and later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from torch import Tensor
 from ....clear_core.memory import activation_budget
 from ....clear_core.sdedit import Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
 from ..model.memory import activations_of
+from ..model.throughput import timed
+from .forecast import StageForecast, step_gflops
 from .progress import StageProgress
 from .sigma_shift import with_shift
 from .tiled_model import TiledModel
@@ -33,7 +36,7 @@ LATENT_PIXELS = 8
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What the widgets say of every stage alike; names and units are the widgets'."""
+    """The widgets that all stages share; names, units and ranges are the widgets'."""
 
     steps: int = 20
     cfg: float = 1.0
@@ -46,7 +49,7 @@ class StageSettings:
     shift: float = 3.0
 
     def tiles(self, model: ModelPatcher, stage: Stage, batch: int = 1) -> TileLayout:
-        """Whole frame or tiles: as asked for, or by the rule that knows the card's total memory, never the free one."""
+        """Whole frame or tiles: as set, or by a rule that uses the card's total memory, never its free memory."""
         total = comfy.model_management.get_total_memory(model.load_device)
         return choose_tiles(
             stage.grid,
@@ -59,16 +62,16 @@ class StageSettings:
         )
 
     def vae_tile(self, vae: Any, stage: Stage) -> int:
-        """Side in px of the tiles in which the VAE works, 0 for the whole picture."""
+        """Side in px of the VAE's tiles, 0 for the whole image."""
         if not hasattr(vae, "memory_used_decode"):
-            return 0  # Another pack's VAE, which can encode and decode and need not do more.
-        asked = min((side for side in (self.tile_width, self.tile_height) if side), default=0)
+            return 0  # A third-party VAE, which may have nothing but encode and decode.
+        chosen = min((side for side in (self.tile_width, self.tile_height) if side), default=0)
         height, width = stage.padded
         latent = (1, 16, height // LATENT_PIXELS, width // LATENT_PIXELS)
         total = comfy.model_management.get_total_memory(vae.device)
-        if not asked and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
+        if not chosen and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
             return 0
-        tile = min(asked or VAE_TILE, VAE_TILE)
+        tile = min(chosen or VAE_TILE, VAE_TILE)
         tile = max(tile, LEAST_VAE_TILE)
         return 0 if tile >= max(height, width) else tile
 
@@ -78,27 +81,39 @@ class StageInputs:
     """The sockets of a stage."""
 
     model: ModelPatcher
-    positive: list
+    positive: list[Any]
     vae: Any
-    negative: list | None = None
+    negative: list[Any] | None = None
     upscale_model: Any = None
     mask: Tensor | None = None
+
+    def evaluated(self, cfg: float) -> list[Any]:
+        """The conditionings that the host evaluates: without the negative ones if cfg is 1."""
+        keeps_all = self.model.model_options.get("disable_cfg1_optimization", False)
+        both = keeps_all or not math.isclose(cfg, 1.0)
+        return [*self.positive, *(self.negative or ())] if both else list(self.positive)
+
+
+def step_work(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> float:
+    """Planned work of one step of a stage for a batch of images, in 10**9 operations."""
+    tiles = settings.tiles(inputs.model, stage, batch)
+    return step_gflops(inputs.model, tiles, inputs.evaluated(settings.cfg), batch)
 
 
 def run_stage(
     image: Tensor, inputs: StageInputs, stage: Stage, settings: StageSettings, progress: StageProgress
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Runs it.
+    """Run one stage.
 
     Args:
         image: (B, H, W, C) in 0 to 1; H and W are ``stage.source``.
 
     Returns:
-        The picture (B, *stage.size, 3), and the latent of the padded frame as the host passes it on.
+        The image (B, *stage.size, 3), and the latent of the padded frame in the host's dict.
 
     Raises:
         ValueError: A setting does not fit; the sentence names it.
-        comfy.model_management.OOM_EXCEPTION: The memory did not suffice; the sentence names what to set.
+        comfy.model_management.OOM_EXCEPTION: Out of memory; the sentence names what to set.
     """
     if settings.cfg != 1.0 and inputs.negative is None:
         raise ValueError(f"cfg is {settings.cfg:g} but negative is not connected; connect it or set cfg to 1.")
@@ -121,7 +136,7 @@ def run_stage(
 
 
 def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
-    """(B, *stage.size, 3): by the upscale model where there is one, brought to size by Lanczos."""
+    """(B, *stage.size, 3): by the upscale model if there is one, then resized by Lanczos."""
     image = image[..., :3]
     if not stage.enlarges:
         return image
@@ -135,15 +150,15 @@ def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
     return comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
 
 
-def encode(vae: Any, picture: Tensor, tile: int) -> Tensor:
-    """The latent of a picture, in tiles of ``tile`` px, or whole where that is 0."""
+def encode(vae: Any, image: Tensor, tile: int) -> Tensor:
+    """The latent of an image (B, H, W, 3), in tiles of ``tile`` px, or whole if that is 0."""
     if tile:
-        return vae.encode_tiled(picture, tile_x=tile, tile_y=tile, overlap=tile // 8)
-    return vae.encode(picture)
+        return vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    return vae.encode(image)
 
 
 def decode(vae: Any, latent: Tensor, tile: int) -> Tensor:
-    """The picture (B, H, W, 3) of a latent."""
+    """The image (B, H, W, 3) of a latent."""
     if tile:
         return vae.decode_tiled(
             latent, tile_x=tile // LATENT_PIXELS, tile_y=tile // LATENT_PIXELS, overlap=tile // 8 // LATENT_PIXELS
@@ -160,14 +175,15 @@ def denoise(
     progress: StageProgress,
 ) -> Tensor:
     """The latent, noised to the stage's strength and denoised again as KSampler does it."""
-    model, _ = with_shift(inputs.model, settings.shift)
+    model = timed(with_shift(inputs.model, settings.shift)[0])
     if not tiles.is_whole:
         model = TiledModel(tiles, progress.on_tile).install(model)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
     noise_mask = None
     if inputs.mask is not None:
         noise_mask = reflect_to(mask_to(inputs.mask, stage.size).movedim(1, -1), stage.padded).movedim(-1, 1)
-    callback = progress.on_step(latent_preview.prepare_callback(model, settings.steps))
+    forecast = StageForecast(settings.sampler_name, step_work(stage, inputs, settings, latent.shape[0]))
+    callback = progress.on_step(latent_preview.prepare_callback(model, settings.steps), forecast.seconds_left)
     return comfy.sample.sample(
         model,
         comfy.sample.prepare_noise(latent, stage.seed),
@@ -198,20 +214,20 @@ ADVICE_TILES = "set tile_width and tile_height to {side}, or lower upscale_by"
 
 
 def smaller_side(tiles: TileLayout) -> int:
-    """What to set tiles to where these did not fit: about half as many tokens, in steps of 128 px."""
+    """Side of smaller tiles in px if these did not fit: about half as many tokens, in steps of 128 px."""
     return max(256, int(min(tiles.tile) * 16 * 0.7) // 128 * 128)
 
 
 @contextmanager
-def memory_advice(doing: str, stage: Stage, advice: str) -> Iterator[None]:
-    """Turn running out of memory into a sentence that says what to set."""
+def memory_advice(doing: str, stage: Stage, advice: str) -> Generator[None]:
+    """Replace an out-of-memory error by a sentence that names what to set."""
     try:
         yield
     except Exception as error:
         is_oom = getattr(comfy.model_management, "is_oom", None)
         if not (is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)):
             raise
-        # What ran out holds on to its tensors until its traceback is gone.
+        # The traceback keeps the failed call's tensors alive.
         error.__traceback__ = None
     else:
         return

@@ -15,6 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....clear_core.sdedit import Tile, TileLayout
+from ..model.rope_embedder import install_embedder
 from ..model.tile_frame import KEY, FramePart
 from .crop_conditioning import Cond, crop_cond
 
@@ -36,11 +37,14 @@ class TiledModel:
     def install(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of ``model`` that runs in tiles."""
         clone = model.clone()
+        install_embedder(clone, wrap_foreign=True)
         clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.predict)
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self.prepare)
         return clone
 
-    def prepare(self, executor: Callable, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepare(
+        self, executor: Callable[..., Any], model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Let the host make room for a tile, not for the frame."""
         rows, columns = self.layout.tiles[0].latents
         shape = [*noise_shape[:2], rows.stop - rows.start, columns.stop - columns.start]
@@ -48,7 +52,7 @@ class TiledModel:
 
     def predict(
         self,
-        executor: Callable,
+        executor: Callable[..., Any],
         model: Any,
         conds: list[list[Cond] | None],
         x_in: Tensor,
@@ -67,7 +71,7 @@ class TiledModel:
                 timestep,
                 self.options_of(tile, model_options),
             )
-            for whole, part in zip(predicted, parts):
+            for whole, part in zip(predicted, parts, strict=True):
                 whole[..., rows, columns] += part * weight
             self.on_tile(done, len(self.layout.tiles))
         return predicted
@@ -79,10 +83,6 @@ class TiledModel:
         return [cond for cond in cropped if cond is not None]
 
     def options_of(self, tile: Tile, model_options: dict[str, Any]) -> dict[str, Any]:
-        """The model options of one tile's calls: where it lies, and positions that go on across tiles."""
-        part = FramePart(self.layout.grid, tile)
-        options = dict(model_options.get("transformer_options", {}))
-        patches = options.get("patches", {})
-        options["patches"] = {**patches, "post_input": [part.move_positions, *patches.get("post_input", ())]}
-        options[KEY] = part
+        """The model options of one tile's calls, which say where it lies."""
+        options = {**model_options.get("transformer_options", {}), KEY: FramePart(self.layout.grid, tile)}
         return {**model_options, "transformer_options": options}

@@ -1,7 +1,7 @@
 """Fixtures of the compatibility table, and the record from which docs/compatibility.md is written.
 
 The record is written where ``CLEAR_COMPATIBILITY_RECORD`` is 1: tests/host/compatibility/records, a file for each
-ComfyUI. ``python3 tests/support/compatibility_table.py`` renders the table from them.
+ComfyUI. ``python3 -m tests.support.compatibility_table`` renders the table from them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy import compatibility, packs, sampling
-from support_comfy.boot import Host
-from support_comfy.compatibility import CELL, RECORDS, Cell, Record
+
+from tests.host.support_comfy import compatibility, packs, sampling
+from tests.host.support_comfy.boot import Host
+from tests.host.support_comfy.compatibility import CELL, RECORDS, Cell, Record
 
 FOLDER = Path(__file__).parent
 RECORD = Record()
@@ -60,13 +61,13 @@ def cell(host: Host, record_property: Callable[[str, Any], None]) -> Cell:
 
 @pytest.fixture
 def model(tiny_flux: Callable[..., Any]) -> Any:
-    """A FLUX of one double and one single block: what a row needs, and fast."""
+    """A FLUX of one double and one single block: enough for a row, and fast."""
     return tiny_flux(depth=1, depth_single_blocks=1)
 
 
 @pytest.fixture
 def stock(host: Host) -> Callable[[str, str], type]:
-    """``stock("ScaleROPE", "nodes_rope")`` is a node of ComfyUI's own; the test is skipped where it has none."""
+    """``stock("ScaleROPE", "nodes_rope")`` is a node of ComfyUI; the test is skipped if this version has none."""
 
     def get(name: str, extras: str = "") -> type:
         if name not in host.nodes.NODE_CLASS_MAPPINGS and extras:
@@ -82,7 +83,7 @@ def stock(host: Host) -> Callable[[str, str], type]:
 
 @pytest.fixture
 def use_pack(host: Host) -> Callable[..., Any]:
-    """``use_pack(name)`` is a pack's module; the test is skipped, with the reason, where it is not to be had."""
+    """``use_pack(name)`` is a pack's module; if it cannot be loaded, the test is skipped with the reason."""
 
     def load(name: str, **options: Any) -> Any:
         try:

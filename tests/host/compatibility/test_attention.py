@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support_comfy.boot import Recorder
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.oracle import with_oracle_windows
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.oracle import with_oracle_windows
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS, SIGMA = 3, 0.6
 DENSE = {("double", 0)}
@@ -77,13 +79,9 @@ def test_backend_node(cell, model, clear_node, predict, stock, order):
     )
 
 
-@pytest.mark.row(
-    "KJNodes: Patch Sage Attention, Patch Flash Attention",
-    "run where the window is switched off, with the scale asked for",
-)
-@ORDERS
-@pytest.mark.parametrize("kind", ["sage", "flash"])
-def test_kjnodes(cell, host, model, clear_node, predict, use_pack, monkeypatch, order, kind):
+@pytest.fixture
+def kernel_calls(use_pack: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """KJNodes with stand-ins for the libraries of its two kernels; one entry for each call of a kernel."""
     calls: list[str] = []
 
     def sage(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: Any = None, **_: Any) -> torch.Tensor:
@@ -98,12 +96,22 @@ def test_kjnodes(cell, host, model, clear_node, predict, use_pack, monkeypatch, 
     use_pack("ComfyUI-KJNodes")
     monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sage))
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash))
+    return calls
+
+
+@pytest.mark.row(
+    "KJNodes: Patch Sage Attention, Patch Flash Attention",
+    "run where the window is switched off, with the scale asked for",
+)
+@ORDERS
+@pytest.mark.parametrize("kind", ["sage", "flash"])
+def test_kjnodes(cell, host, model, clear_node, predict, kernel_calls, order, kind):
     node, widgets = (
         ("PathchSageAttentionKJ", {"sage_attention": "auto"}) if kind == "sage" else ("PatchFlashAttentionKJ", {})
     )
     check(cell, model, clear_node, predict, order, lambda model: run_node(host.stock(node), model=model, **widgets)[0])
     # One block of ours and of the oracle's, both blocks of the model without windows.
-    assert len(calls) == 4
+    assert len(kernel_calls) == 4
 
 
 @pytest.mark.row(

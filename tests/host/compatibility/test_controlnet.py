@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.control_cases import PlainVAE
-from support_comfy.controlnets import oracle_control, write_latent_file, write_xlabs_file
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.oracle import window_mask, with_oracle_windows
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.control_cases import PlainVAE
+from tests.host.support_comfy.controlnets import oracle_control, write_latent_file, write_xlabs_file
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.oracle import window_mask, with_oracle_windows
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS, SIGMA, TEXT, GRID = 3, 0.6, 7, (6, 7)
 

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.oracle import with_oracle_windows
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.oracle import with_oracle_windows
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS, SIGMA = 3, 0.6
 
@@ -142,7 +143,7 @@ def test_masked_prompts(cell, model, clear_node, run, stock):
 @pytest.mark.parametrize("negative", [7, 4], ids=["one batch", "two calls"])
 def test_cfg(cell, model, clear_node, run, negative):
     latent = torch.zeros(1, 16, 12, 14)
-    prompts = dict(positive=prompt(7), latent=latent, negative=prompt(negative, seed=9), cfg=3.0)
+    prompts = {"positive": prompt(7), "latent": latent, "negative": prompt(negative, seed=9), "cfg": 3.0}
     cell.oracle(
         run(clear_node(model, radius=RADIUS), **prompts),
         run(with_oracle_windows(model, RADIUS), **prompts),
@@ -159,7 +160,7 @@ def test_differential_diffusion(cell, model, clear_node, run, stock, order):
         return run_node(node, model=model)[0]
 
     mask = torch.linspace(0, 1, 14).expand(1, 1, 12, 14)
-    graph = dict(positive=prompt(), latent=noise(12, 14), noise_mask=mask, steps=4)
+    graph = {"positive": prompt(), "latent": noise(12, 14), "noise_mask": mask, "steps": 4}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), differential)
     cell.oracle(
         run(patched, **graph),

@@ -5,18 +5,21 @@ Both orders: CLEARAttention before the other node, and after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support_comfy import flux
-from support_comfy.boot import Recorder
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.oracle import with_oracle_windows
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy import flux
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.oracle import with_oracle_windows
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS, SIGMA = 3, 0.6
 
@@ -47,8 +50,40 @@ def lora(host: Any) -> str:
     path.unlink()
 
 
+@pytest.fixture
+def load_lora(stock: Callable[..., type], lora: str) -> Callable[[Any], Any]:
+    """``load_lora(model)`` is what the stock loader makes of a model with the LoRA."""
+    return lambda model: run_node(stock("LoraLoaderModelOnly"), model=model, lora_name=lora, strength_model=0.8)[0]
+
+
+@pytest.fixture
+def scheduled_prompt(stock: Callable[..., type], lora: str) -> list:
+    """A prompt with the LoRA as a hook, at strength 0.2 in the first half of the sampling and 1.0 in the second."""
+    (hooks,) = run_node(stock("CreateHookLoraModelOnly", "nodes_hooks"), lora_name=lora, strength_model=1.0)
+    frames = None
+    for strength, start in ((0.2, 0.0), (1.0, 0.5)):
+        (frames,) = run_node(
+            stock("CreateHookKeyframe", "nodes_hooks"), strength_mult=strength, start_percent=start, prev_hook_kf=frames
+        )
+    (hooks,) = run_node(stock("SetHookKeyframes", "nodes_hooks"), hooks=hooks, hook_kf=frames)
+    return run_node(
+        stock("PairConditioningSetProperties", "nodes_hooks"),
+        positive_NEW=prompt(),
+        negative_NEW=prompt(seed=4),
+        strength=1.0,
+        set_cond_area="default",
+        hooks=hooks,
+    )[0]
+
+
+@pytest.fixture
+def distilled(host: Any, tiny_flux: Callable[..., Any], student: str) -> Any:
+    """The tiny FLUX with the student's weights in place of its own."""
+    return merged(tiny_flux(), host.base / "models" / "clear" / student)
+
+
 def merged(model: Any, student: Path) -> Any:
-    """``model`` with the student's numbers in place of its own."""
+    """``model`` with the student's weights in place of its own."""
     import comfy.utils
 
     table = comfy.utils.flux_to_diffusers(model.model.model_config.unet_config)
@@ -62,17 +97,14 @@ def merged(model: Any, student: Path) -> Any:
 
 @pytest.mark.row("LoRA loaders", "a LoRA adds to the distilled weights in either order")
 @ORDERS
-def test_lora(cell, host, tiny_flux, clear_node, predict, stock, student, lora, order):
-    def load(model: Any) -> Any:
-        return run_node(stock("LoraLoaderModelOnly"), model=model, lora_name=lora, strength_model=0.8)[0]
-
+def test_lora(cell, tiny_flux, clear_node, predict, student, distilled, load_lora, order):
     def clear(model: Any) -> Any:
         return clear_node(model, weights_name=student)
 
     x = noise(12, 14)
-    base = load(merged(tiny_flux(), host.base / "models" / "clear" / student))
+    base = load_lora(distilled)
     cell.oracle(
-        predict(in_order(order, tiny_flux(), clear, load), x, SIGMA, prompt()),
+        predict(in_order(order, tiny_flux(), clear, load_lora), x, SIGMA, prompt()),
         predict(with_oracle_windows(base, RADIUS), x, SIGMA, prompt()),
         predict(base, x, SIGMA, prompt()),
     )
@@ -80,31 +112,18 @@ def test_lora(cell, host, tiny_flux, clear_node, predict, stock, student, lora, 
 
 @pytest.mark.row("Hook LoRAs and schedules", "they switch on the distilled weights as on any others")
 @pytest.mark.parametrize("conditioned", ["whole prompt", "one of two"])
-def test_hook_lora(cell, host, tiny_flux, clear_node, run, stock, student, lora, conditioned):
-    (hooks,) = run_node(stock("CreateHookLoraModelOnly", "nodes_hooks"), lora_name=lora, strength_model=1.0)
-    frames = None
-    for strength, start in ((0.2, 0.0), (1.0, 0.5)):
-        (frames,) = run_node(
-            stock("CreateHookKeyframe", "nodes_hooks"), strength_mult=strength, start_percent=start, prev_hook_kf=frames
-        )
-    (hooks,) = run_node(stock("SetHookKeyframes", "nodes_hooks"), hooks=hooks, hook_kf=frames)
-    (hooked,) = run_node(
-        stock("PairConditioningSetProperties", "nodes_hooks"),
-        positive_NEW=prompt(),
-        negative_NEW=prompt(seed=4),
-        strength=1.0,
-        set_cond_area="default",
-        hooks=hooks,
-    )[:1]
-    positive = hooked if conditioned == "whole prompt" else hooked + prompt(seed=6)
-    base, latent = merged(tiny_flux(), host.base / "models" / "clear" / student), torch.zeros(1, 16, 12, 14)
+def test_hook_lora(cell, tiny_flux, clear_node, run, student, distilled, scheduled_prompt, conditioned):
+    positive = scheduled_prompt if conditioned == "whole prompt" else scheduled_prompt + prompt(seed=6)
+    latent = torch.zeros(1, 16, 12, 14)
     actual = run(clear_node(tiny_flux(), weights_name=student), positive, latent)
-    expected = run(with_oracle_windows(base, RADIUS), positive, latent)
-    cell.oracle(actual, expected, run(base, positive, latent))
+    expected = run(with_oracle_windows(distilled, RADIUS), positive, latent)
+    cell.oracle(actual, expected, run(distilled, positive, latent))
     unhooked = [
         [context, {key: value for key, value in extra.items() if key != "hooks"}] for context, extra in positive
     ]
-    assert (run(with_oracle_windows(base, RADIUS), unhooked, latent) - expected).norm() > 1e-2, "the hook does nothing"
+    assert (run(with_oracle_windows(distilled, RADIUS), unhooked, latent) - expected).norm() > 1e-2, (
+        "the hook does nothing"
+    )
 
 
 @pytest.mark.row("Block patches (FreeU-like, skip-layer guidance)", "they see and change what they would without CLEAR")
@@ -138,7 +157,7 @@ def test_block_patches(cell, tiny_flux, clear_node, run, stock, order, kind):
             )
         return model
 
-    model, graph = tiny_flux(), dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), cfg=2.0)
+    model, graph = tiny_flux(), {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14), "cfg": 2.0}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), patch)
     windows = with_oracle_windows(model, RADIUS)
     expected = run(patch(windows), **graph)
@@ -152,7 +171,7 @@ def test_model_sampling(cell, model, clear_node, run, stock, order):
     def shift(model: Any) -> Any:
         return run_node(stock("ModelSamplingFlux"), model=model, max_shift=1.5, base_shift=0.5, width=112, height=96)[0]
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14))
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14)}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), shift)
     expected = run(shift(with_oracle_windows(model, RADIUS)), **graph)
     cell.oracle(run(patched, **graph), expected, run(shift(model), **graph))
@@ -202,7 +221,7 @@ def test_caches(cell, model, clear_node, run, stock, order, name, threshold):
             verbose=False,
         )[0]
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), steps=8)
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14), "steps": 8}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), cached)
     expected = run(cached(with_oracle_windows(model, RADIUS)), **graph)
     with Recorder() as log:
@@ -221,7 +240,7 @@ def test_compile(cell, model, clear_node, predict, stock, order):
 
     for radius, size in ((2, (12, 14)), (4, (12, 14)), (2, (16, 14))):
         x = noise(*size)
-        patched = in_order(order, model, lambda model: clear_node(model, radius=radius), compiled)
+        patched = in_order(order, model, partial(clear_node, radius=radius), compiled)
         cell.oracle(
             predict(patched, x, SIGMA, prompt()),
             predict(with_oracle_windows(model, radius), x, SIGMA, prompt()),

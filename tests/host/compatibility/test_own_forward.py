@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS = 3
 NOT_APPLIED = "as without CLEAR, and one line says that the window is not applied"
@@ -130,15 +131,15 @@ def test_pulid(cell, build, clear_node, run, use_pack, order):
         model = model.clone()
         pulid.set_model_dit_patch_replace(
             model,
-            dict(
-                pulid_model=face_model,
-                weight=1.0,
-                embedding=torch.ones(1),
-                mask=None,
-                ca_idx=0,
-                sigma_start=1.0,
-                sigma_end=0.0,
-            ),
+            {
+                "pulid_model": face_model,
+                "weight": 1.0,
+                "embedding": torch.ones(1),
+                "mask": None,
+                "ca_idx": 0,
+                "sigma_start": 1.0,
+                "sigma_end": 0.0,
+            },
             ("double_block", 0),
         )
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, pulid.wrappers_name, outer_sample)
@@ -228,7 +229,7 @@ def test_nunchaku(cell, model, clear_node, use_pack):
 def test_chunked_blocks(cell, build, clear_node, predict, pack):
     """A pack's forward asks replaced blocks for less than the host's does; ours are there in long sequences."""
 
-    def own_forward(
+    def own_forward(  # noqa: PLR0913 (the host's signature)
         self: Any,
         img: torch.Tensor,
         img_ids: torch.Tensor,
@@ -238,7 +239,7 @@ def test_chunked_blocks(cell, build, clear_node, predict, pack):
         y: torch.Tensor,
         guidance: Any = None,
         control: Any = None,
-        transformer_options: dict[str, Any] = {},
+        transformer_options: dict[str, Any] | None = None,
         attn_mask: Any = None,
         **_: Any,
     ) -> torch.Tensor:
@@ -247,8 +248,8 @@ def test_chunked_blocks(cell, build, clear_node, predict, pack):
         img, txt = self.img_in(img), self.txt_in(txt)
         vec = self.time_in(timestep_embedding(timesteps, 256)) + self.vector_in(y)
         vec = vec + self.guidance_in(timestep_embedding(guidance, 256))
-        args = dict(vec=vec, pe=self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1)), attn_mask=attn_mask)
-        replaced = transformer_options.get("patches_replace", {}).get("dit", {})
+        args = {"vec": vec, "pe": self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1)), "attn_mask": attn_mask}
+        replaced = (transformer_options or {}).get("patches_replace", {}).get("dit", {})
         for index, block in enumerate(self.double_blocks):
             if ("double_block", index) in replaced:
                 out = replaced["double_block", index](dict(img=img, txt=txt, **args), {"original_block": block})

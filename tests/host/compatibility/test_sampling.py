@@ -6,15 +6,17 @@ named there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from support_comfy.boot import Recorder
-from support_comfy.graph_inputs import noise, prompt
-from support_comfy.oracle import with_oracle_windows
-from support_comfy.orders import ORDERS, in_order
-from support_comfy.sampling import run_node
+
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.oracle import with_oracle_windows
+from tests.host.support_comfy.orders import ORDERS, in_order
+from tests.host.support_comfy.sampling import run_node
 
 RADIUS, SIGMA = 3, 0.6
 
@@ -36,7 +38,7 @@ def test_nag(cell, model, clear_node, run, stock, order):
     def guided(model: Any) -> Any:
         return run_node(stock("NAGuidance", "nodes_nag"), model=model, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)[0]
 
-    graph = dict(positive=prompt(), negative=prompt(seed=9), latent=torch.zeros(1, 16, 12, 14), cfg=1.0)
+    graph = {"positive": prompt(), "negative": prompt(seed=9), "latent": torch.zeros(1, 16, 12, 14), "cfg": 1.0}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), guided)
     windows = with_oracle_windows(model, RADIUS)
     expected = run(guided(windows), **graph)
@@ -57,7 +59,7 @@ def test_multigpu_clones(cell, host, clear_node, run, stock, monkeypatch, order)
     def split(model: Any) -> Any:
         return run_node(node, model=model, max_gpus=2)[0]
 
-    graph = dict(positive=prompt(), negative=prompt(5, seed=9), latent=torch.zeros(1, 16, 12, 14), cfg=3.0)
+    graph = {"positive": prompt(), "negative": prompt(5, seed=9), "latent": torch.zeros(1, 16, 12, 14), "cfg": 3.0}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), split)
     assert len(patched.get_additional_models_with_key("multigpu")) == 1
     cell.oracle(run(patched, **graph), run(with_oracle_windows(model, RADIUS), **graph), run(model, **graph))
@@ -80,7 +82,7 @@ def test_tiled_diffusion(cell, host, model, clear_node, run, use_pack, order, me
             tile_batch_size=2,
         )[0]
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 16, 20), steps=2)
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 16, 20), "steps": 2}
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), tiled)
     windows = with_oracle_windows(model, RADIUS)
     expected = run(tiled(windows), **graph)
@@ -131,17 +133,12 @@ def test_ultimate_sd_upscale(cell, host, model, clear_node, use_pack):
     )
 
 
-@pytest.mark.row("DyPE", "its position embedder is kept, ours is off, windows are on; said in one line with ntk_factor")
-@ORDERS
-@pytest.mark.parametrize("loaded", [False, True], ids=["", "model in memory"])
-def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, loaded):
+@pytest.fixture
+def dype(host: Any, use_pack: Callable[..., Any]) -> Callable[[Any], Any]:
+    """``dype(model)`` is what DyPE's node makes of a model."""
     use_pack("ComfyUI-DyPE")
 
-    def build() -> Any:
-        """The same model every time: the pack leaves its noise schedule on it for good."""
-        return tiny_flux(depth=1, depth_single_blocks=1)
-
-    def dype(model: Any) -> Any:
+    def apply(model: Any) -> Any:
         return run_node(
             host.stock("DyPE_FLUX"),
             model=model,
@@ -154,13 +151,24 @@ def test_dype(cell, host, tiny_flux, clear_node, predict, run, use_pack, order, 
             base_resolution=256,
         )[0]
 
+    return apply
+
+
+@pytest.mark.row("DyPE", "its position embedder is kept, ours is off, windows are on; said in one line with ntk_factor")
+@ORDERS
+@pytest.mark.parametrize("loaded", [False, True], ids=["", "model in memory"])
+def test_dype(cell, tiny_flux, clear_node, predict, run, dype, order, loaded):
+    def build() -> Any:
+        """The same model every time: the pack leaves its noise schedule on it for good."""
+        return tiny_flux(depth=1, depth_single_blocks=1)
+
     def clear(model: Any) -> Any:
         patched = clear_node(model, radius=RADIUS, ntk_factor=10.0)
         if loaded:  # as in a second run of a workflow: our embedder is still on the model
             predict(patched, noise(12, 14), SIGMA, prompt())
         return patched
 
-    graph = dict(positive=prompt(), latent=torch.zeros(1, 16, 12, 14), steps=2)
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 12, 14), "steps": 2}
     with Recorder() as log:
         actual = run(in_order(order, build(), clear, dype), **graph)
     cell.oracle(actual, run(dype(with_oracle_windows(build(), RADIUS)), **graph), run(dype(build()), **graph))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from support_comfy.executor import Executor
-from support_comfy.pictures import VAE_NAME, write_vae_files
-from support_comfy.sampling import Graph
-from support_comfy.server import TEST_NODE
+
+from tests.host.support_comfy.executor import Executor
+from tests.host.support_comfy.pictures import VAE_NAME, write_vae_files
+from tests.host.support_comfy.sampling import Graph
+from tests.host.support_comfy.server import TEST_NODE
 
 
 def workflow(prefix: str, folder: str) -> Graph:

@@ -1,1 +1,1 @@
-"""What the host tests stand on: a real ComfyUI in this process or beside it, tiny models, golden cases."""
+"""Helpers of the host tests: a real ComfyUI in this process or beside it, tiny models, golden cases."""

@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 PACK_FOLDER = "clear-flux"
 """The pack's folder under custom_nodes, named as the registry's installer names it."""
 
-# What users have in a ComfyUI folder, and what the host expects to find there.
+# Folders that users have in a ComfyUI and that the host expects.
 _FOLDERS = (
     "custom_nodes",
     "input",
@@ -64,7 +64,7 @@ def install_pack(base: Path, folder: str = PACK_FOLDER) -> Path:
 
 
 def global_torch_settings() -> dict[str, Any]:
-    """Every process-wide switch of torch that a pack might be tempted to set, and the random state."""
+    """Every process-wide setting of torch that a pack could change, and the random state."""
     import torch
     import torch._dynamo.config
     import torch._inductor.config
@@ -204,7 +204,7 @@ def boot(checkout: Path, base: Path) -> Host:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401  (reads sys.argv)
+        import comfy.cli_args
     finally:
         sys.argv = arguments
     import utils.extra_config  # noqa: F401, I001  (before nodes, which puts comfy/ and its utils.py first on the path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from .sampling import relative_error
 
-RECORDS = Path(__file__).resolve().parents[1] / "compatibility" / "records"
+RECORDS_IN_CHECKOUT = "tests/host/compatibility/records"
+RECORDS = Path(__file__).resolve().parents[3] / RECORDS_IN_CHECKOUT
 
 FELT = 1e-3
 """How far the window must move the result, relatively, or a comparison with the oracle says nothing."""
@@ -26,12 +29,12 @@ CELL = "compatibility cell"
 
 @dataclass
 class Cell:
-    """What one test found out; it asserts while it notes.
+    """The findings of one test; each comparison asserts and records.
 
     Attributes:
         against: "oracle", "stock" or "one line", in the order of the comparisons.
         error: The largest relative error of all comparisons; 0.0 where all were bit by bit.
-        note: What is peculiar to this ComfyUI, for people to read.
+        note: Peculiarities of this ComfyUI, for the table.
     """
 
     against: list[str] = field(default_factory=list)
@@ -85,6 +88,7 @@ class Row:
         rule: What holds then, one sentence.
         outcome: "passed", "failed" or "absent" (the node or pack is not there).
         checks: Names of the tests that answered.
+        recorded: Date and commit of the code that answered: "2026-11-21 18c85cf", "+" after it if files had changed.
     """
 
     section: str
@@ -95,6 +99,7 @@ class Row:
     error: float = 0.0
     note: str = ""
     checks: list[str] = field(default_factory=list)
+    recorded: str = ""
 
     def add(self, check: str, outcome: str, cell: Cell, reason: str) -> None:
         """Take in the answer of one test of this row."""
@@ -135,12 +140,25 @@ class Record:
             "system": f"{platform.system()} {platform.machine()}, CPU",
         }
         answered = {name: asdict(row) for name, row in self.rows.items()}
+        recorded = f"{date.today()} {commit()}"
         for row in answered.values():
             row["error"] = float(f"{row['error']:.1e}")
+            row["recorded"] = recorded
         rows = list(({row["name"]: row for row in before["rows"]} | answered).values())
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n", encoding="utf-8")
         return path
+
+
+def commit() -> str:
+    """The checkout's commit, with a "+" if a file other than the records differs from it; "unknown" without git."""
+    git = ("git", "-C", str(RECORDS))
+    try:
+        name = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+        changed = subprocess.call([*git, "diff", "--quiet", "HEAD", "--", ":/", f":(exclude,top){RECORDS_IN_CHECKOUT}"])
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{name}{'+' if changed else ''}"
 
 
 def cell_of(properties: Iterable[tuple[str, Any]]) -> Cell:

@@ -1,4 +1,4 @@
-"""Inputs of the ControlNet tests: latents, prompts, a plain VAE, and the dense masked oracle for model and ControlNet."""
+"""Inputs of the ControlNet tests: latents, prompts, a plain VAE, and the dense oracle for model and ControlNet."""
 
 from __future__ import annotations
 

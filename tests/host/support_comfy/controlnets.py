@@ -1,4 +1,4 @@
-"""Small FLUX ControlNets as files in the layouts that people have, and what one should compute."""
+"""Small FLUX ControlNets as files in the published layouts, and their dense oracle."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def oracle_control(
         masks: bool (L, L) by the length L of a sequence, True where a key is seen.
         scale: Factor on the products of queries and keys; None is the plain one.
         ntk: Factor on the base of the rotary embedding.
-        offset: (rows, columns) that are added to the places of image tokens.
+        offset: (rows, columns) added to the positions of image tokens.
     """
     from comfy.ldm.flux import layers
     from comfy.ldm.flux.controlnet import ControlNetFlux

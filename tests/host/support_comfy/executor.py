@@ -12,7 +12,7 @@ _numbers = itertools.count()
 
 
 class Executor:
-    """Runs workflows one after the other with one cache, and notes what the person watching is sent.
+    """Runs workflows one after the other with one cache, and records the messages to the client.
 
     Args:
         cache: "CLASSIC" or "RAM_PRESSURE", the defaults of ComfyUI 0.9 and 0.33.
@@ -32,7 +32,7 @@ class Executor:
         self.sent: list[tuple[Any, Any]] = []
 
     def run(self, graph: Graph, outputs: list[str]) -> bool:
-        """Whether the workflow came to its end; the graph itself is left as it is."""
+        """Runs a workflow; True if it succeeded. The graph is not changed."""
         self.sent = []
         original = self._server.send_sync
         self._server.send_sync = lambda event, data, sid=None: self.sent.append((event, data))
@@ -54,7 +54,7 @@ class Executor:
 
     @property
     def told(self) -> str:
-        """The error message that the person got."""
+        """The error message sent to the client."""
         return "\n".join(data["exception_message"] for event, data in self.sent if event == "execution_error").strip()
 
     @property

@@ -12,23 +12,23 @@ from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
-TINY = dict(
-    image_model="flux",
-    in_channels=16,
-    out_channels=16,
-    vec_in_dim=32,
-    context_in_dim=64,
-    hidden_size=256,
-    mlp_ratio=4.0,
-    num_heads=2,
-    depth=2,
-    depth_single_blocks=2,
-    axes_dim=[16, 56, 56],
-    theta=10000,
-    patch_size=2,
-    qkv_bias=True,
-    guidance_embed=True,
-)
+TINY = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 32,
+    "context_in_dim": 64,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
 """Two double and two single blocks of FLUX.1 with its head size of 128, which files are detected by."""
 
 
@@ -40,15 +40,13 @@ def build_flux(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: A
         seed: Of the weights.
         **overrides: Entries of :data:`TINY` to replace.
     """
-    patcher = build_meta_flux(dtype, device=torch.device("cpu"), **overrides)
+    patcher = build_meta_flux(dtype, device="cpu", **overrides)
     fill_weights(patcher.model.diffusion_model, seed)
     patcher.model.eval()
     return patcher
 
 
-def build_meta_flux(
-    dtype: torch.dtype = torch.float32, device: torch.device = torch.device("meta"), **overrides: Any
-) -> Any:
+def build_meta_flux(dtype: torch.dtype = torch.float32, device: str = "meta", **overrides: Any) -> Any:
     """A ModelPatcher around a FLUX without any weights, of any size; as :func:`build_flux`."""
     import comfy.supported_models
     from comfy.ldm.flux.model import FluxParams
@@ -59,11 +57,11 @@ def build_meta_flux(
         config.setdefault("txt_ids_dims", [])
     flux = comfy.supported_models.Flux(config)
     flux.set_inference_dtype(dtype, None)
-    return ModelPatcher(flux.get_model({}, "", device=device), torch.device("cpu"), torch.device("cpu"))
+    return ModelPatcher(flux.get_model({}, "", device=torch.device(device)), torch.device("cpu"), torch.device("cpu"))
 
 
 def fill_weights(module: torch.nn.Module, seed: int) -> None:
-    """Random weights that keep activations of order one, so that no part of the model goes unheard."""
+    """Random weights that keep activations of order one, so that every part of the model affects the result."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in module.named_parameters():
@@ -106,7 +104,7 @@ def load_diffusers_weights(
     """Copies a whole diffusers FLUX into the host's module, by the host's own table of names.
 
     Raises:
-        AssertionError: A tensor has no place in the host, or a part of the host's model was not filled.
+        AssertionError: A tensor has no counterpart in the host, or a part of the host's model was not filled.
     """
     import comfy.utils
 
@@ -116,7 +114,7 @@ def load_diffusers_weights(
             weight.fill_(torch.nan)
         for name, tensor in weights.items():
             place = table[name]
-            # A place is a key, (key, (dim, start, length)) for a part of a fused weight, or
+            # A target is a key, (key, (dim, start, length)) for a part of a fused weight, or
             # (key, None, function) where the two layouts order the rows differently.
             key, part, convert = (place, None, None) if isinstance(place, str) else (*place, None)[:3]
             target = module.get_parameter(key)

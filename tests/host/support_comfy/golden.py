@@ -1,4 +1,4 @@
-"""The golden cases, ready to be put through a host: see the README beside the files."""
+"""The golden cases as inputs of a host: see the README beside the files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class GoldenCase:
 
     @property
     def widgets(self) -> dict[str, Any]:
-        """What to set on the CLEAR node so that it does what was recorded."""
+        """Widgets of the CLEAR node that reproduce the recorded case."""
         height, width = self.grid
         return {
             "weights_name": self.published_name or "none",

@@ -1,4 +1,4 @@
-"""Latents and prompts for tests of the tiny FLUX: seeded, small, and of any length."""
+"""Inputs of tests of the tiny FLUX: latents and prompts, seeded, small and of any length, and the node's widgets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from typing import Any
 import torch
 
 from .sampling import conditioning
+
+CLEAR_WIDGETS = [
+    "weights_name",
+    "strength",
+    "radius",
+    "ntk_factor",
+    "proportional_attention",
+    "start_percent",
+    "end_percent",
+    "dense_blocks",
+    "min_tokens",
+    "controlnet",
+    "backend",
+    "down_factor",
+]
+"""Widgets of CLEARAttention in their frozen order: saved workflows restore them by position."""
 
 
 def noise(height: int, width: int, batch: int = 1, seed: int = 1) -> torch.Tensor:

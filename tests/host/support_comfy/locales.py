@@ -1,4 +1,4 @@
-"""What the nodes themselves say, in the form of a locale file."""
+"""The nodes' own names and tooltips in the form of a locale file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def english_locale(infos: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "inputs": inputs,
             "outputs": {
                 str(index): {"name": name, "tooltip": tooltip or ""}
-                for index, (name, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"]))
+                for index, (name, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
             },
         }
     return locale

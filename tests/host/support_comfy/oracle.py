@@ -1,4 +1,4 @@
-"""What CLEAR attention should give inside a stock model: the mask written out pair by pair, in float64."""
+"""The oracle of CLEAR attention inside a stock model: the mask written out pair by pair, in float64."""
 
 from __future__ import annotations
 
@@ -63,12 +63,13 @@ def with_oracle_windows(
         c_concat: Any = None,
         c_crossattn: Any = None,
         control: Any = None,
-        transformer_options: dict[str, Any] = {},
+        transformer_options: dict[str, Any] | None = None,
         **extra: Any,
     ) -> Tensor:
         references = sum(h * w for h, w in map(tokens, extra.get("ref_latents") or ()))
         grid = tokens(x)
-        previous = transformer_options.get("optimized_attention_override")
+        before = transformer_options or {}
+        previous = before.get("optimized_attention_override")
 
         def attend(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
             block = tuple(kwargs["transformer_options"][key] for key in ("block_type", "block_index"))
@@ -87,7 +88,7 @@ def with_oracle_windows(
                 scores = scores + mask.double()[:, None]
             return (scores.softmax(dim=-1) @ v).to(args[0].dtype).transpose(1, 2).flatten(2)
 
-        options = {**transformer_options, "optimized_attention_override": attend}
+        options = {**before, "optimized_attention_override": attend}
         return executor(x, t, c_concat, c_crossattn, control, options, **extra)
 
     clone = patcher.clone()

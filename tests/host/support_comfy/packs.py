@@ -1,4 +1,4 @@
-"""Other people's packs, loaded by the host's own loader from the host's own custom_nodes, where they are there."""
+"""Third-party packs, loaded by the host's own loader from the host's custom_nodes, if they are there."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def write_vae_files(folder: Path, seed: int = 0) -> None:
 
 
 def picture(height: int, width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    """(B, H, W, 3) in 0 to 1: smooth shapes with detail, different in every item and every place."""
+    """(B, H, W, 3) in 0 to 1: smooth shapes with detail, different in every item and at every position."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, max(2, height // 24), max(2, width // 24), generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
@@ -47,7 +48,7 @@ def write_upscale_model(path: Path, scale: int = 4, width: int = 8, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     sides = [3, width, width, 3 * scale**2]
     weights = {}
-    for number, (before, after) in enumerate(zip(sides, sides[1:])):
+    for number, (before, after) in enumerate(itertools.pairwise(sides)):
         weights[f"body.{2 * number}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * 0.05
         weights[f"body.{2 * number}.bias"] = torch.randn(after, generator=generator) * 0.01
         if number < len(sides) - 2:

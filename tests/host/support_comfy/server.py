@@ -22,7 +22,7 @@ BOOT_SECONDS = 240
 """How long a server may take to answer; ten seconds is usual, but test machines are busy."""
 
 
-class RefusedPrompt(Exception):
+class RefusedPromptError(Exception):
     """The server did not take a workflow; ``errors`` holds its answer."""
 
     def __init__(self, errors: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class Server:
         """The JSON answer to a POST of JSON.
 
         Raises:
-            RefusedPrompt: The server answered with an error and told in JSON which.
+            RefusedPromptError: The server answered with an error, described in JSON.
         """
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -163,13 +163,13 @@ class Server:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            raise RefusedPrompt(json.load(error)) from None
+            raise RefusedPromptError(json.load(error)) from None
 
     def run(self, graph: Graph, seconds: float = 240) -> dict[str, Any]:
         """Runs a workflow to its end and returns its entry in the server's history.
 
         Raises:
-            RefusedPrompt: The workflow did not pass the server's checks.
+            RefusedPromptError: The workflow did not pass the server's checks.
             TimeoutError: It did not end in time.
         """
         prompt = self.post("/prompt", {"prompt": graph})["prompt_id"]
@@ -194,7 +194,7 @@ def output_files(entry: dict[str, Any], base: Path) -> list[Path]:
 
 
 def error_message(entry: dict[str, Any]) -> str:
-    """What the server told its user about a run that failed; empty if it did not fail."""
+    """The server's error message for a failed run; empty if the run did not fail."""
     told = [facts["exception_message"] for kind, facts in entry["status"]["messages"] if kind == "execution_error"]
     return "\n".join(told).strip()
 

@@ -15,7 +15,7 @@ class ClearTestConditioning:
     CATEGORY = "tests"
 
     @classmethod
-    def INPUT_TYPES(cls):
+    def INPUT_TYPES(cls):  # noqa: N802 (the host's name)
         return {
             "required": {
                 "seed": ("INT", {"default": 0}),
@@ -35,7 +35,7 @@ NODE_CLASS_MAPPINGS = {"ClearTestConditioning": ClearTestConditioning}
 
 
 def end_with_the_test() -> None:
-    """Ends this server when its standard input closes: also where the test process was killed."""
+    """Ends this server when its standard input closes, also if the test process was killed."""
     sys.stdin.buffer.read()
     os._exit(0)
 

@@ -25,7 +25,7 @@ class ClearTestPixels:
     CATEGORY = "tests"
 
     @classmethod
-    def INPUT_TYPES(cls):
+    def INPUT_TYPES(cls):  # noqa: N802 (the host's name)
         return {"required": {}}
 
     def make(self):

@@ -7,6 +7,7 @@ of their own. Experimental: "auto" does not take it before a measurement on a GP
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -99,7 +100,7 @@ def _head_groups(k: Tensor, plan: TilePlan, chunk_bytes: int | None) -> list[sli
     most = heads if chunk_bytes is None or per_head == 0 else max(1, chunk_bytes // per_head)
     groups = -(-heads // most)
     bounds = [heads * i // groups for i in range(groups + 1)]
-    return [slice(*pair) for pair in zip(bounds, bounds[1:])]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def _attend_image(

@@ -68,7 +68,7 @@ def row_offsets(token, stride):
 def load_rows(rows, dims, real, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
     """(rows, padded head size) from pointers to the rows; zeros where a row is not real or past the head size."""
     pointers = rows[:, None] + dims[None, :]
-    if HEAD_DIM == dims.shape[0]:
+    if dims.shape[0] == HEAD_DIM:
         if MASKED:
             return tl.load(pointers, mask=real[:, None], other=0.0)
         else:

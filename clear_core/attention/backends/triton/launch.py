@@ -62,12 +62,12 @@ def launch(
     from .kernel import clear_kernel
 
     batch, heads, _, head_dim = q.shape
-    named = dict(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v, out=out)
+    named = {"q": q, "k": k, "v": v, "prefix_k": prefix_k, "prefix_v": prefix_v, "out": out}
     unit = stride_unit(*named.values())
     strides = {
         f"{name}_{axis}": step // unit
         for name, tensor in named.items()
-        for axis, step in zip(("batch", "head", "token"), tensor.stride())
+        for axis, step in zip(("batch", "head", "token"), tensor.stride(), strict=False)
     }
     sizes = kernel_sizes(plan, heads)
     grid = (plan.query_tiles * (QUERY_BLOCK // shape.block_m), batch * heads)
@@ -93,35 +93,35 @@ def kernel_sizes(plan: TilePlan, heads: int) -> dict[str, int]:
     lists = tile_lists(plan)
     # A larger square would overflow, and says no more than that everything is seen.
     inside = min(plan.spec.radius**2, (height - 1) ** 2 + (width - 1) ** 2 + 1)
-    return dict(
-        heads=heads,
-        text=plan.layout.text,
-        prefix=plan.prefix,
-        height=height,
-        width=width,
-        tile_columns=plan.tiles[1],
-        second_y=step_y - KEY_TILE_SIDE,
-        second_x=step_x - KEY_TILE_SIDE,
-        partial_width=lists.partial.shape[1],
-        full_width=lists.full.shape[1],
-        inside=inside,
-    )
+    return {
+        "heads": heads,
+        "text": plan.layout.text,
+        "prefix": plan.prefix,
+        "height": height,
+        "width": width,
+        "tile_columns": plan.tiles[1],
+        "second_y": step_y - KEY_TILE_SIDE,
+        "second_x": step_x - KEY_TILE_SIDE,
+        "partial_width": lists.partial.shape[1],
+        "full_width": lists.full.shape[1],
+        "inside": inside,
+    }
 
 
 def kernel_constants(shape: TileShape, head_dim: int, inside: int) -> dict[str, Any]:
     """What the kernel is compiled for, apart from the dtype and the stride's unit."""
     import triton.language as tl
 
-    return dict(
-        HEAD_DIM=head_dim,
-        PADDED_DIM=padded_head_dim(head_dim),
-        BLOCK_M=shape.block_m,
-        BLOCK_N=shape.block_n,
-        SIDE=KEY_TILE_SIDE,
-        DISTANCE=tl.float32 if inside <= FAR_RADIUS**2 else tl.int32,
-        num_warps=shape.warps,
-        num_stages=shape.stages,
-    )
+    return {
+        "HEAD_DIM": head_dim,
+        "PADDED_DIM": padded_head_dim(head_dim),
+        "BLOCK_M": shape.block_m,
+        "BLOCK_N": shape.block_n,
+        "SIDE": KEY_TILE_SIDE,
+        "DISTANCE": tl.float32 if inside <= FAR_RADIUS**2 else tl.int32,
+        "num_warps": shape.warps,
+        "num_stages": shape.stages,
+    }
 
 
 def stride_unit(*tensors: Tensor) -> int:

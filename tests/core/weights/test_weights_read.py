@@ -15,9 +15,9 @@ from clear_core.weights import ClearFileError, read_clear_file
 from clear_core.weights.catalogue import CATALOGUE, find_release
 from clear_core.weights.filename import bare_name, radius_from_name
 from clear_core.weights.naming import trained_names
+from tests.support import PROJECT
 
-ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden"
+GOLDEN = PROJECT / "tests" / "golden"
 
 
 def as_comfyui(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -142,7 +142,7 @@ def test_a_file_that_vanished_is_one_sentence(tmp_path):
     path.write_bytes((GOLDEN / "student_7_down1.safetensors").read_bytes())
     file = read_clear_file(path)
     path.unlink()
-    with pytest.raises(ClearFileError, match="x.safetensors cannot be read: No such file"):
+    with pytest.raises(ClearFileError, match=r"x\.safetensors cannot be read: No such file"):
         file.tensors()
 
 
@@ -177,12 +177,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     for width in (1024, 3072):
         path = tmp_path / f"{width}.safetensors"
         size = sparse_clear_file(path, width, 4, 8)
-        answer = subprocess.run([sys.executable, "-c", script, small, path], cwd=ROOT, capture_output=True, text=True)
+        answer = subprocess.run(
+            [sys.executable, "-c", script, small, path], cwd=PROJECT, capture_output=True, text=True
+        )
         assert answer.returncode == 0, answer.stderr
         grown[size] = int(answer.stdout) * 1024
     (small_size, small_grown), (large_size, large_grown) = grown.items()
     assert large_size > 8 * small_size
-    # Two tensors' worth would be 38 MB at the larger size.
+    # Two tensors would take 38 MB at the larger size.
     assert max(small_grown, large_grown) < 16e6, grown
 
 

@@ -1,19 +1,17 @@
-"""Damaged and hostile files: each ends in one sentence, and nothing is allocated that a file merely declares."""
+"""Damaged and hostile files: each gives one sentence, and declared sizes allocate no memory."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from damaged_files import FILES, GOLDEN, comfyui, local, pooled
 from safetensors.torch import save_file
 
 from clear_core.weights import ClearFileError, read_clear_file
-
-ROOT = Path(__file__).parents[2]
+from tests.support import PROJECT
+from tests.support.damaged_files import FILES, GOLDEN, comfyui, local, pooled
 
 
 def test_there_are_forty_or_more():
@@ -78,7 +76,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     answer = subprocess.run(
         [sys.executable, "-c", script, tmp_path, GOLDEN / "student_7_down1.safetensors"],
-        cwd=ROOT,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
     )
@@ -88,7 +86,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_the_untouched_files_are_accepted(tmp_path):
-    """Without this, a reader that refuses everything would pass all of the above."""
+    """Without this test, a reader that refuses every file would pass the others."""
     for index, state in enumerate((local(), pooled(), comfyui(24))):
         save_file(state, tmp_path / f"{index}.safetensors")
         read_clear_file(tmp_path / f"{index}.safetensors").check_finite()

@@ -1,0 +1,131 @@
+"""Position ids of image tokens: found in a sequence, recomputed in float32, and moved to their place in the frame.
+
+Source: ``comfy.ldm.chroma.model.Chroma._forward`` and ``comfy.ldm.flux.controlnet.ControlNetFlux.forward``, which make
+ids in the dtype of the latent (bfloat16 has no odd integers above 256), and ``comfy.ldm.flux.model.Flux.process_img``,
+which makes them in float32 and follows ``transformer_options["rope_options"]``; ComfyUI 0.9.0 to 0.33.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ....clear_core.layout import SequenceLayout
+from .tile_frame import FramePart
+
+EXACT = (torch.float32, torch.float64)
+"""Dtypes that hold every position of a frame exactly."""
+
+ROW, COLUMN = 1, 2
+"""Axes of an id; axis 0 tells images of one sequence apart."""
+
+
+@dataclass(frozen=True)
+class HostGrid:
+    """Positions as the host lays them out: ``shift + scale * index``, for (rows, columns)."""
+
+    shift: tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, float]) -> HostGrid:
+        """The grid that ``rope_options`` (the stock node ScaleROPE) ask for."""
+        return cls(
+            (options.get("shift_y", 0.0), options.get("shift_x", 0.0)),
+            (options.get("scale_y", 1.0), options.get("scale_x", 1.0)),
+        )
+
+    def along(self, axis: int, first: int, count: int, device: torch.device) -> Tensor:
+        """(count,) float32 positions along one axis (0: rows) from index ``first`` on."""
+        index = torch.arange(first, first + count, dtype=torch.float64)
+        return (self.shift[axis] + self.scale[axis] * index).to(device=device, dtype=torch.float32)
+
+    def is_along(self, axis: int, found: Tensor) -> bool:
+        """Whether ``found``, (B, rows, columns) of any dtype, has exactly these positions along one axis."""
+        count = found.shape[1 + axis]
+        shift, end = self.shift[axis], self.scale[axis] * (count - 1.0) + self.shift[axis]
+        # Eager linspace rounds its steps in a low precision, compiled linspace rounds its result.
+        eager = torch.linspace(shift, end, count, dtype=found.dtype, device=found.device)
+        compiled = self.along(axis, 0, count, found.device).to(found.dtype)
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        return any(bool((found == line.reshape(shape)).all()) for line in (eager, compiled))
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """The image tokens of a sequence of ids: index of the first, and the grid if it is one of the host's."""
+
+    start: int
+    grid: HostGrid | None
+
+
+def find_image(ids: Tensor, layout: SequenceLayout, grids: tuple[HostGrid, ...]) -> ImageSpan | None:
+    """Where the image tokens are, or None if that cannot be told.
+
+    Args:
+        ids: (B, tokens, axes) of text, image and reference tokens.
+        layout: What the call was given. Other nodes may have added text tokens, and a model may ignore references.
+        grids: That the host may have laid the positions out on.
+    """
+    spare = ids.shape[1] - layout.image
+    starts = [start for start in dict.fromkeys((layout.text, spare - layout.reference)) if 0 <= start <= spare]
+    for start in starts:
+        image = ids[:, start : start + layout.image].unflatten(1, layout.grid)
+        for grid in grids:
+            if grid.is_along(0, image[..., ROW]) and grid.is_along(1, image[..., COLUMN]):
+                return ImageSpan(start, grid)
+    if spare in (layout.text, layout.text + layout.reference):
+        return ImageSpan(layout.text, None)
+    return None
+
+
+def place_image(
+    ids: Tensor,
+    layout: SequenceLayout,
+    part: FramePart | None = None,
+    rope_options: Mapping[str, float] | None = None,
+    references_follow: bool = False,
+) -> Tensor | None:
+    """Ids whose image tokens are exact and lie where the tile lies in the frame.
+
+    A grid of the host's is recomputed in float32. Positions that another node has changed keep their difference from
+    the host's and are only moved.
+
+    Args:
+        ids: (B, tokens, axes).
+        layout: What the call was given.
+        part: The tile that the call computes, or None for the whole frame.
+        rope_options: Of the call.
+        references_follow: Whether the host places reference tokens past the image's last row and column, so that they
+            have to be moved past the frame's; if not, they keep their positions.
+
+    Returns:
+        (B, tokens, axes) float32, or ``ids`` itself if nothing has to change; None if a tile's image tokens cannot be
+        told from the others.
+    """
+    if part is None and ids.dtype in EXACT:
+        return ids
+    grids = (HostGrid(), HostGrid.of_options(rope_options)) if rope_options else (HostGrid(),)
+    span = find_image(ids, layout, grids)
+    if span is None or span.grid is None:
+        if part is None:
+            return ids
+        if span is None:
+            return None
+    y, x = (part.tile.y, part.tile.x) if part else (0, 0)
+    placed = ids.to(torch.promote_types(ids.dtype, torch.float32), copy=True)
+    end = span.start + layout.image
+    if part and references_follow:
+        placed[:, end:, ROW] += part.grid[0] - layout.grid[0]
+        placed[:, end:, COLUMN] += part.grid[1] - layout.grid[1]
+    image = placed[:, span.start : end].unflatten(1, layout.grid)
+    if span.grid is None:
+        image[..., ROW] += grids[-1].scale[0] * y
+        image[..., COLUMN] += grids[-1].scale[1] * x
+    else:
+        image[..., ROW] = span.grid.along(0, y, layout.grid[0], ids.device)[:, None]
+        image[..., COLUMN] = span.grid.along(1, x, layout.grid[1], ids.device)
+    return placed

@@ -1,0 +1,117 @@
+"""One run of CLEARUpscale: stage by stage as nodes of the running graph, or inline outside a graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ....clear_core.sdedit import Stage, plan_stages
+from ..model.family import model_shape
+from ..model.read import has_windows
+from .expansion import Link, expand_stages, links_of
+from .forecast import time_text
+from .info import info_text
+from .progress import RunPlan, StageProgress, plan_of_running_node, write_on_node
+from .stage import StageInputs, StageSettings, run_stage, step_work
+
+REQUIRED_LINKS = {"image", "model", "positive", "vae"}
+
+Values = TypeVar("Values")
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """The widgets that decide the stages; names, units and ranges are the widgets'."""
+
+    upscale_by: float = 2.0
+    seed: int = 0
+    denoise: float = 0.5
+    stages: int = 0
+    stage_denoise: str = "0.7, 0.5"
+
+    def plan(self, image: Tensor) -> tuple[Stage, ...]:
+        """The stages for an image (B, H, W, C).
+
+        Raises:
+            ValueError: A value is out of range; the sentence names it.
+        """
+        return plan_stages(image.shape[1], image.shape[2], **asdict(self))
+
+
+@dataclass(frozen=True)
+class UpscaleResult:
+    """The outputs of CLEARUpscale: values, or links into ``graph`` if the stages run as nodes of their own.
+
+    Attributes:
+        image: (B, H, W, 3) in 0 to 1, or a link.
+        latent: The host's latent dict, or a link.
+        info: Everything that decides the result, in text.
+        graph: Nodes for the host to run next, or None.
+    """
+
+    image: Tensor | Link
+    latent: dict[str, Tensor] | Link
+    info: str
+    graph: dict[str, Any] | None = None
+
+
+def pick(kind: type[Values], inputs: Mapping[str, Any]) -> Values:
+    """A dataclass filled by name from the inputs of a node; inputs that are not connected keep its defaults."""
+    names = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]  # a dataclass, by contract
+    return kind(**{name: inputs[name] for name in names if name in inputs})
+
+
+def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynprompt: Any) -> UpscaleResult:
+    """Run CLEARUpscale, or hand its stages to the host as a graph.
+
+    Args:
+        image: (B, H, W, C) in 0 to 1.
+        inputs: The other inputs of the node by name.
+        node: Its id; None outside a graph.
+        dynprompt: The running graph as the host gives it to nodes; None outside a graph.
+
+    Raises:
+        ValueError: The model is no FLUX.1, or a widget's value does not fit; the sentence names it.
+    """
+    sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
+    model_shape(sockets.model)
+    plan = pick(PlanSettings, inputs).plan(image)
+    info = info_text(plan, sockets, settings, image.shape[0])
+    if not has_windows(sockets.model):
+        logging.warning("CLEAR: attention is dense, since there is no CLEARAttention before CLEARUpscale.")
+    planned = settings.steps * sum(step_work(stage, sockets, settings, image.shape[0]) for stage in plan)
+    write_on_node(f"{info}\n{time_text(planned, settings.sampler_name)}", node)
+    run = RunPlan(plan, settings.steps, node)
+    links = links_of(dynprompt, node)
+    if links.keys() >= REQUIRED_LINKS:
+        graph, image_link, latent_link = expand_stages(run, settings, links)
+        return UpscaleResult(image_link, latent_link, info, graph)
+    return UpscaleResult(*run_inline(image, run, sockets, settings), info)
+
+
+def run_inline(
+    image: Tensor, run: RunPlan, inputs: StageInputs, settings: StageSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All stages one after the other: the image (B, H, W, 3) and the latent of the last one."""
+    latent: dict[str, Tensor] = {}
+    for stage in run.stages:
+        image, latent = run_stage(image, inputs, stage, settings, StageProgress(run, stage))
+    return image, latent
+
+
+def run_single_stage(image: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """One stage as a node of its own: the image (B, H, W, 3) and the latent.
+
+    Args:
+        image: (B, H, W, C) in 0 to 1.
+        inputs: The other inputs of the node by name.
+    """
+    source, size = (image.shape[1], image.shape[2]), (inputs["height"], inputs["width"])
+    stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"])
+    settings = pick(StageSettings, inputs)
+    run = plan_of_running_node() or RunPlan((stage,), settings.steps)
+    return run_stage(image, pick(StageInputs, inputs), stage, settings, StageProgress(run, stage))

@@ -1,0 +1,100 @@
+"""dev.py sync: what is generated follows the code, and nothing is written that it cannot know."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tools import sync
+from tools.environment import RefusedError
+
+PROJECT = Path(__file__).resolve().parents[2]
+LOCALE = Path("locales/en/nodeDefs.json")
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What sync reads and writes, in a folder that it takes for the project."""
+    for folder in ("nodes", "clear_core", "locales", "web"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    (tmp_path / "docs").mkdir()
+    shutil.copy(PROJECT / sync.ARCHITECTURE, tmp_path / sync.ARCHITECTURE)
+    monkeypatch.setattr(sync, "PROJECT", tmp_path)
+    return tmp_path
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def paths(stale: dict[Path, str]) -> list[str]:
+    return sorted(path.as_posix() for path in stale)
+
+
+def test_nothing_that_is_generated_is_stale():
+    assert paths(sync.stale(PROJECT)) == []
+
+
+def test_a_new_widget_reaches_the_locale_and_the_page(copy: Path):
+    widget = 'io.Float.Input(\n                    "sharpness",\n                    tooltip=f"At most {MOST}.",\n'
+    change(copy / "nodes" / "attention.py", 'io.Int.Input(\n                    "radius",\n', f"{widget}),\nRADIUS")
+    change(copy / "nodes" / "attention.py", "RADIUS", 'io.Int.Input(\n                    "radius",\n')
+    change(copy / "nodes" / "attention.py", "\n\nclass CLEARAttention", "\nMOST = 3\n\nclass CLEARAttention")
+    assert paths(sync.stale(copy)) == [LOCALE.as_posix(), "web/js/settings.js"]
+    assert sync.main([]) == 0
+    inputs = json.loads((copy / LOCALE).read_text(encoding="utf-8"))["CLEARAttention"]["inputs"]
+    assert inputs["sharpness"] == {"name": "sharpness", "tooltip": "At most 3."}
+    script = (copy / "web/js/settings.js").read_text(encoding="utf-8")
+    assert script.index('"strength"') < script.index('"sharpness"') < script.index('"radius"')
+    assert paths(sync.stale(copy)) == []
+
+
+def test_a_changed_help_page_is_copied(copy: Path):
+    page = copy / "web" / "docs" / "CLEARInspect"
+    change(page / "en.md", "\n", "\n\nNew words.\n")
+    sync.main([])
+    assert (page.with_suffix(".md")).read_bytes() == (page / "en.md").read_bytes()
+
+
+def test_a_hook_is_listed_with_its_versions_and_the_page_around_it_stays(copy: Path):
+    (copy / "nodes/host/new.py").write_text(
+        '"""New.\n\nSource: ``comfy.a`` and what\n``b|c`` hands over, in ComfyUI 0.9.0 to 0.33.\n"""\n',
+        encoding="utf-8",
+    )
+    page = copy / sync.ARCHITECTURE
+    page.write_text(f"# Mine\n{page.read_text(encoding='utf-8')}\nThe end.\n", encoding="utf-8")
+    sync.main([])
+    text = page.read_text(encoding="utf-8")
+    assert "\n| `new.py` | `comfy.a`, `b\\|c` | 0.9.0 to 0.33 |\n" in text
+    assert text.startswith("# Mine\n") and text.endswith("\nThe end.\n")
+
+
+def test_without_marks_the_page_is_not_touched(copy: Path):
+    (copy / sync.ARCHITECTURE).write_text("# Mine\n", encoding="utf-8")
+    with pytest.raises(RefusedError, match="docs/architecture.md lacks the lines"):
+        sync.main([])
+    assert (copy / sync.ARCHITECTURE).read_text(encoding="utf-8") == "# Mine\n"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        pytest.param('f"As {path_of}"', r"a text is made with weight_files\.path_of", id="inside a text"),
+        pytest.param("path_of('x')", "CLEARAttention has .* where a text belongs", id="as a text"),
+    ],
+)
+def test_a_text_that_only_the_host_knows_is_refused(text: str, said: str, copy: Path):
+    change(copy / "nodes" / "attention.py", 'tooltip="A FLUX.1 model', f'tooltip={text}, extra="A FLUX.1 model')
+    with pytest.raises(RefusedError, match=said):
+        sync.generated(copy)
+
+
+def test_a_node_without_a_help_page_is_refused(copy: Path):
+    (copy / "web/docs/CLEARInspect/en.md").unlink()
+    with pytest.raises(RefusedError, match="CLEARInspect has no English help page; write web/docs/CLEARInspect/en.md"):
+        sync.generated(copy)
