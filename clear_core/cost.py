@@ -5,13 +5,14 @@ from __future__ import annotations
 from math import isqrt
 from typing import TYPE_CHECKING
 
+from .families import FLUX1
 from .layout import SequenceLayout
 from .spec import ClearSpec
 
 if TYPE_CHECKING:
     from .attention.tiling.plan import TilePlan
 
-FLUX_WIDTH = 3072
+FLUX_WIDTH = FLUX1.width
 """Heads times head size of FLUX.1 (24 x 128)."""
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-TOKEN_PIXELS = 16
-"""Side of one token in pixels: 8 by the VAE, 2 by the model's patches."""
+from .families import FLUX1
+
+TOKEN_PIXELS = FLUX1.token_pixels
+"""Side of one token in pixels, the same in every family so far."""
 
 PATCH = 2
 """Side of one token in latent pixels."""
@@ -37,11 +39,12 @@ class SequenceLayout:
             height, width = grid
         except (TypeError, ValueError):
             raise ValueError(f"grid is {grid!r}; expected (height, width) in tokens.") from None
-        for name, value, least in (
+        checks: list[tuple[str, object, int]] = [
             ("grid height", height, 1),
             ("grid width", width, 1),
             ("reference_tokens", reference, 0),
-        ):
+        ]
+        for name, value, least in checks:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}.")
         text = length - height * width - reference
@@ -73,6 +76,7 @@ class SequenceLayout:
         return math.ceil(self.grid[0] / down_factor), math.ceil(self.grid[1] / down_factor)
 
 
-def token_grid(latent_height: int, latent_width: int, patch_size: int = 2) -> tuple[int, int]:
-    """(h, w) in tokens of a latent; the model pads an odd side up to the patch size."""
+def token_grid(latent_height: int, latent_width: int, patch_size: int = FLUX1.token_cells) -> tuple[int, int]:
+    """(h, w) in tokens of a latent, or of an image with ``patch_size`` in pixels; the model pads a side that does not
+    divide."""
     return -(-latent_height // patch_size), -(-latent_width // patch_size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .cost import FLUX_WIDTH
+from .families import FLUX1
 
 GIB = 2**30
 
@@ -18,8 +18,8 @@ MOST_CHUNKS = 4
 """More would not lower the peak, which is in the attention; and weights that the host keeps in main memory are brought
 to the card once for every chunk."""
 
-FLUX_TEXT = 512
-"""Text tokens that are planned with: FLUX's default is 256 or 512, long prompts have more."""
+FLUX_TEXT = FLUX1.text_tokens
+"""Text tokens to plan with: FLUX's default is 256 or 512, long prompts have more."""
 
 # Rotary embedding of one token: 64 frequencies, 2 x 2 float32.
 ROTATION_BYTES = 64 * 4 * 4
@@ -44,7 +44,7 @@ class Activations:
         element_size: Bytes of one number while computing: 2 for bf16 and fp16, also where the weights are fp8 or GGUF.
     """
 
-    width: int = FLUX_WIDTH
+    width: int = FLUX1.width
     mlp_ratio: float = 4.0
     element_size: int = 2
 

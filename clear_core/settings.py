@@ -1,13 +1,10 @@
-"""From what a person sets to what is applied: which spec, which scale, which NTK factor."""
+"""What a user sets. :class:`clear_core.effective.Effective` says what that comes to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .layout import SequenceLayout
-from .rope import is_hires, ntk_factor
-from .scale import attention_scale
 from .spec import ClearSpec
 
 if TYPE_CHECKING:
@@ -23,18 +20,23 @@ CONTROLNET = ("auto", "on", "off")
 
 @dataclass(frozen=True)
 class ClearSettings:
-    """How one model attends.
+    """How one model is to attend.
 
     Attributes:
         spec: Window radius and down factor.
-        ntk_factor: Factor on the rotary base; 0 decides by the frame (1 up to 8192 image tokens, 10 above).
-        proportional_attention: "on", "off", or "auto" (on above 8192 image tokens).
+        ntk_factor: Factor on the rotary base; 0 is automatic (FLUX.1: 1 up to 8192 image tokens, 10 above).
+        proportional_attention: "on", "off", or "auto" (FLUX.1: on above 8192 image tokens).
         backend: A name of :data:`clear_core.attention.BACKENDS`.
-        start_percent: Share of the sampling, 0 to 1, before which the blocks attend without the window.
-        end_percent: Share of the sampling, 0 to 1, after which they do; not before the start.
-        dense_blocks: Blocks that always do, as :func:`clear_core.dense_blocks.parse_dense_blocks` reads them.
-        min_tokens: Frames of fewer image tokens than this attend without the window.
-        controlnet: Whether a ControlNet's blocks get the window: "on", "off", or "auto" (on above 8192 image tokens).
+        start_percent: Share of the sampling, 0 to 1, before which attention is dense.
+        end_percent: Share of the sampling, 0 to 1, after which attention is dense; not before the start.
+        dense_blocks: Blocks that always attend densely, in the form of
+            :func:`clear_core.dense_blocks.parse_dense_blocks`. It stays a text until the model is known.
+        min_tokens: Frames of fewer image tokens attend densely.
+        controlnet: Whether a ControlNet's blocks get the window: "on", "off", or "auto" (FLUX.1: on above 8192 image
+            tokens).
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     spec: ClearSpec
@@ -61,34 +63,9 @@ class ClearSettings:
         if self.min_tokens < 0:
             raise ValueError(f"min_tokens is {self.min_tokens!r}; expected 0 or a number of image tokens.")
 
-    def ntk(self, image_tokens: int) -> float:
-        """NTK factor for a frame of this many image tokens."""
-        return ntk_factor(image_tokens, self.ntk_factor)
-
-    def is_proportional(self, image_tokens: int) -> bool:
-        """Whether a frame of this many image tokens gets the proportional scale."""
-        if self.proportional_attention == "auto":
-            return is_hires(image_tokens)
-        return self.proportional_attention == "on"
-
-    def windows_controlnet(self, image_tokens: int) -> bool:
-        """Whether a ControlNet beside a model with a frame of this many image tokens gets the window."""
-        if self.controlnet == "auto":
-            return is_hires(image_tokens)
-        return self.controlnet == "on"
-
-    def scale(self, head_dim: int, layout: SequenceLayout) -> float:
-        """Factor on the query-key products of a block, windowed or kept dense."""
-        return attention_scale(
-            head_dim,
-            proportional=self.is_proportional(layout.image),
-            tokens=layout.text + layout.image,
-            pooled=self.spec.pools,
-        )
-
 
 def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearSpec:
-    """The window that the widgets and the weights file ask for together.
+    """The window that the widgets and the weights file specify together.
 
     Args:
         radius: In tokens; 0 takes it from the file (its header, else its name), or 16 without a file.
@@ -96,16 +73,17 @@ def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearS
         file: The weights, or None.
 
     Raises:
-        ValueError: The file does not tell its radius, or the down factor contradicts the file.
+        ValueError: The file does not state its radius, or the down factor contradicts the file.
     """
+    if file is None:
+        return ClearSpec(radius or DEFAULT_RADIUS, down_factor or 1)
+    radius = radius or file.radius or 0
     if radius == 0:
-        radius = file.radius if file else DEFAULT_RADIUS
-        if radius is None:
-            raise ValueError(
-                f"{file.name} does not say which window radius it was trained for, in its header or its "
-                "name (clear_local_8, clear_local_16_down_4, ...); set radius to that number."
-            )
-    trained = file.down_factor if file else 1
+        raise ValueError(
+            f"{file.name} does not say which window radius it was trained for, in its header or its "
+            "name (clear_local_8, clear_local_16_down_4, ...); set radius to that number."
+        )
+    trained = file.down_factor
     if trained > 1 and down_factor not in (0, trained):
         raise ValueError(
             f"down_factor is {down_factor}, but {file.name} was trained with {trained}; "

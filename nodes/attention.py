@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..clear_core.attention import BACKENDS
@@ -168,30 +170,14 @@ class CLEARAttention(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
+        model: Any,
         weights_name: str = NO_WEIGHTS,
         strength: float = 1.0,
         radius: int = 0,
-        ntk_factor: float = 0.0,
-        proportional_attention: str = "auto",
-        start_percent: float = 0.0,
-        end_percent: float = 1.0,
-        dense_blocks: str = "",
-        min_tokens: int = 0,
-        controlnet: str = "auto",
-        backend: str = "auto",
         down_factor: int = 0,
+        **settings: Any,
     ) -> io.NodeOutput:
+        """``settings`` are the other widgets; their names and defaults are those of :class:`ClearSettings`."""
         file = None if weights_name == NO_WEIGHTS else read_clear_file(path_of(weights_name))
-        settings = ClearSettings(
-            choose_spec(radius, down_factor, file),
-            ntk_factor,
-            proportional_attention,
-            backend,
-            start_percent=start_percent,
-            end_percent=end_percent,
-            dense_blocks=dense_blocks,
-            min_tokens=min_tokens,
-            controlnet=controlnet,
-        )
-        return io.NodeOutput(apply_clear(model, settings, file, strength))
+        spec = choose_spec(radius, down_factor, file)
+        return io.NodeOutput(apply_clear(model, ClearSettings(spec, **settings), file, strength))

@@ -1,4 +1,4 @@
-"""The node that shows what windows do to a model and a picture, and what people quote when something is wrong."""
+"""The node that shows what windows do to a model and a picture, with lines to quote in a bug report."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
+from ..clear_core.families import FLUX1
 from ..clear_core.inspection.page import draw_note, draw_sheet
 from ..clear_core.inspection.report import note, report
 from .host.inspect.read_model import inspect_model
-from .host.model.flux_shape import flux_shape
+from .host.model.family import model_shape
 from .host.model.throughput import last_throughput
 from .host.pack import versions
 from .host.search_aliases import with_search_aliases
 
 PLAIN_SIDE = 4096
-LATENT_PIXELS = 8
 
 
 class CLEARInspect(io.ComfyNode):
@@ -80,9 +80,11 @@ class CLEARInspect(io.ComfyNode):
         return repr(last_throughput())
 
     @classmethod
-    def execute(cls, model, image=None, latent=None, upscale_by: float = 1.0) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, image: Tensor | None = None, latent: dict[str, Any] | None = None, upscale_by: float = 1.0
+    ) -> io.NodeOutput:
         try:
-            flux_shape(model)
+            model_shape(model)
         except ValueError as refused:
             sentence = str(refused)[:1].upper() + str(refused)[1:]
             return shown(draw_note(sentence, versions()), note(sentence, versions()))
@@ -91,13 +93,17 @@ class CLEARInspect(io.ComfyNode):
         return shown(draw_sheet(facts, picture_of(image)), report(facts))
 
 
-def source_of(image: Tensor | None, latent: dict[str, Tensor] | None) -> tuple[tuple[int, int], str, int]:
-    """((height, width) in px, what that is, pictures in a batch); 0 pictures where nothing is connected."""
+def source_of(image: Tensor | None, latent: dict[str, Any] | None) -> tuple[tuple[int, int], str, int]:
+    """((height, width) in px, its origin, pictures in a batch); 0 pictures if nothing is connected."""
     if image is not None:
         return (image.shape[1], image.shape[2]), "picture", image.shape[0]
     if latent is not None:
         samples = latent["samples"]
-        return (samples.shape[-2] * LATENT_PIXELS, samples.shape[-1] * LATENT_PIXELS), "latent", samples.shape[0]
+        return (
+            (samples.shape[-2] * FLUX1.latent_pixels, samples.shape[-1] * FLUX1.latent_pixels),
+            "latent",
+            samples.shape[0],
+        )
     return (PLAIN_SIDE, PLAIN_SIDE), "nothing connected", 0
 
 

@@ -21,7 +21,7 @@ COMFY = ("comfy", "comfy_execution", "comfy_extras", "comfy_config", "comfyui_ve
 HOST = (*COMFY, "comfy_api", "server", "execution", "latent_preview", "app", "utils", "comfyui")
 
 # What server may ask of nodes/host/model: modules that read and patch nothing.
-READS = ("read", "family", "flux_shape", "throughput")
+READS = ("read", "family", "throughput")
 
 
 @dataclass(frozen=True)

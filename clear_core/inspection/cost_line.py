@@ -1,16 +1,15 @@
-"""What windows save at a size, in one line for a person, and where they will not pay."""
+"""One line for a user: what windows save at a size, and a warning if they will not pay."""
 
 from __future__ import annotations
 
-from ..cost import clear_pairs, dense_pairs
-from ..layout import TOKEN_PIXELS, SequenceLayout, token_grid
-from ..memory import FLUX_TEXT
-from ..rope import is_hires
-from ..spec import ClearSpec
+from ..effective import Effective
+from ..families import ModelShape
+from ..layout import SequenceLayout, token_grid
+from ..settings import ClearSettings
 from .units import percent
 
 USUAL_SIZES = {"1K": 1024, "2K": 2048, "4K": 4096}
-"""Squares named where the size of the picture is not known."""
+"""Squares for a picture of unknown size."""
 
 SMALL = 4608
 """Image tokens up to which, at about a megapixel, windows gained nothing (paper, table 1: 4.40 s of 4.45 s)."""
@@ -18,77 +17,74 @@ SMALL = 4608
 COSTLY = 0.5
 """Share of dense attention above which windows were slower than it (paper, table 1: radius 32 at 1K)."""
 
-
-def layout_of(width: int, height: int) -> SequenceLayout:
-    """The sequence that a picture of this many pixels makes, with a prompt of usual length."""
-    return SequenceLayout(FLUX_TEXT, token_grid(height, width, TOKEN_PIXELS))
+Size = tuple[int, int]
+"""(width, height) in pixels."""
 
 
-def share(layout: SequenceLayout, spec: ClearSpec, dense_part: float = 0.0) -> float:
-    """Cost of the windows over that of dense attention: up to 1, above it only where all is seen and pooled as well.
-
-    Args:
-        layout: The sequence.
-        spec: The windows.
-        dense_part: Part of the blocks, 0 to 1, that attend without windows.
-    """
-    return dense_part + (1 - dense_part) * clear_pairs(layout, spec) / dense_pairs(layout)
+def layout_of(shape: ModelShape, width: int, height: int) -> SequenceLayout:
+    """The sequence of a picture of this many pixels, with a prompt of usual length."""
+    return SequenceLayout(shape.family.text_tokens, token_grid(height, width, shape.family.token_pixels))
 
 
-def cost_line(
-    spec: ClearSpec | None,
-    size: tuple[int, int] | None,
-    *,
-    has_weights: bool = True,
-    min_tokens: int = 0,
-    dense_part: float = 0.0,
-    acts: tuple[float, float] = (0.0, 1.0),
-) -> str:
-    """One line: tokens, the share of dense attention's cost, and a word of warning where one is due.
+def cost_line(settings: ClearSettings | None, shape: ModelShape, size: Size | None, *, has_weights: bool = True) -> str:
+    """Tokens, the share of dense attention's cost, and a short warning if one is due.
 
     Args:
-        spec: The windows; None for a model that attends densely.
-        size: (width, height) in pixels, or None where it is not known: then 1K, 2K and 4K are named.
+        settings: None for a model without CLEAR.
+        shape: The model.
+        size: None if it is not known: the line then names 1K, 2K and 4K.
         has_weights: Whether weights distilled for windows are loaded.
-        min_tokens: Below this many image tokens the model attends densely.
-        dense_part: Part of the blocks, 0 to 1, that always do.
-        acts: Shares of the sampling, 0 to 1, between which they have windows at all; the costs are those of such a step.
+
+    Raises:
+        ValueError: ``settings`` names blocks that the model lacks.
     """
     if size is None:
-        if spec is None:
-            return "dense attention, no windows"
-        shares = (
-            f"{percent(share(layout_of(side, side), spec, dense_part))} at {name}" for name, side in USUAL_SIZES.items()
-        )
-        return joined(
-            f"{', '.join(shares)} of dense attention", "does not pay at 1K", *remarks(spec, has_weights, acts)
-        )
-    layout = layout_of(*size)
-    start = f"{size[0]} x {size[1]}: {layout.image:,} tokens"
-    if spec is None:
-        slow = "slow here: put CLEAR Attention before it" if is_hires(layout.image) else ""
+        return unknown_size_line(settings, shape, has_weights)
+    effective = Effective.of(settings, shape, layout_of(shape, *size))
+    start = f"{size[0]} x {size[1]}: {effective.image_tokens:,} tokens"
+    if settings is None:
+        slow = "slow here: put CLEAR Attention before it" if effective.is_hires else ""
         return joined(f"{start}, dense attention, no windows", slow)
-    if layout.image < min_tokens:
-        return f"{start}, dense attention: fewer than min_tokens"
-    part = share(layout, spec, dense_part)
+    if effective.inactive:
+        return f"{start}, dense attention: {effective.inactive.value}"
     pays = ""
-    if part > COSTLY:
+    if effective.window_share > COSTLY:
         pays = "slower than dense here"
-    elif layout.image <= SMALL:
+    elif effective.image_tokens <= SMALL:
         pays = "does not pay here"
-    return joined(f"{start}, {percent(part)} of dense attention", pays, *remarks(spec, has_weights, acts))
+    share = f"{percent(effective.attention_share)} of dense attention"
+    return joined(f"{start}, {share}", pays, *remarks(effective, has_weights))
 
 
-def remarks(spec: ClearSpec, has_weights: bool, acts: tuple[float, float]) -> tuple[str, ...]:
-    """What holds at any size."""
-    start, end = acts
+def unknown_size_line(settings: ClearSettings | None, shape: ModelShape, has_weights: bool) -> str:
+    """The line for a picture of unknown size."""
+    if settings is None:
+        return "dense attention, no windows"
+    sizes = {name: Effective.of(settings, shape, layout_of(shape, side, side)) for name, side in USUAL_SIZES.items()}
+    active = {name: effective for name, effective in sizes.items() if effective.active}
+    if not active:
+        reasons = {effective.inactive.value for effective in sizes.values() if effective.inactive}
+        return f"dense attention: {', or '.join(sorted(reasons))}"
+    shares = ", ".join(f"{percent(effective.attention_share)} at {name}" for name, effective in active.items())
+    dense = " and ".join(name for name in sizes if name not in active)
+    return joined(
+        f"{shares} of dense attention",
+        f"dense at {dense}" if dense else "",
+        "does not pay at 1K" if "1K" in active else "",
+        *remarks(next(iter(active.values())), has_weights),
+    )
+
+
+def remarks(effective: Effective, has_weights: bool) -> tuple[str, ...]:
+    """Remarks that hold at any size."""
+    start, end = effective.active_range
     return (
-        f"only from {percent(start)} to {percent(end)} of the sampling" if acts != (0, 1) else "",
+        f"only from {percent(start)} to {percent(end)} of the sampling" if (start, end) != (0, 1) else "",
         "" if has_weights else "no weights: picture suffers",
-        "pooled overview: quadratic" if spec.pools else "",
+        "pooled overview: quadratic" if effective.spec.pools else "",
     )
 
 
 def joined(*parts: str) -> str:
-    """The parts that say something, as one line."""
+    """The parts that are not empty, as one line."""
     return " · ".join(filter(None, parts))

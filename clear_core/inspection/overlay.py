@@ -1,4 +1,4 @@
-"""The window over a person's own picture, true to scale (Pillow is imported where it is used)."""
+"""The window over the user's own image, true to scale (Pillow is imported where it is used)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..layout import TOKEN_PIXELS
 from ..spec import ClearSpec
-from .window_figure import CIRCLE, INK, OVERSAMPLING, PAPER, QUERY, SUMMARISED, UNSEEN, WINDOW, around, font
+from .canvas import CIRCLE, INK, OVERSAMPLING, PAPER, QUERY, SUMMARISED, UNSEEN, WINDOW, around, font
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-# How much of the paper's white lies over what a query does not see, and over what it sees as an overview only.
+# Opacity of white over the part that a query does not see, and over the part that it sees pooled only.
 VEIL_UNSEEN = 0.72
 VEIL_OVERVIEW = 0.42
 
@@ -24,13 +24,13 @@ OVERVIEW = (SUMMARISED, (206, 229, 221))
 
 @dataclass(frozen=True)
 class Overlay:
-    """A picture with the window of its middle token.
+    """An image with the window of its middle token.
 
     Attributes:
-        image: RGB, as large as it was asked for.
-        scale: Its px for one px of the frame.
-        centre: (x, y) of the query in it.
-        radius: Of the circle in px of it: ``16 * spec.radius * scale``.
+        image: RGB.
+        scale: Px of ``image`` for one px of the frame.
+        centre: (x, y) of the query in ``image``.
+        radius: Radius of the circle in px of ``image``: ``16 * spec.radius * scale``.
     """
 
     image: Image.Image
@@ -47,19 +47,20 @@ def draw_overlay(
     width: int = 1000,
     height: int = 1000,
 ) -> Overlay:
-    """Draws it.
+    """Draw the window over an image.
 
     Args:
-        size: (height, width) of the frame in px: of the picture that is to be made.
-        spec: Window radius and down factor; None where all is seen.
+        size: (height, width) in px of the frame, the image that is to be made.
+        spec: Window radius and down factor; None if every token sees the whole image.
         picture: Shown enlarged to the frame; None is a plain frame.
-        width, height: Most px that the result may have; one of them it has.
+        width, height: Limits of the result in px; it reaches one of them.
     """
     from PIL import Image, ImageDraw
 
     scale = min(width / size[1], height / size[0])
     shown = max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
-    centre = tuple((side // TOKEN_PIXELS // 2 + 0.5) * TOKEN_PIXELS * scale for side in (size[1], size[0]))
+    x, y = ((side // TOKEN_PIXELS // 2 + 0.5) * TOKEN_PIXELS * scale for side in (size[1], size[0]))
+    centre = x, y
     radius = (spec.radius if spec else 0) * TOKEN_PIXELS * scale
 
     inside = (
@@ -91,20 +92,21 @@ def scaled(point: tuple[float, float]) -> tuple[float, float]:
 
 
 def plain_frame(size: tuple[int, int], color: tuple[int, int, int]) -> Image.Image:
-    """What stands in for a picture that is not known."""
+    """The frame of an image that is not known."""
     from PIL import Image
 
     return Image.blend(Image.new("RGB", size, color), Image.new("RGB", size, PAPER), 0.45)
 
 
 def outside_of(picture: Image.Image | None, inside: Image.Image, size: tuple[int, int], spec: ClearSpec) -> Image.Image:
-    """The frame as a query sees it from afar: not at all, or as the overview's cells."""
+    """The frame outside the window: hidden, or as pooled cells."""
     from PIL import Image
 
     paper = Image.new("RGB", inside.size, PAPER)
     if not spec.pools:
         return plain_frame(inside.size, UNSEEN) if picture is None else Image.blend(inside, paper, VEIL_UNSEEN)
-    cells = tuple(max(1, -(-side // (TOKEN_PIXELS * spec.down_factor))) for side in (size[1], size[0]))
+    columns, rows = (max(1, -(-side // (TOKEN_PIXELS * spec.down_factor))) for side in (size[1], size[0]))
+    cells = columns, rows
     if picture is None:
         return chequered(inside.size, cells)
     coarse = inside.resize(cells, Image.Resampling.BOX).resize(inside.size, Image.Resampling.NEAREST)
@@ -112,7 +114,7 @@ def outside_of(picture: Image.Image | None, inside: Image.Image, size: tuple[int
 
 
 def chequered(size: tuple[int, int], cells: tuple[int, int]) -> Image.Image:
-    """The overview's cells where there is no picture: two near colors by turns."""
+    """The pooled cells of an image that is not known: two similar colors in turn."""
     from PIL import Image
 
     board = Image.new("RGB", cells)
@@ -121,14 +123,14 @@ def chequered(size: tuple[int, int], cells: tuple[int, int]) -> Image.Image:
 
 
 def draw_circle(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float) -> None:
-    """The border, in the middle of a light seam, so that it shows on pictures of any color."""
+    """The border, between light lines, so that it shows on images of any color."""
     line = LINE * OVERSAMPLING
     for color, thick in ((PAPER, 2 * line), (CIRCLE, line)):
         draw.ellipse(around(centre, radius + thick / 2), outline=color, width=round(thick))
 
 
 def draw_query(draw: ImageDraw.ImageDraw, centre: tuple[float, float], scale: float) -> None:
-    """The token itself, at least as large as can be found."""
+    """The query token, at least large enough to be found."""
     half = max(TOKEN_PIXELS * scale, SMALLEST_QUERY) / 2 * OVERSAMPLING
     draw.rectangle(around(centre, half + 2 * OVERSAMPLING), PAPER)
     draw.rectangle(around(centre, half), QUERY)
@@ -137,7 +139,7 @@ def draw_query(draw: ImageDraw.ImageDraw, centre: tuple[float, float], scale: fl
 def label_width(
     draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, spec: ClearSpec, shown: tuple[int, int]
 ) -> None:
-    """The circle's width in px of the frame, on a light pill below it, or inside where there is no room."""
+    """The circle's width in px of the frame, on a light label below it, or inside if there is no room."""
     words = f"{2 * spec.radius * TOKEN_PIXELS} px"
     size = max(16.0, shown[0] * 0.024)
     type_ = font(size)

@@ -1,4 +1,4 @@
-"""One page on a model's windows: the circle over the picture, the block map, and what a step costs at each size."""
+"""The page of CLEARInspect: the circle over the picture, the block map, and the cost of a step at each size."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..attention.tiling.plan import tile_plan
-from ..layout import TOKEN_PIXELS
-from .charts import DENSE, Curve, block_map, decades, draw_cost_chart, draw_layers, draw_table, worked_on
+from .block_map import block_map, computed_share, draw_layers
+from .canvas import CIRCLE, DENSE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font, legible
+from .charts import Curve, decades, draw_cost_chart, draw_table
 from .facts import CostRow, Inspection
 from .overlay import draw_overlay
 from .report import advice, circle_words, headline, origin_words, step_words, used_words
 from .units import memory_words, percent, side_name, significant, time_words
-from .window_figure import CIRCLE, INK, MUTED, OVERSAMPLING, PAPER, POOLED, font, legible
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
+
+    from .canvas import Font
 
 WIDTH = 1640
 MARGIN, GUTTER = 44, 52
@@ -27,7 +29,7 @@ TITLE, HEADING, BODY, SMALL = 48, 33, 26, 22
 """Letter sizes in px. The page is shown at a third of its size on the node."""
 
 SIDES = (1024, 2048, 4096, 8192)
-"""Squares of the table; the curves have some places more between them."""
+"""Squares of the table; the curves have more points between them."""
 
 PLACES = tuple(1024 * 2 ** (step / 4) for step in range(13))
 MAP_SIDE = 320
@@ -35,16 +37,17 @@ CHART_HEIGHT = 480
 
 
 def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.Image:
-    """Draws the page.
+    """Draw the page.
 
     Args:
         facts: What is shown.
         picture: Of any size; shown enlarged to ``facts.size``. None shows a plain frame.
 
     Returns:
-        An RGB picture, 1640 px wide.
+        An RGB image, 1640 px wide.
     """
-    spec = facts.spec if facts.is_windowed and not facts.spec.covers(facts.grid) else None
+    effective = facts.effective
+    spec = effective.spec if effective.active else None
     overlay = draw_overlay(facts.size, spec, picture=picture, width=COLUMN, height=COLUMN)
     page = Page()
     page.text(headline(facts), TITLE, INK)
@@ -54,7 +57,7 @@ def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.I
     page.right = MARGIN + COLUMN
     page.gap(overlay.image.height + 14)
     page.text(circle_words(facts), BODY, INK)
-    if facts.is_windowed:
+    if effective.active:
         page.gap(30)
         draw_map(page, facts)
     bottom = page.y
@@ -67,7 +70,7 @@ def draw_sheet(facts: Inspection, picture: Image.Image | None = None) -> Image.I
 
 
 def draw_note(sentence: str, versions: Mapping[str, str]) -> Image.Image:
-    """The page where there is nothing to draw: one sentence."""
+    """The page if there is nothing to draw: one sentence."""
     page = Page()
     page.text("No windows here", TITLE, INK)
     page.gap(8)
@@ -77,7 +80,7 @@ def draw_note(sentence: str, versions: Mapping[str, str]) -> Image.Image:
 
 
 def finished(page: Page, versions: Mapping[str, str]) -> Image.Image:
-    """The page with its last line, cut to its height and brought to size."""
+    """The page with its last line, cut to its height and scaled to size."""
     from PIL import Image
 
     page.text(" · ".join(f"{name} {version}" for name, version in versions.items()), SMALL, MUTED)
@@ -90,8 +93,8 @@ class Page:
     """A page that is written from top to bottom; all lengths in px of the finished page.
 
     Attributes:
-        y: Where the next line begins.
-        left, right: Borders of what is written next.
+        y: Top of the next line.
+        left, right: Borders of the next text.
     """
 
     def __init__(self) -> None:
@@ -107,7 +110,7 @@ class Page:
         self.y += height
 
     def text(self, words: str, size: float, color: tuple[int, int, int]) -> None:
-        """Writes words between the borders, wrapped, and goes on below them."""
+        """Write text between the borders, wrapped, and continue below it."""
         type_ = font(size * OVERSAMPLING)
         for line in wrapped(self.draw, legible(words), type_, (self.right - self.left) * OVERSAMPLING):
             place = (self.left * OVERSAMPLING, (self.y + size * 0.7) * OVERSAMPLING)
@@ -120,9 +123,10 @@ class Page:
         return left, top, right, bottom
 
 
-def wrapped(draw: ImageDraw.ImageDraw, words: str, type_: object, width: float) -> list[str]:
-    """Lines no wider than ``width`` px; a longer word, such as a file's name, is broken where it has to be."""
-    lines, line = [], ""
+def wrapped(draw: ImageDraw.ImageDraw, words: str, type_: Font, width: float) -> list[str]:
+    """Lines no wider than ``width`` px; a longer word, such as a file name, is broken."""
+    lines: list[str] = []
+    line = ""
     for word in itertools.chain.from_iterable(broken(draw, word, type_, width) for word in words.split()):
         longer = f"{line} {word}".strip()
         if line and draw.textlength(longer, font=type_) > width:
@@ -132,9 +136,10 @@ def wrapped(draw: ImageDraw.ImageDraw, words: str, type_: object, width: float) 
     return [*lines, line] if line else lines
 
 
-def broken(draw: ImageDraw.ImageDraw, word: str, type_: object, width: float) -> list[str]:
+def broken(draw: ImageDraw.ImageDraw, word: str, type_: Font, width: float) -> list[str]:
     """A word in pieces no wider than ``width`` px."""
-    pieces, piece = [], ""
+    pieces: list[str] = []
+    piece = ""
     for letter in word:
         if piece and draw.textlength(piece + letter, font=type_) > width:
             pieces.append(piece)
@@ -144,8 +149,10 @@ def broken(draw: ImageDraw.ImageDraw, word: str, type_: object, width: float) ->
 
 
 def draw_map(page: Page, facts: Inspection) -> None:
-    """The block map to the left, words on it to the right, the model's layers below."""
-    plan = tile_plan(facts.layout, facts.spec.within(facts.grid), torch.device("cpu"))
+    """The block map at the left, its explanation at the right, the model's blocks below."""
+    effective = facts.effective
+    layout = effective.layout
+    plan = tile_plan(layout, effective.spec.within(layout.grid), torch.device("cpu"))
     page.text("What is computed", HEADING, INK)
     page.gap(8)
     left, top = page.left, page.y
@@ -159,26 +166,26 @@ def draw_map(page: Page, facts: Inspection) -> None:
     )
     page.gap(8)
     page.text(
-        f"Only what is coloured is computed: {percent(min(1.0, worked_on(plan)))} of what looking at the whole "
+        f"Only what is coloured is computed: {percent(min(1.0, computed_share(plan)))} of what looking at the whole "
         "picture computes.",
         BODY,
         INK,
     )
     page.y, page.left = max(page.y, top + MAP_SIDE) + 16, left
-    blocks, dense = facts.model.blocks, len(facts.dense_blocks)
+    blocks, windowed = effective.shape.blocks, effective.windowed_blocks
     page.text(
-        f"{blocks - dense} of the model's {blocks} blocks have the window"
-        + (f"; {dense} look at the whole picture (grey)." if dense else "."),
+        f"{windowed} of the model's {blocks} blocks have the window"
+        + (f"; {blocks - windowed} look at the whole picture (grey)." if windowed < blocks else "."),
         BODY,
         INK,
     )
     page.gap(6)
-    draw_layers(page.draw, page.box(26), facts.model.num_double, facts.model.num_single, facts.dense_blocks)
+    draw_layers(page.draw, page.box(26), effective)
     page.gap(26)
 
 
 def draw_costs(page: Page, facts: Inspection) -> None:
-    """Curves and table of what a step costs."""
+    """Curves and a table of the cost of a step."""
     rows = [facts.row((side, side)) for side in SIDES]
     unit = Unit(facts, rows[0])
     page.text(f"{'Time' if facts.pace else 'Work'} of one step, by size of the picture", HEADING, INK)
@@ -209,7 +216,7 @@ def draw_costs(page: Page, facts: Inspection) -> None:
         ]
         for name, row in listed
     ]
-    circle = f"{2 * facts.spec.radius * TOKEN_PIXELS} px circle"
+    circle = f"{facts.circle_pixels} px circle"
     columns = [("picture", INK), ("whole picture", DENSE), (circle, CIRCLE), ("overview", POOLED), ("memory", MUTED)]
     bottom = draw_table(page.draw, page.box(0), columns, cells, highlighted=len(cells) - 1, size=SMALL * OVERSAMPLING)
     page.y = bottom / OVERSAMPLING + 8
@@ -227,7 +234,7 @@ def draw_costs(page: Page, facts: Inspection) -> None:
 
 
 class Unit:
-    """What the chart counts in: seconds of this machine, or steps of the model at 1K."""
+    """Unit of the chart: seconds of this machine, or steps of the dense model at 1K."""
 
     def __init__(self, facts: Inspection, smallest: CostRow):
         self.facts = facts
@@ -241,22 +248,25 @@ class Unit:
 
     def size(self, work: float) -> float:
         """Work in this unit."""
-        return self.facts.seconds(work) if self.facts.pace else work / self.one
+        seconds = self.facts.seconds(work)
+        return work / self.one if seconds is None else seconds
 
     def name(self, value: float) -> str:
         return time_words(value) if self.facts.pace else f"{significant(value)} x"
 
 
 def cost_cell(unit: Unit, row: CostRow, work: float) -> str:
-    """``"3.2 s, 22 %"``; the whole picture's column has no share."""
+    """``"3.2 s, 22 %"``; dense attention has no share."""
     words = unit.name(unit.size(work))
     return words if work == row.dense else f"{words}, {percent(work / row.dense)}"
 
 
 def curves_of(facts: Inspection, unit: Unit) -> list[Curve]:
-    """Whole picture, window, window with overview."""
-    rows = [facts.row((round(side / TOKEN_PIXELS) * TOKEN_PIXELS,) * 2) for side in PLACES]
-    pools, windowed = facts.spec.pools, facts.is_windowed
+    """Dense attention, windows, windows with pooled keys."""
+    token = facts.token_pixels
+    sides = [round(side / token) * token for side in PLACES]
+    rows = [facts.row((side, side)) for side in sides]
+    pools, windowed = facts.effective.spec.pools, facts.effective.active
     return [
         Curve("whole picture", DENSE, tuple(unit.size(row.dense) for row in rows), in_use=not windowed),
         Curve("window", CIRCLE, tuple(unit.size(row.window) for row in rows), in_use=windowed and not pools),

@@ -1,11 +1,10 @@
-"""What CLEARInspect says: plain words first, then lines of the form "name: value" for bug reports."""
+"""The text of CLEARInspect: plain sentences first, then lines of the form "name: value" for bug reports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..cost import clear_pairs, dense_pairs
-from ..layout import TOKEN_PIXELS
+from ..effective import Effective, Inactive
 from ..settings import ClearSettings
 from .facts import Inspection
 from .units import memory_words, percent, significant, time_words
@@ -14,20 +13,19 @@ STEPS = 20
 """Of the example run."""
 
 MARK = "--- for bug reports ---"
-"""The line between what is for reading and what is for quoting."""
+"""The line between the text for reading and the lines for quoting."""
 
 
 def headline(facts: Inspection) -> str:
     """One sentence on what a part of the picture sees."""
-    if facts.is_windowed and not facts.spec.covers(facts.grid):
-        width = f"{2 * facts.spec.radius * TOKEN_PIXELS} px"
-        overview = ", and at a coarse overview of the rest" if facts.spec.pools else ""
-        return f"Each part of the picture looks at a circle {width} wide{overview}"
-    return "Each part of the picture looks at the whole picture"
+    if not facts.effective.active:
+        return "Each part of the picture looks at the whole picture"
+    overview = ", and at a coarse overview of the rest" if facts.effective.spec.pools else ""
+    return f"Each part of the picture looks at a circle {facts.circle_pixels} px wide{overview}"
 
 
 def origin_words(facts: Inspection) -> str:
-    """Which picture it is about."""
+    """Which picture the report is about."""
     frame = f"{facts.size[1]} x {facts.size[0]} px"
     said = {"picture": f"Your picture at {frame}", "latent": f"A picture of {frame}, as large as the latent says"}
     start = said.get(facts.origin, f"A picture of {frame}; connect your own to see the window on it")
@@ -35,54 +33,53 @@ def origin_words(facts: Inspection) -> str:
 
 
 def circle_words(facts: Inspection) -> str:
-    """What the drawing shows."""
-    side = f"{TOKEN_PIXELS} x {TOKEN_PIXELS} px"
+    """Caption of the drawing."""
+    effective = facts.effective
+    side = f"{facts.token_pixels} x {facts.token_pixels} px"
     frame = f"{facts.size[1]} x {facts.size[0]} px"
-    if not facts.is_windowed or facts.spec.covers(facts.grid):
+    if not effective.active:
         return (
-            f'At {frame} the picture has {facts.layout.image:,} parts of {side} ("tokens"). Each of them, such '
+            f'At {frame} the picture has {effective.image_tokens:,} parts of {side} ("tokens"). Each of them, such '
             "as the orange square, looks at all the others and at the whole prompt."
         )
-    seen = (
-        f"what lies inside the circle (true to scale: {2 * facts.spec.radius * TOKEN_PIXELS} px of {frame}) and at "
-        "the whole prompt"
-    )
+    seen = f"what lies inside the circle (true to scale: {facts.circle_pixels} px of {frame}) and at the whole prompt"
     far = ""
-    if facts.spec.pools:
-        cell = facts.spec.down_factor * TOKEN_PIXELS
+    if effective.spec.pools:
+        cell = effective.spec.down_factor * facts.token_pixels
         far = f" Of the rest it sees one summary for each {cell} x {cell} px."
     return f'The orange square is one part of the picture, {side} (a "token"). It looks at {seen}.{far}'
 
 
-def reduced_to_dense(facts: Inspection) -> str:
+def inactive_sentence(facts: Inspection) -> str:
     """Why a model with CLEAR has no windows at this size, or nothing."""
-    settings = facts.settings
-    if settings is None or facts.is_windowed:
+    effective, settings = facts.effective, facts.settings
+    if settings is None or effective.inactive is None:
         return ""
-    if facts.is_all_dense:
-        return f"CLEAR is connected but rests: dense_blocks names all {facts.model.blocks} blocks of the model."
-    return (
-        f"CLEAR is connected but rests here: the picture has {facts.layout.image:,} tokens, fewer than min_tokens, "
-        f"{settings.min_tokens:,}."
-    )
+    reasons = {
+        Inactive.MIN_TOKENS: f"the picture has {effective.image_tokens:,} tokens, fewer than min_tokens, "
+        f"{settings.min_tokens:,}",
+        Inactive.DENSE_BLOCKS: f"dense_blocks names all {effective.shape.blocks} blocks of the model",
+        Inactive.COVERED: "the circle is larger than the picture",
+    }
+    return f"CLEAR is connected but inactive here: {reasons[effective.inactive]}."
 
 
 def step_words(facts: Inspection) -> str:
-    """Work, and time where it is known, of one step at this size."""
-    row = facts.row(facts.size)
+    """Work of one step at this size, and its time if it is known."""
+    row, effective = facts.row(facts.size), facts.effective
     work = facts.in_use(row)
-    if facts.is_all_dense:
-        return f"Every step does the full work.{time_sentence(facts, work)}"
-    if not facts.is_windowed:
+    time = time_sentence(facts, work)
+    if effective.active:
         return (
-            f"Every step does the full work; with a window of {2 * facts.spec.radius * TOKEN_PIXELS} px it would "
-            f"do {percent(row.window / row.dense)} of it.{time_sentence(facts, work)}"
+            f"A step does {percent(work / row.dense)} of the work that looking at the whole picture takes (its "
+            f"attention alone: {percent(effective.attention_share)}).{time}"
         )
-    attention = percent(clear_pairs(facts.layout, facts.spec) / dense_pairs(facts.layout))
-    return (
-        f"A step does {percent(work / row.dense)} of the work that looking at the whole picture takes (its "
-        f"attention alone: {attention}).{time_sentence(facts, work)}"
-    )
+    if effective.inactive in (Inactive.NOT_CONNECTED, Inactive.MIN_TOKENS) and row.window < row.dense:
+        return (
+            f"Every step does the full work; with a window of {facts.circle_pixels} px it would "
+            f"do {percent(row.window / row.dense)} of it.{time}"
+        )
+    return f"Every step does the full work.{time}"
 
 
 def time_sentence(facts: Inspection, work: float) -> str:
@@ -93,20 +90,20 @@ def time_sentence(facts: Inspection, work: float) -> str:
 
 
 def advice(facts: Inspection) -> list[str]:
-    """What to connect or to expect, where there is something to say."""
-    said = []
+    """What to connect or to expect."""
     if facts.settings is None:
-        said.append(
+        return [
             "CLEAR is not connected: put the node CLEAR Attention (FLUX hi-res) between the model and this "
             "node, and the sampler after it, to get windows."
-        )
-        return said
-    if reduced_to_dense(facts):
-        return [reduced_to_dense(facts)]
-    if (facts.settings.start_percent, facts.settings.end_percent) != (0, 1):
-        start, end = percent(facts.settings.start_percent), percent(facts.settings.end_percent)
+        ]
+    effective = facts.effective
+    if not effective.active:
+        return [inactive_sentence(facts)]
+    said: list[str] = []
+    if effective.active_range != (0, 1):
+        start, end = map(percent, effective.active_range)
         said.append(
-            f"The window acts from {start} to {end} of the sampling; outside it a step looks at "
+            f"The window is active from {start} to {end} of the sampling; outside it a step looks at "
             "the whole picture and does the full work."
         )
     if facts.weights is not None and facts.weights.strength == 0:
@@ -118,13 +115,14 @@ def advice(facts: Inspection) -> list[str]:
         said.append(
             "No distilled weights are loaded: the model was not trained for windows, and the picture will "
             "suffer. Choose weights_name in CLEAR Attention, or press Get weights there."
+            if not effective.shape.is_relative
+            else f"Nobody has distilled weights for {effective.shape.family.name}: it was not trained for windows, and "
+            "the picture will suffer."
         )
-    if facts.spec.covers(facts.grid):
-        said.append("The circle is larger than the picture, so attention is ordinary here.")
     row = facts.row(facts.size)
     if facts.in_use(row) > 0.8 * row.dense:
         said.append("At this size windows save little or nothing; they pay from 2K up.")
-    if facts.spec.pools:
+    if effective.spec.pools:
         said.append(
             "The overview's cost grows with the square of the picture's area: at 8K weights without overview "
             "(clear_local_8, _16, _32) are cheaper."
@@ -133,7 +131,7 @@ def advice(facts: Inspection) -> list[str]:
 
 
 def memory_sentence(facts: Inspection) -> str:
-    """Peak memory, the device's, and how CLEAR Upscale would divide the picture."""
+    """Peak memory, the device's memory, and the tiles of CLEAR Upscale."""
     peak = memory_words(facts.row(facts.size).memory)
     device = f" The device has {memory_words(facts.device_bytes)}." if facts.device_bytes else ""
     tiles = f" CLEAR Upscale would work on {facts.tiles}." if facts.tiles else ""
@@ -144,11 +142,11 @@ def memory_sentence(facts: Inspection) -> str:
 
 
 def used_words(facts: Inspection) -> list[str]:
-    """What takes part in a step besides the model."""
-    words = []
+    """Weights, backend and other nodes."""
+    words: list[str] = []
     if facts.weights:
         words.append(f"Weights: {facts.weights.name} at strength {facts.weights.strength:g}.")
-    if facts.is_windowed:
+    if facts.effective.active:
         words.append(f'Computed by "{facts.backend[0]}". {facts.backend[1]}')
     if facts.others:
         words.append(f"Other nodes changed this model too: {'; '.join(facts.others)}.")
@@ -156,7 +154,7 @@ def used_words(facts: Inspection) -> list[str]:
 
 
 def plain_words(facts: Inspection) -> list[str]:
-    """Sentences for people, most important first."""
+    """Sentences for users, the most important first."""
     words = [f"{headline(facts)}.", circle_words(facts), step_words(facts)]
     if facts.pace is None:
         words.append(
@@ -185,48 +183,52 @@ def settings_lines(settings: ClearSettings | None) -> list[tuple[str, str]]:
     ]
 
 
+def blocks_words(effective: Effective) -> str:
+    """In how many blocks there are windows."""
+    blocks, windowed = effective.shape.blocks, effective.windowed_blocks
+    return "yes" if windowed == blocks else f"yes, in {windowed} of {blocks} blocks"
+
+
 def effective_lines(facts: Inspection) -> list[tuple[str, str]]:
     """What the settings come to at this size."""
-    settings = facts.settings
+    settings, effective = facts.settings, facts.effective
     if settings is None:
         return []
-    head_dim, tokens = facts.model.head_dim, facts.layout.image
-    scale = settings.scale(head_dim, facts.layout)
-    weights = facts.weights
+    scale, weights = effective.scale, facts.weights
     return [
-        ("windows at this size", "yes" if facts.is_windowed else "no"),
+        ("windows at this size", f"no ({effective.inactive.value})" if effective.inactive else blocks_words(effective)),
         ("backend", f"{facts.backend[0]} ({facts.backend[1]})"),
         (
             "weights",
             f"{weights.name}, strength {weights.strength:g}, sha256 {weights.fingerprint}" if weights else "none",
         ),
-        ("ntk factor", f"{settings.ntk(tokens):g} ({'set' if settings.ntk_factor else 'automatic'})"),
+        ("ntk factor", f"{effective.ntk_factor:g} ({'set' if settings.ntk_factor else 'automatic'})"),
         (
             "attention scale",
-            f"{scale:.6f} ({scale * head_dim**0.5:.4f} of plain, proportional attention "
-            f"{'on' if settings.is_proportional(tokens) else 'off'}, "
+            f"{scale:.6f} ({scale * effective.shape.head_dim**0.5:.4f} of plain, proportional attention "
+            f"{'on' if effective.proportional else 'off'}, "
             f"{'automatic' if settings.proportional_attention == 'auto' else 'set'})",
         ),
     ]
 
 
 def quoted_lines(facts: Inspection) -> list[tuple[str, str]]:
-    """(name, value) of every line for bug reports; names and their order stay as they are."""
+    """(name, value) of every line for bug reports. Names and their order must not change."""
     model, row = facts.model, facts.row(facts.size)
+    shape = model.shape
     work = facts.in_use(row)
-    seconds = facts.seconds(work)
     return [
         *facts.versions.items(),
         ("device", facts.device + (f", {memory_words(facts.device_bytes)}" if facts.device_bytes else "")),
         (
             "model",
-            f"{model.name}, width {model.activations.width}, {model.num_double} double and {model.num_single} "
+            f"{shape.family.name}, width {shape.width}, {shape.num_double} double and {shape.num_single} "
             f"single blocks, computes in {model.dtype}, weights {memory_words(model.weight_bytes)}",
         ),
         (
             "size",
-            f"{facts.size[1]} x {facts.size[0]} px, {facts.layout.image} image tokens, {facts.text} text tokens "
-            f"counted with, batch {facts.batch}",
+            f"{facts.size[1]} x {facts.size[0]} px, {facts.effective.image_tokens} image tokens, "
+            f"{facts.text} text tokens counted with, batch {facts.batch}",
         ),
         ("size from", facts.origin),
         ("stages", facts.stages or "none"),
@@ -239,8 +241,8 @@ def quoted_lines(facts: Inspection) -> list[tuple[str, str]]:
         ),
         (
             "time of a step",
-            f"{time_words(seconds)} (from {facts.pace.what})"
-            if seconds is not None
+            f"{time_words(facts.seconds(work) or 0.0)} (from {facts.pace.what})"
+            if facts.pace
             else "not known, nothing was timed",
         ),
         ("memory of a step", f"{memory_words(row.memory)} beside the weights, calculated"),
@@ -255,6 +257,6 @@ def report(facts: Inspection) -> str:
 
 
 def note(sentence: str, versions: Mapping[str, str]) -> str:
-    """The text where there is nothing to report but one sentence."""
+    """The text if there is only one sentence to report."""
     lines = [f"{name}: {value}" for name, value in versions.items()]
     return "\n".join([sentence, "", MARK, *lines, "model: no FLUX.1"])

@@ -1,44 +1,44 @@
-"""Pictures of the window (Pillow is imported where it is used)."""
+"""A figure of one window on the token grid (Pillow is imported where it is used)."""
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..cost import clear_pairs, dense_pairs
-from ..layout import SequenceLayout
+from ..layout import TOKEN_PIXELS, SequenceLayout
 from ..spec import ClearSpec
+from .canvas import (
+    CIRCLE,
+    INK,
+    MUTED,
+    OVERSAMPLING,
+    PAPER,
+    POOLED,
+    POOLED_BORDER,
+    QUERY,
+    REFERENCE,
+    SUMMARISED,
+    TEXT,
+    UNSEEN,
+    WINDOW,
+    Color,
+    around,
+    font,
+)
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-Color = tuple[int, int, int]
-
-PAPER: Color = (252, 252, 250)
-INK: Color = (33, 37, 46)
-MUTED: Color = (104, 111, 124)
-QUERY: Color = (232, 93, 36)
-WINDOW: Color = (92, 138, 232)
-CIRCLE: Color = (34, 66, 148)
-UNSEEN: Color = (226, 230, 236)
-SUMMARISED: Color = (219, 238, 232)
-POOLED: Color = (20, 138, 112)
-POOLED_BORDER: Color = (141, 202, 187)
-TEXT: Color = (150, 122, 204)
-REFERENCE: Color = (214, 170, 60)
-
-# Everything is drawn at twice its size and brought down once, which smooths circle and dots.
-OVERSAMPLING = 2
 MARGIN = 0.04
-# px of the finished picture: below these a gap between tokens is a blur, and a query cannot be found.
+# In px of the finished image: a smaller gap between tokens is a blur, a smaller query cannot be found.
 SMALLEST_GAP = 4.0
 SMALLEST_QUERY = 6.0
 
 
 @dataclass(frozen=True)
 class GridPlace:
-    """Where the token grid lies in the picture.
+    """Position of the token grid in the image.
 
     Attributes:
         left, top: Corner of the grid in px.
@@ -50,12 +50,12 @@ class GridPlace:
     cell: float
 
     def point(self, y: float, x: float) -> tuple[float, float]:
-        """(px from the left, px from the top) of a place in tokens; (0.5, 0.5) is the first token's middle."""
+        """(px from the left, px from the top) of a position in tokens; (0.5, 0.5) is the middle of the first token."""
         return self.left + x * self.cell, self.top + y * self.cell
 
 
 def place_grid(grid: tuple[int, int], width: int) -> GridPlace:
-    """Place of the grid in a picture ``width`` px wide; neither its width nor its height exceeds what is free."""
+    """Position of the grid in an image ``width`` px wide; the grid is as large as the margins allow."""
     free = width * (1 - 2 * MARGIN)
     cell = free / max(grid)
     return GridPlace((width - grid[1] * cell) / 2, width * 0.185, cell)
@@ -64,16 +64,16 @@ def place_grid(grid: tuple[int, int], width: int) -> GridPlace:
 def draw_window(
     layout: SequenceLayout, spec: ClearSpec, *, query: tuple[int, int] | None = None, width: int = 1000
 ) -> Image.Image:
-    """Draws what one image query sees, true to scale.
+    """Draw what one image query sees, true to scale.
 
     Args:
         layout: Text, image grid and reference tokens.
         spec: Window radius and down factor.
         query: (y, x) of the query in tokens; None takes the middle.
-        width: Of the picture in px, 400 or more.
+        width: Of the image in px, 400 or more.
 
     Returns:
-        An RGB picture, about as high as it is wide for a square grid.
+        An RGB image, about as high as it is wide for a square grid.
 
     Raises:
         ValueError: ``query`` lies outside the grid, or ``width`` is below 400.
@@ -102,7 +102,7 @@ def draw_window(
 
 
 def draw_grid(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int], cell: float) -> Image.Image:
-    """The grid alone, ``cell`` px a token: tokens, pooled cells, circle; what passes its border is cut off."""
+    """The grid alone, ``cell`` px a token: tokens, pooled cells, and the circle, cut off at the grid's border."""
     from PIL import Image, ImageDraw
 
     rows, columns = layout.grid
@@ -123,12 +123,6 @@ def draw_grid(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int], c
     return image
 
 
-def around(centre: tuple[float, float], reach: float) -> tuple[float, float, float, float]:
-    """Square box, ``reach`` px to each side of ``centre`` = (x, y)."""
-    x, y = centre
-    return x - reach, y - reach, x + reach, y + reach
-
-
 def draw_pooled_cells(draw: ImageDraw.ImageDraw, layout: SequenceLayout, d: int, cell: float) -> None:
     """Borders of the pooled cells, and one dot a cell for its key."""
     rows, columns = layout.grid
@@ -146,13 +140,13 @@ def draw_pooled_cells(draw: ImageDraw.ImageDraw, layout: SequenceLayout, d: int,
 
 
 def draw_heading(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearSpec, page: int) -> None:
-    """Title, size of the picture, and the bar of text (and reference) tokens above the grid; ``page`` px wide."""
+    """Title, image size, and the bar of text and reference tokens above the grid; ``page`` px wide."""
     rows, columns = layout.grid
     left, right = page * MARGIN, page * (1 - MARGIN)
     draw.text((left, page * 0.035), "What one image token sees under CLEAR", INK, font(page * 0.034))
     draw.text(
         (left, page * 0.085),
-        f"{rows} x {columns} tokens = {rows * 16} x {columns * 16} pixels (h x w), {spec}",
+        f"{rows} x {columns} tokens = {rows * TOKEN_PIXELS} x {columns * TOKEN_PIXELS} pixels (h x w), {spec}",
         MUTED,
         font(page * 0.021),
     )
@@ -174,7 +168,7 @@ def draw_heading(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearS
 
 
 def legend(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int]) -> list[tuple[Color | None, str]]:
-    """(color, words) line by line; no color for the sums at the end."""
+    """(color, text) of each line; the totals at the end have no color."""
     rows, columns = layout.grid
     seen = sum(spec.sees(y - query[0], x - query[1]) for y in range(rows) for x in range(columns))
     pooled_rows, pooled_columns = layout.pooled_grid(spec.down_factor)
@@ -190,9 +184,9 @@ def legend(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int]) -> l
         entries.append((UNSEEN, "image tokens that it does not see"))
     keys = layout.text + layout.reference + seen + pooled_rows * pooled_columns
     pairs, dense = clear_pairs(layout, spec), dense_pairs(layout)
-    entries.append((None, f"{keys:,} keys in all; ordinary attention has {layout.length:,} for every query."))
+    entries.append((None, f"{keys:,} keys in all; dense attention has {layout.length:,} for every query."))
     entries.append(
-        (None, f"Whole layer: {pairs:,} pairs of query and key, {pairs / dense:.1%} of ordinary attention's {dense:,}.")
+        (None, f"Whole layer: {pairs:,} pairs of query and key, {pairs / dense:.1%} of dense attention's {dense:,}.")
     )
     return entries
 
@@ -211,20 +205,3 @@ def draw_legend(
             font(line * 0.66),
             anchor="lm",
         )
-
-
-def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own typeface, so that no font has to be installed; ``size`` in px."""
-    from PIL import ImageFont
-
-    return ImageFont.load_default(max(8.0, size))
-
-
-def legible(words: str) -> str:
-    """The words in letters that :func:`font` has: an accent is left out, a letter without a plain form becomes "?"."""
-    return "".join(
-        letter
-        if letter.isascii() or letter == "\u00b7"
-        else unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"
-        for letter in words
-    )

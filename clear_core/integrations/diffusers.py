@@ -4,8 +4,8 @@
     pipe(...)                # any pipeline, any sizes, in any order
     handle.remove()          # or: with apply_clear(...): pipe(...)
 
-Needs diffusers 0.32 or later. Nothing of the model is replaced but its attention processors: the grid and the
-rotary embedding of each call are worked out by a forward pre-hook and travel with that call.
+Needs diffusers 0.32 or later. Only the model's attention processors are replaced. A forward pre-hook computes the
+grid and the rotary embedding of each call and adds them to that call.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..attention import BACKENDS
 from ..attention.pool import mean_weight
+from ..effective import Effective
+from ..families import FLUX1, ModelShape
+from ..layout import SequenceLayout
 from ..rope import ntk_theta
 from ..settings import ClearSettings
 from ..spec import ClearSpec
@@ -31,26 +34,19 @@ from .diffusers_processor import ClearAttnProcessor, ClearCall
 from .frame import read_frame
 
 if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 logger = logging.getLogger(__name__)
 
-# Processors that do plain joint attention and nothing else; others (IP-Adapter, foreign kernels) would be lost.
-PLAIN_PROCESSORS = (
-    "FluxAttnProcessor",
-    "FluxAttnProcessor2_0",
-    "FusedFluxAttnProcessor2_0",
-    "FluxAttnProcessor2_0_NPU",
-    "FusedFluxAttnProcessor2_0_NPU",
-)
-PLAIN_EMBEDDER = "FluxPosEmbed"
+NAMES = FLUX1.diffusers
+"""Only these classes are replaced: others (IP-Adapter, third-party kernels) do more, which would be lost."""
 
 Block = tuple[Stream, int]
 """Stream ("double" or "single") and index of a block."""
 
 
 class ClearHandle:
-    """CLEAR on one transformer; :meth:`remove`, or the end of a ``with`` block, takes it off.
+    """CLEAR on one transformer; :meth:`remove`, or the end of a ``with`` block, removes it.
 
     Attributes:
         transformer: The model.
@@ -65,16 +61,16 @@ class ClearHandle:
     ) -> None:
         self.transformer = transformer
         self.settings = settings
-        self._swaps: list[tuple[nn.Module, ClearAttnProcessor, Any]] = []
+        self._swaps: list[tuple[Any, ClearAttnProcessor, Any]] = []
         for block, attn in attention_modules(transformer):
             self._swaps.append((attn, processors[block], attn.processor))
             attn.set_processor(processors[block])
         self._hook: RemovableHandle = transformer.register_forward_pre_hook(
-            functools.partial(describe_call, settings), with_kwargs=True
+            functools.partial(describe_call, settings, shape_of(transformer)), with_kwargs=True
         )
 
     def remove(self) -> None:
-        """Puts back the processors that were there; one that somebody else set since is left alone."""
+        """Restore the earlier processors; one that other code has set since is kept."""
         self._hook.remove()
         for attn, ours, stock in self._swaps:
             if attn.processor is ours:
@@ -99,10 +95,10 @@ def apply_clear(
     proportional_attention: str = "auto",
     backend: str = "auto",
 ) -> ClearHandle:
-    """Gives every block of a FLUX.1 transformer windowed attention (arXiv 2412.16112).
+    """Give every block of a FLUX.1 transformer windowed attention (arXiv 2412.16112).
 
-    The distilled projections are the caller's affair: ``transformer.load_state_dict(file, strict=False)`` before
-    or after; after, it loads the file's ``spatial_weight`` too.
+    The caller loads the distilled projections with ``transformer.load_state_dict(file, strict=False)``, before or
+    after; if after, that loads the file's ``spatial_weight`` too.
 
     Args:
         transformer: A diffusers FLUX.1 model (dev, schnell, Krea, Fill, Canny, Depth, Kontext), before
@@ -115,7 +111,7 @@ def apply_clear(
         backend: As in :func:`clear_core.clear_attention`.
 
     Returns:
-        The handle that takes it off.
+        The handle that removes it.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -123,7 +119,7 @@ def apply_clear(
         ValueError: A value or weight does not fit, or a block's attention is not FLUX's own.
     """
     check_model(transformer)
-    if not isinstance(spec, ClearSpec):
+    if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance]  callers need not be typed
         raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
@@ -131,31 +127,47 @@ def apply_clear(
     blocks = dict(attention_modules(transformer))
     weights = check_spatial_weights(spatial_weights or {}, spec, blocks)
     embedder = type(transformer.pos_embed).__name__
-    if embedder != PLAIN_EMBEDDER and settings.ntk_factor != 1.0:
+    if embedder != NAMES.embedder and settings.ntk_factor != 1.0:
         logger.warning(
             "The model's position embedder is %s, not FLUX's own: it is kept, and no NTK factor is applied.", embedder
         )
-    return ClearHandle(
-        transformer, settings, {block: ClearAttnProcessor(settings, weights.get(block)) for block in blocks}
-    )
+    return ClearHandle(transformer, settings, {block: ClearAttnProcessor(weights.get(block)) for block in blocks})
 
 
-def attention_modules(transformer: FluxTransformer2DModel) -> Iterator[tuple[Block, nn.Module]]:
+def attention_modules(transformer: FluxTransformer2DModel) -> Iterator[tuple[Block, Any]]:
     """(block, its attention module), double blocks first; a foreign block without one stands for itself."""
     for stream in STREAMS:
         for index, block in enumerate(getattr(transformer, DIFFUSERS.blocks[stream])):
             yield (stream, index), getattr(block, "attn", block)
 
 
-def check_model(transformer: object) -> None:
-    """Refuses, in words, whatever CLEAR cannot be put into."""
+def shape_of(transformer: FluxTransformer2DModel) -> ModelShape:
+    """The family and the blocks of a model."""
+    config: Any = transformer.config
+    return ModelShape(
+        FLUX1,
+        config.num_layers,
+        config.num_single_layers,
+        config.num_attention_heads * config.attention_head_dim,
+        config.attention_head_dim,
+    )
+
+
+def check_model(transformer: Any) -> None:
+    """Raise with an error message if CLEAR cannot be applied.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        TypeError: It is not a diffusers FLUX.1 transformer.
+        ValueError: A block has CLEAR already, or a processor that CLEAR would displace.
+    """
     try:
-        from diffusers import FluxTransformer2DModel
+        import diffusers
     except ImportError as error:
         raise ImportError(
             "clear_core.integrations.diffusers needs diffusers 0.32 or later: pip install 'diffusers>=0.32'."
         ) from error
-    if not isinstance(transformer, FluxTransformer2DModel):
+    if not isinstance(transformer, getattr(diffusers, NAMES.transformer)):
         hint = "apply CLEAR before torch.compile" if hasattr(transformer, "_orig_mod") else "pass pipe.transformer"
         raise TypeError(
             f"transformer is a {type(transformer).__name__}; expected a diffusers FluxTransformer2DModel ({hint})."
@@ -164,7 +176,7 @@ def check_model(transformer: object) -> None:
         processor = type(getattr(attn, "processor", attn)).__name__
         if processor == ClearAttnProcessor.__name__:
             raise ValueError("CLEAR is already on this transformer; remove() it first.")
-        if processor not in PLAIN_PROCESSORS:
+        if processor not in NAMES.processors:
             raise ValueError(
                 f"{stream} block {index} attends through {processor}, which CLEAR would displace; unload "
                 "the adapter or kernel that set it first."
@@ -174,7 +186,11 @@ def check_model(transformer: object) -> None:
 def check_spatial_weights(
     given: Mapping[Block, Tensor], spec: ClearSpec, blocks: Mapping[Block, nn.Module]
 ) -> dict[Block, Tensor]:
-    """A copy of every block's pooling weight, (1, 1, 1, d, 1, d, 1); empty where ``spec`` does not pool."""
+    """A copy of every block's pooling weight, (1, 1, 1, d, 1, d, 1); empty if ``spec`` does not pool.
+
+    Raises:
+        ValueError: A weight is missing, belongs to no block, or does not have the shape of ``spec``.
+    """
     if not spec.pools:
         if given:
             raise ValueError(
@@ -198,7 +214,7 @@ def check_spatial_weights(
                 "factor of the spec."
             )
         device = next(attn.parameters()).device
-        # Offloaded modules keep their parameters on "meta"; pooling moves the few numbers to the query's device.
+        # Offloaded modules keep their parameters on "meta"; pooling moves the few elements to the query's device.
         weights[block] = (
             weight.detach().reshape(1, 1, 1, d, 1, d, 1).to("cpu" if device.type == "meta" else device, copy=True)
         )
@@ -207,7 +223,11 @@ def check_spatial_weights(
 
 @torch.compiler.disable
 def describe_call(
-    settings: ClearSettings, transformer: FluxTransformer2DModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    settings: ClearSettings,
+    shape: ModelShape,
+    transformer: FluxTransformer2DModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[()], dict[str, Any]]:
     """Forward pre-hook: adds the :class:`ClearCall` of this call to ``joint_attention_kwargs``.
 
@@ -221,13 +241,13 @@ def describe_call(
             raise ValueError(f"the transformer was called without {name}, from which CLEAR reads the grid.")
     frame = read_frame(values["img_ids"])
     rotary = None
-    embedder = transformer.pos_embed
-    factor = settings.ntk(frame.grid[0] * frame.grid[1])
-    if factor != 1.0 and type(embedder).__name__ == PLAIN_EMBEDDER:
-        txt_ids = values["txt_ids"][0] if values["txt_ids"].ndim == 3 else values["txt_ids"]
-        scaled = type(embedder)(theta=ntk_theta(embedder.theta, factor), axes_dim=embedder.axes_dim)
+    embedder: Any = transformer.pos_embed
+    txt_ids = values["txt_ids"][0] if values["txt_ids"].ndim == 3 else values["txt_ids"]
+    effective = Effective.of(settings, shape, SequenceLayout(txt_ids.shape[0], frame.grid, frame.reference))
+    if effective.ntk_factor != 1.0 and type(embedder).__name__ == NAMES.embedder:
+        scaled = type(embedder)(theta=ntk_theta(embedder.theta, effective.ntk_factor), axes_dim=embedder.axes_dim)
         rotary = scaled(torch.cat([txt_ids.to(frame.exact_ids), frame.exact_ids]))
-    call = ClearCall(frame.grid, frame.reference, rotary)
+    call = ClearCall(effective, rotary)
     values["img_ids"] = frame.exact_ids
     values["joint_attention_kwargs"] = dict(values.get("joint_attention_kwargs") or {}, clear_call=call)
     return (), values

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import clear_attention
-from ..layout import SequenceLayout
-from ..settings import ClearSettings
+from ..effective import Effective
 
 
 @dataclass(frozen=True, eq=False)
 class ClearCall:
-    """Facts of one call of the model, handed to its blocks among ``joint_attention_kwargs``.
+    """Facts of one call of the model, passed to its blocks in ``joint_attention_kwargs``.
 
-    They travel with the call and are kept nowhere, so sizes, threads and recomputation under gradient
-    checkpointing each meet their own.
+    They are part of the call and stored nowhere else, so every size, thread and recomputation under gradient
+    checkpointing gets its own.
 
     Attributes:
-        grid: (h, w) of the image in tokens.
-        reference: Reference tokens after the image.
-        rotary: (cos, sin), each (L, D), under the NTK factor; None keeps what the model computed.
+        effective: What the settings come to for this call.
+        rotary: (cos, sin), each (L, D), under the NTK factor; None keeps the model's own.
     """
 
-    grid: tuple[int, int]
-    reference: int
+    effective: Effective
     rotary: tuple[Tensor, Tensor] | None
 
 
@@ -37,19 +35,17 @@ class ClearAttnProcessor(nn.Module):
     ``<block>.attn.processor.spatial_weight``.
 
     Args:
-        settings: How the block attends.
-        spatial_weight: (1, 1, 1, d, 1, d, 1) of this block; None where the spec does not pool.
+        spatial_weight: (1, 1, 1, d, 1, d, 1) of this block; None if the spec does not pool.
     """
 
-    def __init__(self, settings: ClearSettings, spatial_weight: Tensor | None = None) -> None:
+    def __init__(self, spatial_weight: Tensor | None = None) -> None:
         super().__init__()
-        self.settings = settings
         self.spatial_weight = None if spatial_weight is None else nn.Parameter(spatial_weight)
 
-    # diffusers reads the signature of __call__, not of forward, to decide which keywords to pass on.
+    # diffusers reads the signature of __call__, not of forward, and passes on the keywords that it finds there.
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -64,7 +60,7 @@ class ClearAttnProcessor(nn.Module):
             encoder_hidden_states: (B, T, C) text stream of a double block.
             attention_mask: Not supported: the window is the mask.
             image_rotary_emb: (cos, sin) of the model's own theta.
-            clear_call: What :func:`clear_core.integrations.diffusers.apply_clear`'s hook found out.
+            clear_call: From the hook of :func:`clear_core.integrations.diffusers.apply_clear`.
 
         Returns:
             (B, L, C), or image and text (B, N, C), (B, T, C) of a double block.
@@ -91,21 +87,22 @@ class ClearAttnProcessor(nn.Module):
             query = torch.cat([attn.norm_added_q(text_query), query], dim=2)
             key = torch.cat([attn.norm_added_k(text_key), key], dim=2)
             value = torch.cat([text_value, value], dim=2)
-        rotary = clear_call.rotary or image_rotary_emb
+        rotary: Any = clear_call.rotary or image_rotary_emb
         if rotary is not None:
             query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
 
-        layout = SequenceLayout.of(query.shape[2], clear_call.grid, clear_call.reference)
+        effective = clear_call.effective
+        layout = effective.layout
         out = clear_attention(
             query,
             key,
             value,
-            grid=clear_call.grid,
-            spec=self.settings.spec,
+            grid=layout.grid,
+            spec=effective.spec,
             spatial_weight=self.spatial_weight,
-            scale=self.settings.scale(query.shape[-1], layout),
-            reference_tokens=clear_call.reference,
-            backend=self.settings.backend,
+            scale=effective.scale,
+            reference_tokens=layout.reference,
+            backend=effective.backend,
         )
         out = out.transpose(1, 2).flatten(2)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..families import FLUX1
 from .errors import ClearFileError, printable
 from .naming import STREAMS, TRAINED
 
@@ -36,9 +37,9 @@ class Release:
     radius: int
     down_factor: int
     meant_for: str
-    width: int = 3072
-    num_double: int = 19
-    num_single: int = 38
+    width: int = FLUX1.width
+    num_double: int = FLUX1.num_double
+    num_single: int = FLUX1.num_single
 
     @property
     def name(self) -> str:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from clear_core import ClearSpec
-from clear_core.inspection.cost_line import cost_line, layout_of, share
+from clear_core import ClearSpec, SequenceLayout
+from clear_core.effective import Effective
+from clear_core.families import FLUX1, ModelShape
+from clear_core.inspection.cost_line import cost_line, layout_of
+from clear_core.settings import ClearSettings
+
+FLUX = ModelShape.usual(FLUX1)
 
 SIZES = {"1K": (1024, 1024), "2 MP": (2048, 1024), "2K": (2048, 2048), "4K": (4096, 4096), "8K": (8192, 8192)}
 
@@ -21,13 +26,47 @@ PAPER = {
 @pytest.mark.parametrize("name", PAPER)
 def test_the_share_is_the_papers(name, radius):
     dense, windows = PAPER[name]
-    assert share(layout_of(*SIZES[name]), ClearSpec(radius)) == pytest.approx(windows[radius] / dense, rel=0.025)
+    effective = Effective.of(ClearSettings(ClearSpec(radius)), FLUX, layout_of(FLUX, *SIZES[name]))
+    assert effective.attention_share == pytest.approx(windows[radius] / dense, rel=0.025)
 
 
-def test_blocks_kept_dense_cost_what_they_cost():
-    layout, spec = layout_of(4096, 4096), ClearSpec(8)
-    assert share(layout, spec, 1.0) == 1.0
-    assert share(layout, spec, 0.25) == pytest.approx(0.25 + 0.75 * share(layout, spec))
+def test_dense_blocks_add_their_cost_and_do_not_slow_the_windows():
+    """30 of 57 blocks dense: about 54 % of dense attention, and still much faster than it."""
+    line = cost_line(ClearSettings(ClearSpec(16), dense_blocks="0-29"), FLUX, SIZES["4K"])
+    assert "54 % of dense attention" in line and "slower" not in line
+    windows = float(said_share(cost_line(ClearSettings(ClearSpec(16)), FLUX, SIZES["4K"])))
+    assert float(said_share(line)) == pytest.approx(100 * 30 / 57 + windows * 27 / 57, abs=0.5)
+
+
+def said_share(line: str) -> str:
+    return line.split("tokens, ")[1].split(" %")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "reason"),
+    [
+        pytest.param(ClearSettings(ClearSpec(16), dense_blocks="0-56"), "4K", "dense_blocks", id="all blocks"),
+        pytest.param(ClearSettings(ClearSpec(64 * 2)), "1K", "covers the whole picture", id="covered"),
+        pytest.param(ClearSettings(ClearSpec(16), min_tokens=4097), "1K", "min_tokens", id="min_tokens"),
+    ],
+)
+def test_without_windows_the_line_says_why(settings, name, reason):
+    line = cost_line(settings, FLUX, SIZES[name], has_weights=False)
+    assert "dense attention: " in line and reason in line
+    assert not any(word in line for word in ("%", "slower", "pay", "weights"))
+
+
+def test_sizes_without_windows_are_named_at_an_unknown_size():
+    line = cost_line(ClearSettings(ClearSpec(16), min_tokens=5000), FLUX, None)
+    assert line.startswith("10 % at 2K, 2.7 % at 4K of dense attention · dense at 1K")
+    assert "pay" not in line
+    assert cost_line(ClearSettings(ClearSpec(16), dense_blocks="0-56"), FLUX, None) == (
+        "dense attention: dense_blocks names every block"
+    )
+
+
+def test_tokens_and_text_are_the_family_s():
+    assert layout_of(FLUX, 1024, 512) == SequenceLayout(512, (32, 64))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +76,7 @@ def test_blocks_kept_dense_cost_what_they_cost():
 )
 def test_tokens_of_a_size(size, tokens):
     """A side that is no multiple of 16 is padded to whole tokens."""
-    assert cost_line(ClearSpec(16), size).startswith(f"{size[0]} x {size[1]}: {tokens} tokens, ")
+    assert cost_line(ClearSettings(ClearSpec(16)), FLUX, size).startswith(f"{size[0]} x {size[1]}: {tokens} tokens, ")
 
 
 @pytest.mark.parametrize(
@@ -57,24 +96,26 @@ def test_tokens_of_a_size(size, tokens):
     ids=lambda value: str(value),
 )
 def test_warnings(spec, name, weights, said):
-    line = cost_line(spec, SIZES[name], has_weights=weights)
+    line = cost_line(spec and ClearSettings(spec), FLUX, SIZES[name], has_weights=weights)
     known = ("slower", "slow here", "does not pay", "no weights", "quadratic", "no windows")
     assert {word for word in known if word in line} == said
     assert "\n" not in line
 
 
 def test_an_unknown_size_is_told_for_three():
-    line = cost_line(ClearSpec(16), None)
+    line = cost_line(ClearSettings(ClearSpec(16)), FLUX, None)
     assert line.startswith("33 % at 1K, 10 % at 2K, 2.7 % at 4K of dense attention")
     assert "tokens" not in line
 
 
 @pytest.mark.parametrize("size", [None, SIZES["4K"]], ids=["unknown size", "4K"])
 def test_a_part_of_the_sampling_is_named(size):
-    assert "20 % to 75 % of the sampling" in cost_line(ClearSpec(16), size, acts=(0.2, 0.75))
-    assert "sampling" not in cost_line(ClearSpec(16), size, acts=(0, 1))
+    assert "20 % to 75 % of the sampling" in cost_line(
+        ClearSettings(ClearSpec(16), start_percent=0.2, end_percent=0.75), FLUX, size
+    )
+    assert "sampling" not in cost_line(ClearSettings(ClearSpec(16)), FLUX, size)
 
 
 def test_below_min_tokens_nothing_is_windowed():
-    assert "%" not in cost_line(ClearSpec(16), SIZES["1K"], min_tokens=4097)
-    assert "%" in cost_line(ClearSpec(16), SIZES["1K"], min_tokens=4096)
+    assert "%" in cost_line(ClearSettings(ClearSpec(16), min_tokens=4096), FLUX, SIZES["1K"])
+    assert "%" not in cost_line(ClearSettings(ClearSpec(16), min_tokens=4097), FLUX, SIZES["1K"])

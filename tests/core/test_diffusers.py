@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from clear_core import ClearSpec
+from clear_core.families import FLUX1
 from clear_core.weights import read_clear_file
 
 diffusers = pytest.importorskip("diffusers")
@@ -230,7 +231,7 @@ def test_window_equals_a_mask_given_to_the_stock_model(
 
 
 def test_auto_recipe_starts_above_8192_tokens(flux: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clear_core.rope.HIRES_TOKENS", 50)
+    monkeypatch.setitem(vars(FLUX1), "hires_tokens", 50)
     small, large = call_inputs((5, 10)), call_inputs((3, 17))
     with apply_clear(flux, ClearSpec(3), ntk_factor=1.0, proportional_attention="off"):
         plain = run(flux, small)
@@ -286,7 +287,7 @@ def test_gradients_reach_the_spatial_weights_and_survive_checkpointing(flux: Any
     inputs = call_inputs((5, 6))
     if Version(diffusers.__version__) < Version("0.35"):
         flux.enable_gradient_checkpointing()
-        with pytest.raises(ValueError, match="diffusers 0.35 or later"):
+        with pytest.raises(ValueError, match=r"diffusers 0\.35 or later"):
             flux(**inputs)
         return
     gradients = []
@@ -330,7 +331,7 @@ def test_foreign_embedder_is_kept(flux: Any, caplog: pytest.LogCaptureFixture) -
 
 
 def test_refuses_another_model() -> None:
-    with pytest.raises(TypeError, match="Linear.*FluxTransformer2DModel"):
+    with pytest.raises(TypeError, match=r"Linear.*FluxTransformer2DModel"):
         apply_clear(torch.nn.Linear(2, 2), ClearSpec(8))
 
 

@@ -12,17 +12,8 @@ from clear_core.attention.backends.dense import image_rows_mask
 
 pytest.importorskip("PIL")
 
-from clear_core.inspection.window_figure import (
-    POOLED,
-    QUERY,
-    REFERENCE,
-    SUMMARISED,
-    TEXT,
-    UNSEEN,
-    WINDOW,
-    draw_window,
-    place_grid,
-)
+from clear_core.inspection.canvas import POOLED, QUERY, REFERENCE, SUMMARISED, TEXT, UNSEEN, WINDOW
+from clear_core.inspection.window_figure import draw_window, place_grid
 
 
 def nearest(pixel: tuple[int, int, int], palette: tuple[tuple[int, int, int], ...]) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.tiling.plan import tile_plan
 from clear_core.cost import clear_pairs, dense_pairs, token_gflops
+from clear_core.families import CHROMA, FLUX1, ModelShape
 from clear_core.inspection.facts import Inspection, ModelFacts, Throughput, WeightsFacts
 from clear_core.inspection.report import MARK, headline, note, report
 from clear_core.inspection.units import memory_words, percent, significant, time_words
@@ -25,18 +26,20 @@ import itertools
 
 from PIL import Image
 
-from clear_core.inspection.charts import apart, block_map, decades
+from clear_core.inspection.block_map import block_map
+from clear_core.inspection.canvas import CIRCLE, POOLED, QUERY, TEXT, UNSEEN, font, legible
+from clear_core.inspection.charts import apart, decades
 from clear_core.inspection.overlay import draw_overlay
 from clear_core.inspection.page import PLACES, Unit, curves_of, draw_note, draw_sheet
-from clear_core.inspection.window_figure import CIRCLE, POOLED, QUERY, TEXT, UNSEEN, font, legible
 
-FLUX = ModelFacts(Activations(), 19, 38, 128, "bfloat16", 23_800_000_000)
+FLUX = ModelFacts(ModelShape.usual(FLUX1), Activations(), "bfloat16", 23_800_000_000)
+WINDOWS = ClearSpec(16)
 VERSIONS = {"clear-flux": "0.1.0", "torch": "2.11.0"}
 
 
-def facts(side: int = 4096, spec: ClearSpec | None = ClearSpec(16), **others: Any) -> Inspection:
+def facts(side: int = 4096, spec: ClearSpec | None = WINDOWS, **others: Any) -> Inspection:
     """A square picture; ``spec`` None is a model without CLEAR."""
-    settings = ClearSettings(spec) if spec else None
+    settings = ClearSettings(spec, dense_blocks=others.pop("dense_blocks", "")) if spec else None
     return Inspection((side, side), "picture", FLUX, settings, versions=VERSIONS, device="cpu", **others)
 
 
@@ -63,7 +66,7 @@ def test_flux_has_about_as_many_numbers_a_token_as_its_parameters_say():
 
 
 def test_blocks_kept_dense_cost_what_dense_ones_do():
-    plain, some, every = (facts(dense_blocks=frozenset(range(count))).row((4096, 4096)) for count in (0, 19, 57))
+    plain, some, every = (facts(dense_blocks=named).row((4096, 4096)) for named in ("", "d0-18", "0-56"))
     assert every.window == pytest.approx(every.dense) and every.pooled == pytest.approx(every.dense)
     assert some.window == pytest.approx((19 * plain.dense + 38 * plain.window) / 57)
 
@@ -145,7 +148,7 @@ def test_plain_words_tell_the_circle_in_pixels():
         pytest.param(facts(256, ClearSpec(64)), "larger than the picture", id="covered"),
         pytest.param(facts(spec=ClearSpec(8, 4)), "square of the picture's area", id="pooled"),
         pytest.param(
-            replace(facts(1024), settings=ClearSettings(ClearSpec(8), min_tokens=9000)), "min_tokens", id="rests"
+            replace(facts(1024), settings=ClearSettings(ClearSpec(8), min_tokens=9000)), "min_tokens", id="inactive"
         ),
         pytest.param(
             replace(facts(), settings=ClearSettings(ClearSpec(8), end_percent=0.8)), "from 0 % to 80 %", id="part"
@@ -232,9 +235,9 @@ def test_block_map_shows_pooled_keys():
     "inspected",
     [
         pytest.param(facts(), id="window"),
-        pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks=frozenset({0, 30})), id="overview"),
+        pytest.param(facts(2048, ClearSpec(8, 4), dense_blocks="0, 30"), id="overview"),
         pytest.param(facts(1024, None), id="no CLEAR"),
-        pytest.param(facts(dense_blocks=frozenset(range(57))), id="all blocks dense"),
+        pytest.param(facts(dense_blocks="0-56"), id="all blocks dense"),
         pytest.param(replace(facts(), size=(512, 6144), pace=Throughput(3.0, 4, "a run")), id="panorama"),
         pytest.param(facts(64, ClearSpec(16)), id="tiny"),
         pytest.param(facts(weights=WeightsFacts("long_" * 60 + ".safetensors", 1.0, "0")), id="a long file name"),
@@ -257,10 +260,10 @@ def test_letters_that_the_typeface_lacks_are_replaced():
 
 
 def test_all_blocks_dense_is_no_window():
-    every = facts(dense_blocks=frozenset(range(57)))
+    every = facts(dense_blocks="0-56")
     assert "dense_blocks names all 57 blocks" in report(every) and "circle" not in report(every).split(MARK)[0]
     assert every.in_use(every.row(every.size)) == every.row(every.size).dense
-    assert "rests" not in report(facts(dense_blocks=frozenset(range(56))))
+    assert "inactive" not in report(facts(dense_blocks="0-55"))
 
 
 def test_weights_at_no_strength_are_no_weights():
@@ -313,3 +316,27 @@ def test_attention_s_own_share_is_the_counted_one():
     layout = SequenceLayout(512, (256, 256))
     share = clear_pairs(layout, ClearSpec(16)) / dense_pairs(layout)
     assert f"its attention alone: {percent(share)}" in report(facts())
+
+
+def test_the_share_of_attention_counts_dense_blocks():
+    layout = SequenceLayout(512, (256, 256))
+    share = (30 + 27 * clear_pairs(layout, ClearSpec(16)) / dense_pairs(layout)) / 57
+    inspected = facts(dense_blocks="0-29")
+    assert f"its attention alone: {percent(share)}" in report(inspected)
+    assert quoted(report(inspected))["windows at this size"] == "yes, in 27 of 57 blocks"
+
+
+def test_a_window_over_the_whole_picture_is_inactive():
+    covered = facts(256, ClearSpec(64))
+    text = report(covered)
+    assert quoted(text)["windows at this size"] == "no (the window covers the whole picture)"
+    assert covered.in_use(covered.row(covered.size)) == covered.row(covered.size).dense
+    assert "of the work" not in text.split(MARK)[0]
+
+
+def test_a_relative_s_blocks_are_not_worked_on_in_chunks():
+    """Without chunks a long sequence takes more memory; CLEARAttention installs them on FLUX.1 only."""
+    relative = replace(facts(), model=replace(FLUX, shape=ModelShape.usual(CHROMA)))
+    assert relative.row((4096, 4096)).memory > facts().row((4096, 4096)).memory
+    assert relative.row((4096, 4096)).memory == facts(spec=None).row((4096, 4096)).memory
+    assert "distilled weights for Chroma" in report(relative) and "Get weights" not in report(relative)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from clear_core import ClearSpec, attention_scale
-from clear_core.layout import SequenceLayout
+from clear_core import attention_scale
+from clear_core.families import FLUX1
 from clear_core.rope import ntk_factor, ntk_theta
-from clear_core.settings import ClearSettings
-
-LARGEST_NATIVE = SequenceLayout(512, (64, 128))
-SMALLEST_HIRES = SequenceLayout(512, (1, 8193))
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 128])
@@ -40,33 +36,11 @@ def test_proportional_scale_of_almost_nothing_is_finite(tokens: int) -> None:
     assert attention_scale(32, proportional=True, tokens=tokens) == 0
 
 
-@pytest.mark.parametrize(
-    ("layout", "factor", "proportional"),
-    [
-        pytest.param(LARGEST_NATIVE, 1.0, False, id="2-megapixels"),
-        pytest.param(SMALLEST_HIRES, 10.0, True, id="one-token-more"),
-    ],
-)
-def test_auto_recipe(layout: SequenceLayout, factor: float, proportional: bool) -> None:
-    settings = ClearSettings(ClearSpec(8))
-    assert settings.ntk(layout.image) == factor
-    assert settings.scale(128, layout) == attention_scale(
-        128, proportional=proportional, tokens=layout.text + layout.image
-    )
-
-
-def test_wanted_values_override_auto() -> None:
-    assert ntk_factor(100, 10.0) == 10.0
-    assert ntk_factor(100_000, 1.0) == 1.0
-    on = ClearSettings(ClearSpec(8, 4), proportional_attention="on")
-    off = ClearSettings(ClearSpec(8, 4), proportional_attention="off")
-    assert on.scale(64, LARGEST_NATIVE) == attention_scale(64, proportional=True, tokens=8704, pooled=True)
-    assert off.scale(64, SMALLEST_HIRES) == 1 / math.sqrt(64)
-
-
-def test_reference_tokens_do_not_count() -> None:
-    settings = ClearSettings(ClearSpec(8), proportional_attention="on")
-    assert settings.scale(64, SequenceLayout(5, (6, 7), 40)) == settings.scale(64, SequenceLayout(5, (6, 7)))
+@pytest.mark.parametrize(("tokens", "factor"), [(8192, 1.0), (8193, 10.0)])
+def test_the_ntk_factor_goes_by_the_size_unless_it_is_set(tokens: int, factor: float) -> None:
+    assert ntk_factor(tokens) == factor
+    assert ntk_factor(tokens, 3.0) == 3.0
+    assert ntk_factor(tokens, family=replace(FLUX1, hires_tokens=9000)) == 1.0
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0, 10.0])

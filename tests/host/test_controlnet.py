@@ -115,7 +115,8 @@ def test_where_the_model_goes_without_the_window_so_does_the_controlnet(
 
 def test_auto_begins_where_pictures_are_hires(pack, tiny_flux, clear_node, predict, load, applied, monkeypatch):
     """Above 8192 tokens, of which the tests of CLEARAttention make sure; above 200 here, to be quick."""
-    monkeypatch.setattr(importlib.import_module(f"{pack.__name__}.clear_core.rope"), "HIRES_TOKENS", 200)
+    families = importlib.import_module(f"{pack.__name__}.clear_core.families")
+    monkeypatch.setitem(vars(families.FLUX1), "hires_tokens", 200)
     model, positive = tiny_flux(), applied(load("union"), prompt())
     for width, explicit, other in ((40, "off", "on"), (42, "on", "off")):
         x = noise(20, width)

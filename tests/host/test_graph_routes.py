@@ -19,7 +19,17 @@ WINDOWS = PROJECT / "demo" / "tiny_flux" / "windows"
 
 @pytest.fixture
 def advice(pack):
-    return import_module(f"{pack.__name__}.clear_core.inspection.cost_line")
+    """``advice(spec, size, has_weights=True, **settings)`` is the line about FLUX.1."""
+    line, families, settings = (
+        import_module(f"{pack.__name__}.clear_core.{name}") for name in ("inspection.cost_line", "families", "settings")
+    )
+    shape = families.ModelShape.usual(families.FLUX1)
+
+    def expected(spec: Any, size: Any, has_weights: bool = True, **values: Any) -> str:
+        made = spec and settings.ClearSettings(spec, **values)
+        return line.cost_line(made, shape, size, has_weights=has_weights)
+
+    return expected
 
 
 def ask(path: str, **asked: Any) -> Any:
@@ -62,7 +72,7 @@ def test_zero_is_what_the_weights_were_trained_for(host, pack, advice, file, ask
         answer = ask(
             "/clear_flux/cost", weights_name=f"of_the_demo/{file}.safetensors", width=4096, height=2048, **asked
         )
-        assert answer == {"line": advice.cost_line(core.ClearSpec(radius, down_factor), (4096, 2048))}
+        assert answer == {"line": advice(core.ClearSpec(radius, down_factor), (4096, 2048))}
     finally:
         shutil.rmtree(folder)
 
@@ -81,10 +91,9 @@ def test_what_the_node_knows_reaches_the_line(advice, pack):
         start_percent=0.25,
         end_percent=0.5,
     )
-    assert answer["line"] == advice.cost_line(
-        core.ClearSpec(8), (1024, 1024), has_weights=False, dense_part=19 / 57, acts=(0.25, 0.5)
-    )
-    assert ask("/clear_flux/cost", windows="off")["line"] == advice.cost_line(None, None)
+    settings = {"dense_blocks": "0-18", "min_tokens": 100, "start_percent": 0.25, "end_percent": 0.5}
+    assert answer["line"] == advice(core.ClearSpec(8), (1024, 1024), has_weights=False, **settings)
+    assert ask("/clear_flux/cost", windows="off")["line"] == advice(None, None)
     assert "min_tokens" in ask("/clear_flux/cost", width=1024, height=1024, min_tokens=4097)["line"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from importlib import import_module
 from typing import Any
 
@@ -87,18 +88,9 @@ def test_settings_come_into_force_at_high_resolution(inspect, tiny_flux, clear_n
     model = clear_node(tiny_flux(), radius=8)
     lines = quoted(inspect(model)[1])
     assert lines["size"].startswith("4096 x 4096 px, 65536 image tokens")
-    scale = model.get_wrappers("apply_model", "clear_flux")[0].settings.scale(
-        128, import_layout(model)(512, (256, 256))
-    )
+    scale = math.sqrt(math.log(256 * 256 + 512, 4608) / 128)
     assert lines["ntk factor"].startswith("10 ")
     assert lines["attention scale"].startswith(f"{scale:.6f} ") and "on, automatic" in lines["attention scale"]
-
-
-def import_layout(model: Any) -> type:
-    """The pack's own SequenceLayout."""
-    patch = model.get_wrappers("apply_model", "clear_flux")[0]
-    core = type(patch.settings).__module__.rpartition(".")[0]
-    return import_module(f"{core}.layout").SequenceLayout
 
 
 @pytest.mark.parametrize(
@@ -152,7 +144,7 @@ def test_another_model_gets_one_sentence(inspect, tiny_flux):
 
 def test_fewer_tokens_than_min_tokens_are_called_so(inspect, tiny_flux, clear_node):
     _, text = inspect(clear_node(tiny_flux(), radius=4, min_tokens=9999), image=torch.rand(1, 512, 512, 3))
-    assert quoted(text)["windows at this size"] == "no"
+    assert quoted(text)["windows at this size"] == "no (fewer image tokens than min_tokens)"
     assert "min_tokens" in text.split("---")[0] and "circle" not in text.split("\n")[0]
 
 
@@ -233,11 +225,10 @@ def test_info_of_an_enlargement_holds_what_decides_the_picture(tiny_flux, clear_
     info = plan.info_text(plan_stages(1024, 1024, upscale_by=4.0), inputs, stage.StageSettings(), 1).splitlines()
     digest = hashlib.sha256((host.base / "models" / "clear" / WEIGHTS).read_bytes()).hexdigest()
     assert f"weights: clear_local_4_down_2.safetensors, strength 0.5, sha256 {digest[:10]}" in info
-    settings = model.get_wrappers("apply_model", "clear_flux")[0].settings
     for number, side in ((1, 128), (2, 256)):
-        scale = settings.scale(128, import_layout(model)(77, (side, side)))
+        scale = math.sqrt(math.log(10 * (side * side + 77), 4608) / 128)
         assert f"stage {number} attention: windows, ntk 10, scale {scale:.6f} (proportional), backend gather" in info
     assert f"ComfyUI: {host.version}" in info and f"torch: {torch.__version__}" in info
     assert any(line.startswith("clear-flux: ") for line in info)
     small = plan.info_text(plan_stages(512, 512, upscale_by=2.0), inputs, stage.StageSettings(), 1)
-    assert "stage 1 attention: no windows (min_tokens), ntk 1, " in small
+    assert "stage 1 attention: no windows (fewer image tokens than min_tokens), ntk 1, " in small

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from clear_core import ClearSpec
-from clear_core.inspection.window_figure import CIRCLE, INK, MUTED, PAPER, QUERY, UNSEEN, WINDOW
+from clear_core.inspection.canvas import CIRCLE, INK, MUTED, PAPER, QUERY, UNSEEN, WINDOW
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "pictures"
 OVERSAMPLING = 4

@@ -1,4 +1,4 @@
-"""What other nodes did to a model, in plain words.
+"""Changes to a model by other nodes, in plain sentences.
 
 Source: ``comfy.model_patcher.ModelPatcher`` and ``comfy.patcher_extension``, in ComfyUI 0.9.0 and later.
 """
@@ -16,7 +16,7 @@ from ..model.apply import KEY
 from ..model.attention_override import OVERRIDE, WindowPatch
 from ..model.rope_embedder import PositionEmbedder
 
-# What packs put beside the model, by the host's own names.
+# Functions that packs put beside the model, by the host's names.
 OPTIONS = {
     "model_function_wrapper": "every call of the model is wrapped",
     "sampler_cfg_function": "classifier-free guidance is replaced",
@@ -41,7 +41,7 @@ def other_patches(model: ModelPatcher, ours: WindowPatch | None) -> tuple[str, .
 
 
 def weight_sentences(model: ModelPatcher, ours: WindowPatch | None) -> list[str]:
-    """LoRAs and whatever else is added to weights."""
+    """LoRAs and other additions to weights."""
     mine = {id(entry) for entries in (ours.weight_patches if ours else {}).values() for entry in entries}
     layers, keys = Counter(), set()
     for key, entries in model.patches.items():
@@ -84,7 +84,7 @@ def option_sentences(model: ModelPatcher) -> list[str]:
 
 
 def object_sentences(model: ModelPatcher) -> list[str]:
-    """Parts of the model that were exchanged."""
+    """Replaced parts of the model."""
     said = []
     for key, value in sorted(model.object_patches.items()):
         if isinstance(value, PositionEmbedder):
@@ -130,7 +130,7 @@ def names_of(functions: Iterable[Any]) -> str:
 
 
 def name_of(thing: Any) -> str:
-    """What a function or an object is called, and by which pack; never a path of this machine."""
+    """The name of a function or object and of its pack; never a path of this machine."""
     thing = getattr(thing, "func", thing)  # functools.partial
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     # Methods keep their class, closures lose the function they were made in.

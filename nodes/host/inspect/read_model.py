@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
 from ....clear_core.inspection.facts import Inspection, ModelFacts, Size
+from ....clear_core.layout import TOKEN_PIXELS
 from ....clear_core.memory import activation_budget
 from ....clear_core.sdedit import Stage, choose_tiles, plan_stages
-from ..model.flux_shape import flux_shape
+from ..model.family import model_shape
 from ..model.memory import activations_of
-from ..model.read import backend_of, clear_of, compute_dtype, head_dim_of, weights_of
+from ..model.read import backend_of, clear_of, compute_dtype, weights_of
 from ..model.throughput import last_throughput
 from ..pack import versions
 from .other_patches import other_patches
 
 
 def inspect_model(model: ModelPatcher, source: Size, upscale_by: float, origin: str, batch: int = 1) -> Inspection:
-    """Everything that is known of a FLUX model for one size.
+    """Everything that is known of a model at one size.
 
     Args:
-        source: (height, width) in px of what comes in.
-        upscale_by: How many times wider and higher the result is.
-        origin: What ``source`` is: "picture", "latent" or "nothing connected".
+        source: (height, width) in px of the input.
+        upscale_by: Factor on both sides.
+        origin: Where ``source`` comes from: "picture", "latent" or "nothing connected".
 
     Raises:
-        ValueError: The model is no FLUX.1; the sentence says so.
+        ValueError: CLEAR does not work on the model; the sentence says why.
     """
-    shape = flux_shape(model)
+    facts = model_facts(model)
     stages = plan_stages(*source, upscale_by=upscale_by)
     patch = clear_of(model)
-    facts = model_facts(model)
-    settings = patch.settings if patch else None
-    return Inspection(
+    inspection = Inspection(
         size=stages[-1].padded,
         origin=origin,
         model=facts,
-        settings=settings,
+        settings=patch.settings if patch else None,
         weights=weights_of(patch),
-        dense_blocks=frozenset(
-            index + (shape.num_double if kind == "single" else 0)
-            for kind, index in (patch.dense_blocks if patch else ())
-        ),
-        backend=backend_of(model, patch, stages[-1].grid),
         device=comfy.model_management.get_torch_device_name(model.load_device),
         device_bytes=comfy.model_management.get_total_memory(model.load_device),
         pace=last_throughput(),
@@ -52,41 +48,33 @@ def inspect_model(model: ModelPatcher, source: Size, upscale_by: float, origin: 
         versions=versions(),
         batch=batch,
     )
+    return replace(inspection, backend=backend_of(model, inspection.effective))
 
 
 def model_facts(model: ModelPatcher) -> ModelFacts:
-    """What is known of the model itself."""
-    shape = flux_shape(model)
-    return ModelFacts(
-        activations_of(model),
-        shape.num_double,
-        shape.num_single,
-        head_dim_of(model),
-        dtype_name(model),
-        model.model_size(),
-        shape.relative or "FLUX.1",
-    )
+    """Facts about the model itself."""
+    return ModelFacts(model_shape(model), activations_of(model), dtype_name(model), model.model_size())
 
 
 def dtype_name(model: ModelPatcher) -> str:
-    """What the model computes in and, where that differs, is stored in."""
+    """The dtype that the model computes in and, if it differs, that it is stored in."""
     computed, stored = (str(dtype).removeprefix("torch.") for dtype in (compute_dtype(model), model.model.get_dtype()))
     return computed if computed == stored else f"{computed} (stored in {stored})"
 
 
 def tile_words(model: ModelPatcher, stage: Stage, batch: int) -> str:
-    """How CLEARUpscale would divide this frame here with its usual settings."""
+    """The tiles of CLEARUpscale for this frame with its default settings."""
     total = comfy.model_management.get_total_memory(model.load_device)
     tiles = choose_tiles(
         stage.grid, activations=activations_of(model), budget=activation_budget(total, model.model_size()), batch=batch
     )
     if tiles.is_whole:
         return "the whole frame at once"
-    return f"{len(tiles.tiles)} tiles of {tiles.tile[1] * 16} x {tiles.tile[0] * 16} px"
+    return f"{len(tiles.tiles)} tiles of {tiles.tile[1] * TOKEN_PIXELS} x {tiles.tile[0] * TOKEN_PIXELS} px"
 
 
 def stage_words(stages: tuple[Stage, ...]) -> str:
-    """The sizes that CLEARUpscale would go through, or nothing where there is nothing to enlarge."""
+    """The sizes of CLEARUpscale's stages, or nothing if the picture is not enlarged."""
     if not stages[-1].enlarges:
         return ""
     sizes = [stages[0].source, *(stage.size for stage in stages)]

@@ -1,6 +1,8 @@
-"""Put CLEAR on a clone of a model, in place of an earlier CLEAR node's."""
+"""Puts CLEAR on a clone of a model and replaces an earlier CLEAR node."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -11,7 +13,7 @@ from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
 from .attention_override import WindowPatch
 from .controlnet import ControlPatch
-from .flux_shape import flux_shape
+from .family import host_family, model_shape
 from .memory import MemoryPatch
 from .rope_embedder import install_embedder
 from .throughput import StopWatch
@@ -28,37 +30,43 @@ def apply_clear(
     Args:
         model: A FLUX.1 model, or without ``file`` a relative that shares its blocks.
         file: Distilled weights, or None for the window alone.
-        strength: How much of the distilled weights, 0 to 1; the rest is the model's own.
+        strength: Share of the distilled weights, 0 to 1; the rest is the model's own weights.
 
     Raises:
-        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names blocks that it lacks.
+        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names blocks that the model lacks.
     """
-    shape = flux_shape(model)
-    if file is not None and shape.relative:
+    shape = model_shape(model)
+    if file is not None and shape.is_relative:
         raise ValueError(
-            f"{file.name} was distilled for FLUX.1, but the model is {shape.relative}; set weights_name to "
+            f"{file.name} was distilled for FLUX.1, but the model is {shape.family.name}; set weights_name to "
             "none for the window alone."
         )
-    dense_blocks = parse_dense_blocks(settings.dense_blocks, shape.num_double, shape.num_single)
+    # So that blocks that the model lacks are an error here, and not when sampling begins.
+    parse_dense_blocks(settings.dense_blocks, shape.num_double, shape.num_single)
     clone = model.clone()
     for earlier in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         remove_weight_patches(clone, earlier.weight_patches)
     for wrapper_type in (WrappersMP.APPLY_MODEL, WrappersMP.SAMPLER_SAMPLE):
         clone.remove_wrappers_with_key(wrapper_type, KEY)
 
-    patch = WindowPatch(settings, dense_blocks, shape.takes_references)
+    patch = WindowPatch(settings, shape, host_family(model).references)
     if file is not None:
-        patch.file, patch.strength = file, strength
-        patch.tensors = trained_tensors(file)
-        patch.weight_patches = add_weight_patches(clone, file, patch.tensors, shape, strength)
-        patch.spatial_weights = {
-            block: blend_with_mean(weight, strength) for block, weight in file.spatial_weights().items()
-        }
+        tensors = trained_tensors(file)
+        patch = replace(
+            patch,
+            spatial_weights={
+                block: blend_with_mean(weight, strength) for block, weight in file.spatial_weights().items()
+            },
+            file=file,
+            strength=strength,
+            tensors=tensors,
+            weight_patches=add_weight_patches(clone, file, tensors, shape, strength),
+        )
     install_embedder(clone)
-    if shape.relative:
+    if shape.is_relative:
         patch.notices.say(
             "relative",
-            f"windows on {shape.relative} are experimental: it shares FLUX.1's blocks, but "
+            f"windows on {shape.family.name} are experimental: it shares FLUX.1's blocks, but "
             "nobody has distilled weights for it.",
         )
     else:

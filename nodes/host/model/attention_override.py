@@ -6,9 +6,10 @@ Source: ``comfy.patcher_extension.WrappersMP.APPLY_MODEL`` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ....clear_core.attention import clear_attention
 from ....clear_core.dense_blocks import BlockId
+from ....clear_core.effective import Effective
+from ....clear_core.families import ModelShape
 from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
@@ -29,47 +32,57 @@ from .tile_frame import KEY as FRAME_PART
 
 OVERRIDE = "optimized_attention_override"
 
+Arguments = tuple[Any, ...]
+Attention = Callable[..., Tensor]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
-@dataclass
+
+def uncompiled(method: Method) -> Method:
+    """``torch.compiler.disable``, which has no type for methods."""
+    return cast(Method, torch.compiler.disable(method))
+
+
+@dataclass(frozen=True, eq=False)
 class WindowPatch:
     """The wrapper that one CLEAR node adds to its clone of the model.
 
-    It is shared by later clones and by threads, so nothing in it changes from call to call.
+    Later clones and threads share it, so it never changes.
 
     Attributes:
-        settings: Spec, scale, NTK factor, backend, and where in the sampling and from which size on they apply.
-        dense_blocks: Blocks that attend without the window.
-        takes_references: Whether the model looks at reference latents that come with the prompt.
+        settings: As set on the node.
+        shape: The model's.
+        references: Keyword of a call that holds reference latents; None if the model takes none.
         spatial_weights: (d, d) pooling weights by block; a block that is not in it pools by the mean.
-        file: The distilled weights that are in use, or None.
-        strength: How much of them, 0 to 1.
-        tensors: The weights file's tensors, held so that other clones share them.
-        weight_patches: The entries this node put into ``ModelPatcher.patches``, by key, so that a later CLEAR node
-            can take them out again.
+        file: The distilled weights in use, or None.
+        strength: Share of them, 0 to 1.
+        tensors: The weights file's tensors, kept so that other clones share them.
+        weight_patches: Entries of this node in ``ModelPatcher.patches``, by key; a later CLEAR node removes them.
+        notices: Log lines, each once per node.
     """
 
     settings: ClearSettings
-    dense_blocks: frozenset[BlockId] = frozenset()
-    takes_references: bool = True
-    spatial_weights: dict[BlockId, Tensor] = field(default_factory=dict)
+    shape: ModelShape
+    references: str | None = None
+    spatial_weights: Mapping[BlockId, Tensor] = field(default_factory=dict[BlockId, Tensor])
     file: ClearFile | None = None
     strength: float = 1.0
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    weight_patches: dict[str, list[tuple]] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    weight_patches: dict[str, list[Arguments]] = field(default_factory=dict[str, list[Arguments]])
     notices: Notices = field(default_factory=Notices)
 
     def __call__(
         self,
-        executor: Callable,
+        executor: Any,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None = None,
         c_crossattn: Tensor | None = None,
         control: Any = None,
-        transformer_options: dict = {},
+        transformer_options: dict[str, Any] | None = None,
         **extra: Any,
     ) -> Tensor:
         """Run one call of the model with the window for this latent's grid. x: (B, C, H, W) latent."""
+        transformer_options = transformer_options or {}
         if x.ndim != 4:
             self.notices.say(
                 "latent",
@@ -77,23 +90,28 @@ class WindowPatch:
                 "width); the window is not applied.",
             )
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
-        references = sum(_tokens(latent) for latent in (self.takes_references and extra.get("ref_latents")) or ())
+        latents = extra.get(self.references) if self.references else None
+        references = sum(math.prod(self.grid_of(latent)) for latent in latents or ())
         text = 0 if c_crossattn is None else c_crossattn.shape[1]
-        layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
         part = transformer_options.get(FRAME_PART)
-        call = WindowCall(self, layout, part.grid if part else layout.grid, transformer_options.get(OVERRIDE))
-        call.is_dense = self.is_left_out(call.frame.image, executor.class_obj.model_sampling, t)
+        call = WindowCall(
+            self,
+            SequenceLayout(text, self.grid_of(x), references),
+            part.grid if part else self.grid_of(x),
+            transformer_options.get(OVERRIDE),
+            self.is_in_range(executor.class_obj.model_sampling, t),
+        )
 
         if is_host_sparse(call.previous):
             self.notices.say("sparse", SPARSE_RULE)
 
-        # Also where all blocks are dense: the host's compile nodes drop guards on transformer_options, so code compiled
-        # without the override would stay without it when the window begins.
+        # Set in dense calls too: the host's compile nodes drop guards on transformer_options, so code that was compiled
+        # without the override would never have windows.
         options = transformer_options.copy()
         options[OVERRIDE] = call.attend
         patches = options.get("patches", {})
         options["patches"] = {**patches, "post_input": [*patches.get("post_input", ()), call.observe_input]}
-        factor = self.settings.ntk(call.frame.image)
+        factor = call.effective.ntk_factor
         foreign = foreign_embedder(executor.class_obj.diffusion_model)
         if factor != 1.0 and foreign:
             self.notices.say(
@@ -106,70 +124,97 @@ class WindowPatch:
         counter = current_counter()
         if call.was_reached and counter:
             counter.add(out.shape[0], call.layout.length, call.pairs, call.words)
-        # A cache (EasyCache) leaves the model out of some calls, but never of a run's first; packs that compute it by
-        # themselves do so from the first call on.
+        # A cache (EasyCache) skips the model in some calls, but never in the first of a run; packs with a forward of
+        # their own skip it from the first call on.
         if not call.was_reached and not (counter and counter.calls):
             self.notices.say(
                 "bypassed", "another node computes this model's attention by itself, so the window is not applied."
             )
         return out
 
-    def is_left_out(self, image_tokens: int, sampling: Any, sigma: Tensor) -> bool:
-        """Whether the user asked for no window in frames of this size, or at this noise level.
+    def grid_of(self, latent: Tensor) -> tuple[int, int]:
+        """(h, w) in tokens of a latent (B, C, H, W)."""
+        height, width = latent.shape[-2:]
+        return token_grid(height, width, self.shape.family.token_cells)
+
+    def is_in_range(self, sampling: Any, sigma: Tensor) -> bool:
+        """Whether a noise level is in the active range of the sampling, both ends included.
 
         Args:
             sampling: The model's ``model_sampling``.
             sigma: (B,).
+
+        Source: ``model_sampling.percent_to_sigma``, compared as ``comfy.controlnet.ControlBase`` does.
         """
-        return image_tokens < self.settings.min_tokens or not _is_within(self.settings, sampling, sigma)
+        start, end = self.settings.start_percent, self.settings.end_percent
+        is_late_enough = start <= 0 or not sigma[0] > sampling.percent_to_sigma(start)
+        return is_late_enough and (end >= 1 or not sigma[0] < sampling.percent_to_sigma(end))
 
 
 class WindowCall:
     """The state of one call of the model, and the attention override that uses it.
 
+    Args:
+        patch: Of the CLEAR node.
+        layout: The sequence of this call, as far as it is known before the call.
+        frame_grid: (h, w) of the whole frame in tokens, of which this call may be a tile.
+        previous: The override of another node, or None.
+        in_range: Whether the call is in the active range of the sampling.
+
     Attributes:
-        is_dense: Whether the user asked for no window in this call.
-        was_reached: Whether the model came to the override.
+        layout: The sequence of this call.
+        effective: What the settings come to for it.
+        was_reached: Whether the model called the override.
+        pairs: Query-key pairs of one sequence so far.
     """
 
     def __init__(
-        self, patch: WindowPatch, layout: SequenceLayout, frame_grid: tuple[int, int], previous: Callable | None
+        self,
+        patch: WindowPatch,
+        layout: SequenceLayout,
+        frame_grid: tuple[int, int],
+        previous: Attention | None,
+        in_range: bool,
     ):
         self.patch = patch
-        self.layout = layout
         self.frame_grid = frame_grid
         self.previous = previous
-        self.is_dense = False
+        self.in_range = in_range
         self.was_reached = False
         self.masks = CallMasks()
-        self.pairs = 0  # Query-key pairs of one sequence so far, for the clock.
+        self.pairs = 0
+        self.set_layout(layout)
+
+    def set_layout(self, layout: SequenceLayout) -> None:
+        """Take the token counts of this call."""
+        self.layout = layout
+        self.effective = Effective.of(self.patch.settings, self.patch.shape, layout, self.frame_grid)
 
     @property
-    def frame(self) -> SequenceLayout:
-        """Text and image tokens of the whole frame, also where this call is a tile of it: scale and NTK go by them."""
-        return SequenceLayout(self.layout.text, self.frame_grid)
+    def is_dense(self) -> bool:
+        """Whether no block has windows in this call."""
+        return not (self.in_range and self.effective.active)
 
     @property
     def words(self) -> str:
-        """What this call computes, for people."""
-        rows, columns = self.frame_grid
-        windows = "without windows" if self.is_dense else f"with {self.patch.settings.spec}"
-        return f"{columns * 16} x {rows * 16} px {windows}"
+        """Size and attention of this call, for users."""
+        height, width = (side * self.patch.shape.family.token_pixels for side in self.frame_grid)
+        return f"{width} x {height} px {'without windows' if self.is_dense else f'with {self.effective.spec}'}"
 
     # The host's compile nodes drop guards on transformer_options, so compiled code would keep the first call's state.
-    @torch.compiler.disable
+    @uncompiled
     def observe_input(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Take the token counts that the blocks will see (``post_input`` patch, after those of other nodes)."""
+        """Take the token counts that the blocks will get (``post_input`` patch, after those of other nodes)."""
         text, image = args["txt"].shape[1], args["img"].shape[1]
-        # Whatever follows the image tokens is treated as reference tokens: seen by all, sees all.
-        self.layout = SequenceLayout(text, self.layout.grid, image - self.layout.image)
+        # All tokens after the image are treated as reference tokens, which see all and are seen by all.
+        self.set_layout(SequenceLayout(text, self.layout.grid, image - self.layout.image))
         return args
 
-    @torch.compiler.disable
-    def attend(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The override: ``func`` is the host's own attention, the rest is what a FLUX block passes to it."""
+    @uncompiled
+    def attend(self, func: Attention, *args: Any, **kwargs: Any) -> Tensor:
+        """The override: ``func`` is the host's own attention, the rest are its arguments from a FLUX block."""
         self.was_reached = True
-        if self.is_dense or (self.patch.dense_blocks and _block_of(kwargs) in self.patch.dense_blocks):
+        if not (self.in_range and self.effective.is_windowed(_block_of(kwargs))):
             return self._previous(func, args, kwargs)
         q, k, v = args[:3]
         reason = self._why_not(q, k, v, args, kwargs)
@@ -178,7 +223,7 @@ class WindowCall:
         self.patch.notices.say(reason, f"{reason}; the window is not applied there.")
         return self._previous(func, args, kwargs)
 
-    def _why_not(self, q: Tensor, k: Tensor, v: Tensor, args: tuple, kwargs: dict[str, Any]) -> str | None:
+    def _why_not(self, q: Tensor, k: Tensor, v: Tensor, args: Arguments, kwargs: dict[str, Any]) -> str | None:
         """Why the window cannot be applied to these tensors, or None."""
         if q.ndim != 4 or not _argument("skip_reshape", 6, args, kwargs):
             return (
@@ -198,20 +243,21 @@ class WindowCall:
         mask = _argument("mask", 4, args, kwargs)
         return None if mask is None else misfit(mask, q)
 
-    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        settings = self.patch.settings
-        self.pairs += window_pairs_of(self.layout, settings.spec)
+    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        effective = self.effective
+        self.pairs += window_pairs_of(self.layout, effective.spec)
         mask = _argument("mask", 4, args, kwargs)
+        kind, index = _block_of(kwargs)
         out = clear_attention(
             q,
             k,
             v,
             grid=self.layout.grid,
-            spec=settings.spec,
+            spec=effective.spec,
             reference_tokens=self.layout.reference,
-            spatial_weight=self.patch.spatial_weights.get(_block_of(kwargs)),
-            scale=settings.scale(q.shape[-1], self.frame),
-            backend=settings.backend,
+            spatial_weight=self.patch.spatial_weights.get((kind, index)) if kind and index is not None else None,
+            scale=effective.scale_for(q.shape[-1]),
+            backend=effective.backend,
             bias=None if mask is None else self.masks.look_through(mask, self.layout),
             on_chunk=throw_exception_if_processing_interrupted,
         )
@@ -219,12 +265,12 @@ class WindowCall:
             return out
         return out.transpose(1, 2).flatten(2)
 
-    def _previous(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        """The attention that was there before this node, with the scale that the node asks for."""
+    def _previous(self, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        """Dense attention: the host's or another node's, with the effective scale."""
         q = args[0]
         self.pairs += q.shape[-2] * args[1].shape[-2]
         head_dim = q.shape[-1] if q.ndim == 4 else q.shape[-1] // args[3]
-        factor = self.patch.settings.scale(head_dim, self.frame) * head_dim**0.5
+        factor = self.effective.scale_for(head_dim) * head_dim**0.5
         if factor != 1.0:
             args = (q * factor, *args[1:])
         if self.previous is not None:
@@ -232,29 +278,12 @@ class WindowCall:
         return func(*args, **kwargs)
 
 
-def _argument(name: str, position: int, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _argument(name: str, position: int, args: Arguments, kwargs: dict[str, Any]) -> Any:
     """An argument of the host's ``optimized_attention``, given by position or by name."""
     return args[position] if len(args) > position else kwargs.get(name)
 
 
 def _block_of(kwargs: dict[str, Any]) -> tuple[str | None, int | None]:
-    """Which block an attention call belongs to, as the host counts them."""
+    """The block of an attention call, in the host's numbering."""
     options = kwargs.get("transformer_options") or {}
     return options.get("block_type"), options.get("block_index")
-
-
-def _is_within(settings: ClearSettings, sampling: Any, sigma: Tensor) -> bool:
-    """Whether a noise level (B,) lies in the part of the sampling that has the window, both ends included.
-
-    Source: ``model_sampling.percent_to_sigma``, compared as ``comfy.controlnet.ControlBase`` does.
-    """
-    is_late_enough = settings.start_percent <= 0 or not sigma[0] > sampling.percent_to_sigma(settings.start_percent)
-    return is_late_enough and (
-        settings.end_percent >= 1 or not sigma[0] < sampling.percent_to_sigma(settings.end_percent)
-    )
-
-
-def _tokens(latent: Tensor) -> int:
-    """Image tokens of one latent."""
-    height, width = token_grid(*latent.shape[-2:])
-    return height * width

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
@@ -21,7 +20,8 @@ from typing import Any
 from comfy.ldm.flux.controlnet import ControlNetFlux
 from torch import Tensor, nn
 
-from ....clear_core.layout import SequenceLayout, token_grid
+from ....clear_core.effective import Effective
+from ....clear_core.layout import SequenceLayout
 from .attention_override import OVERRIDE, WindowCall, WindowPatch
 from .placed_control import PlacedControlModel
 from .rope_embedder import PositionEmbedder, foreign_embedder, ntk_factor, positions
@@ -45,7 +45,7 @@ class ControlPatch:
 
     def __call__(
         self,
-        executor: Callable,
+        executor: Callable[..., Tensor],
         guider: Any,
         sigmas: Tensor,
         extra_args: dict[str, Any],
@@ -124,8 +124,10 @@ class ControlCopies:
 
     def say_left_out(self, noise: Tensor) -> None:
         """Name the ControlNets that should have the window and cannot."""
-        tokens = math.prod(token_grid(*noise.shape[-2:])) if noise.ndim == 4 else 0
-        if self.window.settings.windows_controlnet(tokens):
+        if noise.ndim != 4:
+            return
+        layout = SequenceLayout(0, self.window.grid_of(noise))
+        if Effective.of(self.window.settings, self.window.shape, layout).controlnet:
             for name in self.others:
                 self.window.notices.say(f"control {name}", f"the ControlNet model {name}; it is left as it is.")
 
@@ -142,7 +144,7 @@ def copy_of(control: Any) -> Any:
         if isinstance(value, MethodType):
             setattr(made, name, MethodType(value.__func__, made))
         elif isinstance(value, super):
-            setattr(made, name, super(value.__thisclass__, made))
+            setattr(made, name, super(value.__thisclass__, made))  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 
@@ -171,10 +173,10 @@ class WindowedControlModel:
         if HOST_HANDS_OVER:
             inputs[OPTIONS] = options
         part = options.get(FRAME_PART)
-        layout = SequenceLayout(0, token_grid(*x.shape[-2:]))
-        frame_grid = part.grid if part else layout.grid
-        settings = self.window.settings
-        if not settings.windows_controlnet(math.prod(frame_grid)):
+        layout = SequenceLayout(0, self.window.grid_of(x))
+        in_range = "sigmas" not in options or self.window.is_in_range(self.base.model_sampling, options["sigmas"])
+        call = WindowCall(self.window, layout, part.grid if part else layout.grid, None, in_range)
+        if not call.effective.controlnet:
             if layout.image > DENSE_TOKENS:
                 self.window.notices.say(
                     f"dense {self.words}",
@@ -183,13 +185,9 @@ class WindowedControlModel:
                 )
             model = PlacedControlModel(self.model, part) if part else self.model
             return model(x, *args, **inputs)
-        call = WindowCall(self.window, layout, frame_grid, None)
-        call.is_dense = "sigmas" in options and self.window.is_left_out(
-            call.frame.image, self.base.model_sampling, options["sigmas"]
-        )
         # Where another node's embedder keeps the factor from the model, the ControlNet's places stay with the model's.
         is_foreign = foreign_embedder(self.base.diffusion_model) is not None
-        with ntk_factor(1.0 if is_foreign else settings.ntk(call.frame.image)):
+        with ntk_factor(1.0 if is_foreign else call.effective.ntk_factor):
             residuals = self.view_for(call, part)(x, *args, **inputs)
         if not call.was_reached:
             self.window.notices.say(
@@ -224,14 +222,14 @@ class WindowedControlModel:
 
         def embed(ids: Tensor) -> Tensor:
             # A Union ControlNet puts a token for its mode before the text.
-            call.layout = SequenceLayout(ids.shape[1] - call.layout.image, call.layout.grid)
+            call.set_layout(SequenceLayout(ids.shape[1] - call.layout.image, call.layout.grid))
             with positions(layout=call.layout, part=part):
                 return base(ids)
 
         return embed
 
 
-def windowed_block(block: nn.Module, call: WindowCall) -> Callable:
+def windowed_block(block: nn.Module, call: WindowCall) -> Callable[..., Any]:
     """A FLUX block that attends by ``call``."""
 
     def run(*args: Any, **kwargs: Any) -> Any:

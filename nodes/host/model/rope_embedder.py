@@ -20,12 +20,13 @@ from torch import Tensor
 
 from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.rope import ntk_theta
+from .family import HOST_FAMILIES
 from .image_positions import place_image
 from .notices import Notices
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
-ATTRIBUTE = "pe_embedder"
+ATTRIBUTE = HOST_FAMILIES["flux"].embedder  # the same in every family so far
 KEY = f"diffusion_model.{ATTRIBUTE}"
 WRAPPER_KEY = "clear_flux_positions"
 

@@ -19,7 +19,7 @@ from ....clear_core.cost import model_gflops
 from ....clear_core.inspection.facts import Throughput
 from ....clear_core.layout import TOKEN_PIXELS, token_grid
 from .call_counter import CallCounter, start_counting, stop_counting
-from .flux_shape import flux_shape
+from .family import model_shape
 from .memory import activations_of, sequence_tokens
 from .tile_frame import KEY as FRAME_PART
 
@@ -117,7 +117,7 @@ class StopWatch:
         Raises:
             ValueError: It is another model.
         """
-        shape, activations = flux_shape(model), activations_of(model)
+        shape, activations = model_shape(model), activations_of(model)
         device = comfy.model_management.get_torch_device_name(model.load_device)
         return cls(shape.num_double + shape.num_single, activations.width, activations.mlp_ratio, device, is_dense)
 

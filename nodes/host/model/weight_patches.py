@@ -15,8 +15,8 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ....clear_core.families import ModelShape
 from ....clear_core.weights import ClearFile
-from .flux_shape import FluxShape
 
 Entry = tuple[Any, ...]
 """One patch of a weight as the host keeps it: (strength, patch, strength of the weight, ...)."""
@@ -49,7 +49,7 @@ _open: WeakValueDictionary[tuple[str, int, int], SharedTensors] = WeakValueDicti
 
 
 def add_weight_patches(
-    model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: FluxShape, strength: float
+    model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor], shape: ModelShape, strength: float
 ) -> dict[str, list[Entry]]:
     """Patch the trained slices into a clone's weights.
 

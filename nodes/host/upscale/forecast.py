@@ -12,9 +12,9 @@ from ....clear_core.inspection.units import time_words
 from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.memory import FLUX_TEXT
 from ....clear_core.sdedit import TileLayout
-from ..model.call_counter import CallCounter, window_pairs_of
-from ..model.flux_shape import flux_shape
-from ..model.read import clear_of
+from ..model.call_counter import CallCounter
+from ..model.family import model_shape
+from ..model.read import effective_of
 from ..model.throughput import StopWatch, last_throughput, running
 
 # Counted over planned work by sampler: about 2 for samplers that evaluate the model twice a step, less if a
@@ -34,7 +34,7 @@ def step_gflops(model: ModelPatcher, tiles: TileLayout, conds: list[Any], batch:
     for tile in tiles.tiles:
         for cond in conds:
             layout = sequence_of(model, cond, (tile.height, tile.width))
-            planned.add(batch, layout.length, call_pairs(model, layout, tiles.grid[0] * tiles.grid[1]), "")
+            planned.add(batch, layout.length, effective_of(model, layout, tiles.grid).pairs, "")
     return StopWatch.of(model).gflops(planned)
 
 
@@ -42,22 +42,11 @@ def sequence_of(model: ModelPatcher, cond: Any, grid: tuple[int, int]) -> Sequen
     """The sequence that a conditioning of the host, (text, extras), makes with an image of this grid."""
     text, extras = cond[0], cond[1]
     references = 0
-    if flux_shape(model).takes_references:
+    if model_shape(model).family.takes_references:
         for latent in extras.get("reference_latents") or ():
             height, width = token_grid(*latent.shape[-2:])
             references += height * width
     return SequenceLayout(text.shape[1] if isinstance(text, Tensor) else FLUX_TEXT, grid, references)
-
-
-def call_pairs(model: ModelPatcher, layout: SequenceLayout, frame_tokens: int) -> int:
-    """Query-key pairs of one sequence over all blocks."""
-    shape, patch = flux_shape(model), clear_of(model)
-    dense = blocks = shape.num_double + shape.num_single
-    if patch is None:
-        return blocks * layout.length**2
-    if frame_tokens >= patch.settings.min_tokens:
-        dense = len(patch.dense_blocks)
-    return dense * layout.length**2 + (blocks - dense) * window_pairs_of(layout, patch.settings.spec)
 
 
 def time_text(planned: float, sampler_name: str) -> str:

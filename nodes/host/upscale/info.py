@@ -1,21 +1,23 @@
-"""What a run of CLEARUpscale is going to do, in words: on the node at its start, and as its ``info`` output."""
+"""Text about a run of CLEARUpscale, shown on the node at its start and given as its ``info`` output."""
 
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
 
-from ....clear_core.layout import SequenceLayout
+from ....clear_core.effective import Effective
+from ....clear_core.inspection.units import percent
+from ....clear_core.layout import TOKEN_PIXELS, SequenceLayout
 from ....clear_core.memory import FLUX_TEXT, GIB
 from ....clear_core.sdedit import Stage
 from ..model.memory import activations_of
-from ..model.read import backend_of, clear_of, head_dim_of, weights_of
+from ..model.read import backend_of, clear_of, effective_of, has_windows, weights_of
 from ..pack import versions
 from .sigma_shift import with_shift
 from .stage import StageInputs, StageSettings
 
 
 def attention_words(model: ModelPatcher) -> str:
-    """Which attention the model comes with."""
+    """The model's attention as it is set."""
     patch = clear_of(model)
     if patch is None:
         return "dense, no windows: there is no CLEARAttention before this node"
@@ -29,7 +31,7 @@ def attention_words(model: ModelPatcher) -> str:
 
 
 def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> str:
-    """One line on one stage."""
+    """One line about one stage."""
     tiles = settings.tiles(inputs.model, stage, batch)
     vae_tile = settings.vae_tile(inputs.vae, stage)
     memory = activations_of(inputs.model).peak_bytes(tiles.tile[0] * tiles.tile[1] + FLUX_TEXT, batch=batch) / GIB
@@ -39,7 +41,8 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
         "whole frame"
         if tiles.is_whole
         else (
-            f"{len(tiles.tiles)} tiles of {tiles.tile[1] * 16} x {tiles.tile[0] * 16} px, overlap {tiles.overlap * 16}"
+            f"{len(tiles.tiles)} tiles of {tiles.tile[1] * TOKEN_PIXELS} x {tiles.tile[0] * TOKEN_PIXELS} px, "
+            f"overlap {tiles.overlap * TOKEN_PIXELS}"
         )
     )
     return (
@@ -49,21 +52,34 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
     )
 
 
-def effect_words(inputs: StageInputs, stage: Stage) -> str:
-    """What CLEAR's settings come to at a stage's size, for the first prompt."""
-    model, text = inputs.model, inputs.positive[0][0].shape[1] if inputs.positive else FLUX_TEXT
-    settings = clear_of(model).settings
-    scale = settings.scale(head_dim_of(model), SequenceLayout(text, stage.grid))
-    windows = "windows" if stage.tokens >= settings.min_tokens else "no windows (min_tokens)"
+def effect_words(inputs: StageInputs, stage: Stage, settings: StageSettings, batch: int) -> str:
+    """What CLEAR's settings come to at a stage's size, for the first prompt: of each tile if there are tiles."""
+    model = inputs.model
+    text = inputs.positive[0][0].shape[1] if inputs.positive else FLUX_TEXT
+    tile = settings.tiles(model, stage, batch).tile
+    effective = effective_of(model, SequenceLayout(text, tile), stage.grid)
     return (
-        f"stage {stage.number} attention: {windows}, ntk {settings.ntk(stage.tokens):g}, scale {scale:.6f} "
-        f"({'proportional' if settings.is_proportional(stage.tokens) else 'plain'}), "
-        f"backend {backend_of(model, clear_of(model), stage.grid)[0]}"
+        f"stage {stage.number} attention: {window_words(effective)}, ntk {effective.ntk_factor:g}, "
+        f"scale {effective.scale:.6f} ({'proportional' if effective.proportional else 'plain'}), "
+        f"backend {backend_of(model, effective)[0]}"
     )
 
 
+def window_words(effective: Effective) -> str:
+    """Whether there are windows, in which blocks and in which part of the sampling."""
+    if effective.inactive:
+        return f"no windows ({effective.inactive.value})"
+    words = "windows"
+    if effective.dense_blocks:
+        words += f" in {effective.windowed_blocks} of {effective.shape.blocks} blocks"
+    if effective.active_range != (0, 1):
+        start, end = map(percent, effective.active_range)
+        words += f" from {start} to {end} of the sampling"
+    return words
+
+
 def weight_lines(model: ModelPatcher) -> list[str]:
-    """The distilled weights, so that somebody else can tell whether theirs are the same."""
+    """The distilled weights, so that others can check whether theirs are the same."""
     weights = weights_of(clear_of(model))
     if weights is None:
         return []
@@ -71,10 +87,10 @@ def weight_lines(model: ModelPatcher) -> list[str]:
 
 
 def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSettings, batch: int) -> str:
-    """Everything that decides the picture, a line each, stages first."""
+    """Everything that determines the picture, one line each, stages first."""
     lines = [stage_words(stage, inputs, settings, batch) for stage in stages]
-    if clear_of(inputs.model):
-        lines += [effect_words(inputs, stage) for stage in stages]
+    if has_windows(inputs.model):
+        lines += [effect_words(inputs, stage, settings, batch) for stage in stages]
     lines += [
         f"pictures: {batch}",
         f"sampler: {settings.sampler_name}, scheduler {settings.scheduler}, cfg {settings.cfg:g}",

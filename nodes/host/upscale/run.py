@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ....clear_core.sdedit import Stage, plan_stages
-from ..model.flux_shape import flux_shape
+from ..model.family import model_shape
 from ..model.read import has_windows
 from .expansion import Link, expand_stages, links_of
 from .forecast import time_text
@@ -78,7 +78,7 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
         ValueError: The model is no FLUX.1, or a widget's value does not fit; the sentence names it.
     """
     sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
-    flux_shape(sockets.model)
+    model_shape(sockets.model)
     plan = pick(PlanSettings, inputs).plan(image)
     info = info_text(plan, sockets, settings, image.shape[0])
     if not has_windows(sockets.model):

@@ -1,0 +1,170 @@
+"""Model families: what is true of FLUX.1 and of each relative, in one table. Add a family here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .dense_blocks import BlockId
+
+Part = Literal["text", "image", "reference"]
+
+
+@dataclass(frozen=True)
+class DiffusersNames:
+    """How diffusers shows a family: names of classes in ``diffusers.models``.
+
+    Attributes:
+        transformer: The model.
+        processors: Attention processors that compute joint attention and nothing else; only these may be replaced.
+        embedder: The position embedder, whose ``theta`` takes an NTK factor.
+    """
+
+    transformer: str
+    processors: tuple[str, ...]
+    embedder: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models with the same blocks.
+
+    Attributes:
+        name: As people know it.
+        token_pixels: Side of a token in pixels.
+        token_cells: Side of a token in latent cells (the model's patch size).
+        order: Order of the tokens in a sequence.
+        takes_references: Whether the model attends to reference images (FLUX.1 Kontext).
+        text_tokens: Text tokens to plan with; a prompt may have more or fewer.
+        native_tokens: Image tokens of the size the family was trained at.
+        scale_base: Base of the logarithm in proportional attention: tokens of a native sequence, text included.
+        hires_tokens: Up to this many image tokens the model needs no high-resolution recipe.
+        hires_ntk: Automatic NTK factor above ``hires_tokens``; 1 where the family has no such recipe.
+        shift: Recommended shift of the noise levels; None for the model's own.
+        weights: Family whose distilled weights fit; None if nobody has distilled any.
+        num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model.
+        diffusers: Names in diffusers.
+    """
+
+    name: str
+    token_pixels: int
+    token_cells: int
+    order: tuple[Part, ...]
+    takes_references: bool
+    text_tokens: int
+    native_tokens: int
+    scale_base: int
+    hires_tokens: int
+    hires_ntk: float
+    shift: float | None
+    weights: str | None
+    num_double: int
+    num_single: int
+    width: int
+    head_dim: int
+    diffusers: DiffusersNames
+
+    @property
+    def latent_pixels(self) -> int:
+        """Side of a latent cell in pixels (the VAE's factor)."""
+        return self.token_pixels // self.token_cells
+
+    def is_hires(self, image_tokens: int) -> bool:
+        """Whether a frame of this many image tokens gets the high-resolution recipe."""
+        return image_tokens > self.hires_tokens
+
+
+FLUX1 = Family(
+    name="FLUX.1",
+    token_pixels=16,
+    token_cells=2,
+    order=("text", "image", "reference"),
+    takes_references=True,
+    text_tokens=512,
+    native_tokens=64 * 64,
+    scale_base=64 * 64 + 512,
+    hires_tokens=8192,
+    hires_ntk=10.0,
+    shift=3.0,
+    weights="FLUX.1",
+    num_double=19,
+    num_single=38,
+    width=3072,
+    head_dim=128,
+    diffusers=DiffusersNames(
+        "FluxTransformer2DModel",
+        (
+            "FluxAttnProcessor",
+            "FluxAttnProcessor2_0",
+            "FusedFluxAttnProcessor2_0",
+            "FluxAttnProcessor2_0_NPU",
+            "FusedFluxAttnProcessor2_0_NPU",
+        ),
+        "FluxPosEmbed",
+    ),
+)
+"""FLUX.1 dev, schnell, Krea, Kontext, Fill, Canny, Depth and their fine-tunes."""
+
+CHROMA = Family(
+    name="Chroma",
+    token_pixels=16,
+    token_cells=2,
+    order=("text", "image"),
+    takes_references=False,
+    text_tokens=512,
+    native_tokens=64 * 64,
+    scale_base=64 * 64 + 512,
+    hires_tokens=8192,
+    hires_ntk=10.0,
+    shift=None,
+    weights=None,
+    num_double=19,
+    num_single=38,
+    width=3072,
+    head_dim=128,
+    diffusers=DiffusersNames("ChromaTransformer2DModel", ("FluxAttnProcessor", "FluxAttnProcessor2_0"), "FluxPosEmbed"),
+)
+"""Chroma shares FLUX.1's blocks and, as it grew from FLUX.1 schnell, its sizes and recipe."""
+
+FAMILIES = (FLUX1, CHROMA)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """One model of a family.
+
+    Attributes:
+        family: Its family.
+        num_double, num_single: Number of double and single blocks.
+        width: Hidden size.
+        head_dim: Size of a head.
+        mlp_ratio: Width of the MLP over the hidden size.
+    """
+
+    family: Family
+    num_double: int
+    num_single: int
+    width: int
+    head_dim: int
+    mlp_ratio: float = 4.0
+
+    @classmethod
+    def usual(cls, family: Family) -> ModelShape:
+        """The usual model of a family, for figures about a model that is not loaded."""
+        return cls(family, family.num_double, family.num_single, family.width, family.head_dim)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of both kinds."""
+        return self.num_double + self.num_single
+
+    @property
+    def block_ids(self) -> tuple[BlockId, ...]:
+        """All blocks, double ones first."""
+        double = (("double", index) for index in range(self.num_double))
+        return (*double, *(("single", index) for index in range(self.num_single)))
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the model only shares FLUX.1's blocks, so that no distilled weights fit it."""
+        return self.family.weights is None

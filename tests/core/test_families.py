@@ -1,0 +1,68 @@
+"""The table of families, against the published configurations."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from clear_core.families import CHROMA, FAMILIES, FLUX1, Family, ModelShape
+from clear_core.layout import TOKEN_PIXELS, token_grid
+from clear_core.scale import attention_scale
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_entries_agree_with_themselves(family: Family) -> None:
+    assert family.latent_pixels * family.token_cells == family.token_pixels == TOKEN_PIXELS
+    assert family.scale_base == family.native_tokens + family.text_tokens
+    assert family.width % family.head_dim == 0
+    assert len(set(family.order)) == len(family.order)
+    assert family.takes_references == ("reference" in family.order)
+    assert not family.is_hires(family.hires_tokens) and family.is_hires(family.hires_tokens + 1)
+    # The engine's kernels know this order only.
+    assert family.order[:2] == ("text", "image")
+
+
+def test_native_size_is_a_megapixel() -> None:
+    height, width = token_grid(1024, 1024, FLUX1.token_pixels)
+    assert height * width == FLUX1.native_tokens
+    assert token_grid(1024 // FLUX1.latent_pixels, 1024 // FLUX1.latent_pixels) == (height, width)
+
+
+def test_a_native_sequence_has_the_plain_scale_in_every_family() -> None:
+    for family in (*FAMILIES, replace(FLUX1, scale_base=1000)):
+        scale = attention_scale(family.head_dim, proportional=True, tokens=family.scale_base, base=family.scale_base)
+        assert scale == pytest.approx(family.head_dim**-0.5)
+
+
+def test_only_flux_has_weights() -> None:
+    assert [family.name for family in FAMILIES if family.weights] == ["FLUX.1"]
+    assert [ModelShape.usual(family).is_relative for family in (FLUX1, CHROMA)] == [False, True]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_diffusers_has_these_classes(family: Family) -> None:
+    """The default model of each class in diffusers has the blocks, width and parts that the table names."""
+    import inspect
+
+    diffusers = pytest.importorskip("diffusers")
+    names = family.diffusers
+    default = {
+        name: parameter.default
+        for name, parameter in inspect.signature(getattr(diffusers, names.transformer)).parameters.items()
+    }
+    assert (default["num_layers"], default["num_single_layers"]) == (family.num_double, family.num_single)
+    assert default["attention_head_dim"] == family.head_dim
+    assert default["num_attention_heads"] * default["attention_head_dim"] == family.width
+    small = getattr(diffusers, names.transformer)(
+        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 6, 6)
+    )
+    assert type(small.pos_embed).__name__ == names.embedder
+    assert {type(processor).__name__ for processor in small.attn_processors.values()} <= set(names.processors)
+
+
+def test_a_family_is_a_constant() -> None:
+    with pytest.raises(AttributeError):
+        FLUX1.token_pixels = 32  # type: ignore[misc]
+    assert len({*FAMILIES}) == len(FAMILIES)
+    assert all(field.name in FLUX1.__dict__ for field in fields(FLUX1))
