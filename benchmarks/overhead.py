@@ -12,7 +12,6 @@ which other programs on the machine hardly affect. Steps are in CPU seconds of t
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,12 +25,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .timing import first_line, write_record
-
 # The tests start a ComfyUI inside a process and make a small FLUX for it.
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
+from tests.host.support_comfy import boot, flux, sampling
 
-from support_comfy import boot, flux, sampling
+from .timing import first_line, write_record
 
 STOCK, DELEGATING, WINDOWS = "stock", "delegating", "windows"
 

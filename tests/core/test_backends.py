@@ -194,7 +194,7 @@ def test_older_versions_of_torch_get_lists_they_can_transpose(missing, monkeypat
             kv_indices,
             full_kv_num_blocks=None,
             full_kv_indices=None,
-            BLOCK_SIZE=128,  # noqa: N803
+            BLOCK_SIZE=128,
             mask_mod=None,
             seq_lengths=None,
         ):
@@ -210,12 +210,7 @@ def test_older_versions_of_torch_get_lists_they_can_transpose(missing, monkeypat
     else:
 
         def from_kv_blocks(
-            kv_num_blocks,
-            kv_indices,
-            full_kv_num_blocks=None,
-            full_kv_indices=None,
-            BLOCK_SIZE=128,  # noqa: N803
-            mask_mod=None,
+            kv_num_blocks, kv_indices, full_kv_num_blocks=None, full_kv_indices=None, BLOCK_SIZE=128, mask_mod=None
         ):
             return original(
                 kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, BLOCK_SIZE=BLOCK_SIZE, mask_mod=mask_mod

@@ -1,4 +1,4 @@
-"""``python -m demo``: one table whose counted figures are right, a sheet with every picture, and nothing left behind."""
+"""``python -m demo``: one table with the right counted figures, a sheet with every picture, and nothing left behind."""
 
 from __future__ import annotations
 

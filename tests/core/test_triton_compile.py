@@ -27,7 +27,7 @@ def binder():
     )
 
 
-def compiled_for(  # noqa: PLR0913 - every one is a thing that might compile another kernel
+def compiled_for(
     monkeypatch,
     grid,
     text=512,

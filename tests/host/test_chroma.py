@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.host.support_comfy import relatives
 from tests.host.support_comfy.boot import Recorder
 from tests.host.support_comfy.oracle import with_oracle_windows

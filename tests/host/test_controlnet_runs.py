@@ -29,14 +29,14 @@ def test_a_run_leaves_nothing_behind(tiny_flux, clear_node, load, applied, how):
     import comfy.model_management
     import comfy.samplers
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def end(step: int, *_: Any) -> None:
         if how == "interrupt":
             comfy.model_management.interrupt_current_processing()
         if how == "error":
-            raise Stop
+            raise StopError
 
     model, latent, control = tiny_flux(), noise(24, 36), load("union")
     positive, negative = applied(control, prompt(), prompt(8))

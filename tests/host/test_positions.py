@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.host.support_comfy import relatives
 from tests.host.support_comfy.boot import Recorder
 from tests.host.support_comfy.controlnets import oracle_control

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.host.support_comfy import flux, golden
 from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
-from tests.support.damaged_files import FILES
 
 SIGMA = 0.6
 LOCAL, POOLED = golden.GOLDEN / "student_7_down1.safetensors", golden.GOLDEN / "student_8_down4.safetensors"

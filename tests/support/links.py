@@ -22,7 +22,7 @@ MARKDOWN_LINK = re.compile(
 MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^\s<>)]+)")
 REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)", re.MULTILINE)
 HTML_TARGET = re.compile(r"<[a-zA-Z][^>]*?\s(?:href|src)\s*=\s*[\"']([^\"']*)[\"']")
-BARE_ADDRESS = re.compile(r"https?://[^\s<>()\[\]\"'`，。；、）]+")  # noqa: RUF001 (marks of Chinese pages)
+BARE_ADDRESS = re.compile(r"https?://[^\s<>()\[\]\"'`，。；、）]+")
 HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 HTML_ANCHOR = re.compile(r"<[a-zA-Z][^>]*?\s(?:id|name)\s*=\s*[\"']([^\"']+)[\"']")
 

@@ -229,7 +229,7 @@ def test_nunchaku(cell, model, clear_node, use_pack):
 def test_chunked_blocks(cell, build, clear_node, predict, pack):
     """A pack's forward asks replaced blocks for less than the host's does; ours are there in long sequences."""
 
-    def own_forward(  # noqa: PLR0913 (the host's signature)
+    def own_forward(
         self: Any,
         img: torch.Tensor,
         img_ids: torch.Tensor,

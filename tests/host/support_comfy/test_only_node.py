@@ -15,7 +15,7 @@ class ClearTestConditioning:
     CATEGORY = "tests"
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 (the host's name)
+    def INPUT_TYPES(cls):
         return {
             "required": {
                 "seed": ("INT", {"default": 0}),

@@ -25,7 +25,7 @@ class ClearTestPixels:
     CATEGORY = "tests"
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 (the host's name)
+    def INPUT_TYPES(cls):
         return {"required": {}}
 
     def make(self):

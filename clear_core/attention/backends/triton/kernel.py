@@ -10,7 +10,6 @@ Imported only if Triton is installed. Annotations are objects here: Triton 3.1's
 """
 
 # As in walk.py.
-# ruff: noqa: N803, PLR0913
 # pyright: basic, reportInvalidTypeForm=false
 
 import triton
