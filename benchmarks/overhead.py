@@ -188,8 +188,9 @@ def time_calls(patcher: Any, size: Size, calls: int, watch: OwnTime) -> tuple[li
 
     height, width = (2 * side for side in size.grid)
     generator = torch.Generator().manual_seed(0)
-    text = torch.randn(1, size.text, flux.TINY["context_in_dim"], generator=generator)
-    pooled = torch.randn(1, flux.TINY["vec_in_dim"], generator=generator)
+    config: dict[str, Any] = flux.TINY
+    text = torch.randn(1, size.text, int(config["context_in_dim"]), generator=generator)
+    pooled = torch.randn(1, int(config["vec_in_dim"]), generator=generator)
     x = torch.randn(1, 16, height, width, generator=generator)
     guider = comfy.samplers.CFGGuider(patcher)
     guider.inner_set_conds({"positive": sampling.conditioning(text, pooled)})

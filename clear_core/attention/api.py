@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,15 @@ from .pool import mean_weight
 
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
 
+_Function = TypeVar("_Function")
 
-@torch.compiler.disable
+
+def _untraced(function: _Function) -> _Function:
+    """``torch.compiler.disable`` with a type: the function keeps its own."""
+    return torch.compiler.disable(function)
+
+
+@_untraced
 def clear_attention(  # noqa: PLR0913 - the one public call; everything behind it takes an AttentionCall
     q: Tensor,
     k: Tensor,

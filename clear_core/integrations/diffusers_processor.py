@@ -104,6 +104,7 @@ class ClearAttnProcessor(nn.Module):
             reference_tokens=layout.reference,
             backend=effective.backend,
         )
+        assert isinstance(out, Tensor)  # no log-sum-exp was asked for
         out = out.transpose(1, 2).flatten(2)
 
         if encoder_hidden_states is None:

@@ -44,7 +44,7 @@ def test_a_run_leaves_nothing_behind(tiny_flux, clear_node, load, applied, how):
     stock = run(model, latent, positive, negative)
     before, before_modules = attributes(placed), modules(control)
     patched = clear_node(model, radius=RADIUS, controlnet="on")
-    ended = {"done": (), "interrupt": comfy.model_management.InterruptProcessingException, "error": Stop}[how]
+    ended = {"done": (), "interrupt": comfy.model_management.InterruptProcessingException, "error": StopError}[how]
     if ended:
         with pytest.raises(ended):
             run(patched, latent, positive, negative, callback=end)

@@ -258,9 +258,10 @@ class WindowCall:
             spatial_weight=self.patch.spatial_weights.get((kind, index)) if kind and index is not None else None,
             scale=effective.scale_for(q.shape[-1]),
             backend=effective.backend,
-            bias=None if mask is None else self.masks.look_through(mask, self.layout),
+            bias=None if mask is None else self.masks.classify(mask, self.layout),
             on_chunk=throw_exception_if_processing_interrupted,
         )
+        assert isinstance(out, Tensor)  # no log-sum-exp was asked for
         if _argument("skip_output_reshape", 7, args, kwargs):
             return out
         return out.transpose(1, 2).flatten(2)

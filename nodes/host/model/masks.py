@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ....clear_core.attention import AttentionBias, ImageBias
-from ....clear_core.layout import SequenceLayout
+from ....clear_core.layout import TOKEN_PIXELS, SequenceLayout
 
 MOST_BYTES = 10 * 2**30
 """Largest mask between image tokens that runs: a picture of 4096 x 4096 px has 8.1 GiB of it in 16-bit numbers. It
@@ -47,26 +47,28 @@ def misfit(mask: Tensor, q: Tensor) -> str | None:
 
 
 class CallMasks:
-    """What is known of the mask of one call of the model: looked through once, not in each of the 57 blocks."""
+    """The mask of one call of the model, classified once and not in each of the 57 blocks."""
 
     def __init__(self) -> None:
         self.mask: Tensor | None = None
         self.bias: AttentionBias | None = None
 
-    def look_through(self, mask: Tensor, layout: SequenceLayout) -> AttentionBias:
+    def classify(self, mask: Tensor, layout: SequenceLayout) -> AttentionBias:
         """The mask as the windows take it.
 
         Raises:
             ValueError: It tells image tokens apart and is larger than :data:`MOST_BYTES`.
         """
-        if self.mask is not mask or self.bias.layout != layout:
-            self.mask, self.bias = mask, AttentionBias.of(with_heads(mask), layout)
+        bias = self.bias
+        if bias is None or self.mask is not mask or bias.layout != layout:
+            bias = AttentionBias.of(with_heads(mask), layout)
+            self.mask, self.bias = mask, bias
         size = mask.numel() * mask.element_size()
-        if self.bias.image is ImageBias.PER_PAIR and size > MOST_BYTES:
+        if bias.image is ImageBias.PER_PAIR and size > MOST_BYTES:
             raise ValueError(
                 f"the attention mask tells image tokens apart and takes {size / 2**30:.1f} GiB for {layout.length} "
-                f"tokens ({layout.grid[1] * 16} x {layout.grid[0] * 16} px), but CLEAR takes such masks up to "
+                f"tokens ({layout.grid[1] * TOKEN_PIXELS} x {layout.grid[0] * TOKEN_PIXELS} px), but CLEAR takes such masks up to "
                 f"{MOST_BYTES / 2**30:.0f} GiB; make the picture smaller or run it in tiles, or use a mask on the "
                 "text alone (Redux strength, prompts for regions)."
             )
-        return self.bias
+        return bias
