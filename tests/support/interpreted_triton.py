@@ -193,7 +193,7 @@ def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float,
         )
         for name in ("q", "k", "v", "out")
     ]
-    for view, one in zip(far, close, strict=True):
+    for view, one in zip(far[:3], close, strict=True):
         view.copy_(one)
     q, k, v, out = far
     text, image = slice(0, layout.text), layout.image_slice
