@@ -10,8 +10,8 @@ from .families import FLUX1
 TOKEN_PIXELS = FLUX1.token_pixels
 """Side of one token in pixels, the same in every family so far."""
 
-PATCH = 2
-"""Side of one token in latent pixels."""
+PATCH = FLUX1.token_cells
+"""Side of one token in latent cells, the same in every family so far."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SequenceLayout:
         return math.ceil(self.grid[0] / down_factor), math.ceil(self.grid[1] / down_factor)
 
 
-def token_grid(latent_height: int, latent_width: int, patch_size: int = FLUX1.token_cells) -> tuple[int, int]:
+def token_grid(latent_height: int, latent_width: int, patch_size: int = PATCH) -> tuple[int, int]:
     """(h, w) in tokens of a latent, or of an image with ``patch_size`` in pixels; the model pads a side that does not
     divide."""
     return -(-latent_height // patch_size), -(-latent_width // patch_size)

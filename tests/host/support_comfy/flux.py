@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
-TINY = {
+TINY: dict[str, Any] = {
     "image_model": "flux",
     "in_channels": 16,
     "out_channels": 16,
