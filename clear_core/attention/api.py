@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ _Function = TypeVar("_Function")
 
 def _untraced(function: _Function) -> _Function:
     """``torch.compiler.disable`` with a type: the function keeps its own."""
-    return torch.compiler.disable(function)
+    return cast("_Function", torch.compiler.disable(function))
 
 
 @_untraced

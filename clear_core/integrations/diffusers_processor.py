@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,8 @@ class ClearAttnProcessor(nn.Module):
             value = torch.cat([text_value, value], dim=2)
         rotary: Any = clear_call.rotary or image_rotary_emb
         if rotary is not None:
-            query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
+            # A pair is what it gives to models of another kind.
+            query, key = cast(Tensor, apply_rotary_emb(query, rotary)), cast(Tensor, apply_rotary_emb(key, rotary))
 
         effective = clear_call.effective
         layout = effective.layout

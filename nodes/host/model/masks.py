@@ -67,8 +67,8 @@ class CallMasks:
         if bias.image is ImageBias.PER_PAIR and size > MOST_BYTES:
             raise ValueError(
                 f"the attention mask tells image tokens apart and takes {size / 2**30:.1f} GiB for {layout.length} "
-                f"tokens ({layout.grid[1] * TOKEN_PIXELS} x {layout.grid[0] * TOKEN_PIXELS} px), but CLEAR takes such masks up to "
-                f"{MOST_BYTES / 2**30:.0f} GiB; make the picture smaller or run it in tiles, or use a mask on the "
-                "text alone (Redux strength, prompts for regions)."
+                f"tokens ({layout.grid[1] * TOKEN_PIXELS} x {layout.grid[0] * TOKEN_PIXELS} px), but CLEAR takes such "
+                f"masks up to {MOST_BYTES / 2**30:.0f} GiB; make the picture smaller or run it in tiles, or use a mask "
+                "on the text alone (Redux strength, prompts for regions)."
             )
         return bias
