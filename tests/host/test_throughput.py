@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from support_comfy.pictures import picture
-from support_comfy.sampling import conditioning, run_node
+
+from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.sampling import conditioning, run_node
 
 TOKEN_SECONDS, PAIR_SECONDS = 1e-4, 2e-6
 """Attention is slower here than its share of the operations."""

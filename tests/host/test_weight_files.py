@@ -8,8 +8,8 @@ import pytest
 import torch
 from damaged_files import FILES
 from safetensors.torch import load_file, save_file
-from support_comfy import golden
-from support_comfy.sampling import conditioning
+from tests.host.support_comfy import golden
+from tests.host.support_comfy.sampling import conditioning
 
 SIGMA = 0.6
 LOCAL = golden.GOLDEN / "student_7_down1.safetensors"
