@@ -64,7 +64,7 @@ def apply_clear(
         )
     install_embedder(clone)
     if shape.is_relative:
-        patch.notices.say(
+        patch.notices.log_once(
             "relative",
             f"windows on {shape.family.name} are experimental: it shares FLUX.1's blocks, but "
             "nobody has distilled weights for it.",

@@ -84,7 +84,7 @@ class WindowPatch:
         """Run one call of the model with the window for this latent's grid. x: (B, C, H, W) latent."""
         transformer_options = transformer_options or {}
         if x.ndim != 4:
-            self.notices.say(
+            self.notices.log_once(
                 "latent",
                 f"the latent has shape {tuple(x.shape)}, expected (batch, channels, height, "
                 "width); the window is not applied.",
@@ -103,7 +103,7 @@ class WindowPatch:
         )
 
         if is_host_sparse(call.previous):
-            self.notices.say("sparse", SPARSE_RULE)
+            self.notices.log_once("sparse", SPARSE_RULE)
 
         # Set in dense calls too: the host's compile nodes drop guards on transformer_options, so code that was compiled
         # without the override would never have windows.
@@ -114,7 +114,7 @@ class WindowPatch:
         factor = call.effective.ntk_factor
         foreign = foreign_embedder(executor.class_obj.diffusion_model)
         if factor != 1.0 and foreign:
-            self.notices.say(
+            self.notices.log_once(
                 "embedder",
                 f"the model's position embedder is a {foreign} of another node; it is kept, "
                 f"and ntk_factor {factor:g} is not applied.",
@@ -127,7 +127,7 @@ class WindowPatch:
         # A cache (EasyCache) skips the model in some calls, but never in the first of a run; packs with a forward of
         # their own skip it from the first call on.
         if not call.was_reached and not (counter and counter.calls):
-            self.notices.say(
+            self.notices.log_once(
                 "bypassed", "another node computes this model's attention by itself, so the window is not applied."
             )
         return out
@@ -144,7 +144,8 @@ class WindowPatch:
             sampling: The model's ``model_sampling``.
             sigma: (B,).
 
-        Source: ``model_sampling.percent_to_sigma``, compared as ``comfy.controlnet.ControlBase`` does.
+        Source: ``model_sampling.percent_to_sigma``, compared as ``comfy.controlnet.ControlBase`` does; ComfyUI
+        0.9.0 and later.
         """
         start, end = self.settings.start_percent, self.settings.end_percent
         is_late_enough = start <= 0 or not sigma[0] > sampling.percent_to_sigma(start)
@@ -220,7 +221,7 @@ class WindowCall:
         reason = self._why_not(q, k, v, args, kwargs)
         if reason is None:
             return self._windowed(q, k, v, args, kwargs)
-        self.patch.notices.say(reason, f"{reason}; the window is not applied there.")
+        self.patch.notices.log_once(reason, f"{reason}; the window is not applied there.")
         return self._previous(func, args, kwargs)
 
     def _why_not(self, q: Tensor, k: Tensor, v: Tensor, args: Arguments, kwargs: dict[str, Any]) -> str | None:

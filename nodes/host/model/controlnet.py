@@ -129,7 +129,7 @@ class ControlCopies:
         layout = SequenceLayout(0, self.window.grid_of(noise))
         if Effective.of(self.window.settings, self.window.shape, layout).controlnet:
             for name in self.others:
-                self.window.notices.say(f"control {name}", f"the ControlNet model {name}; it is left as it is.")
+                self.window.notices.log_once(f"control {name}", f"the ControlNet model {name}; it is left as it is.")
 
 
 def copy_of(control: Any) -> Any:
@@ -178,7 +178,7 @@ class WindowedControlModel:
         call = WindowCall(self.window, layout, part.grid if part else layout.grid, None, in_range)
         if not call.effective.controlnet:
             if layout.image > DENSE_TOKENS:
-                self.window.notices.say(
+                self.window.notices.log_once(
                     f"dense {self.words}",
                     f"the ControlNet {self.words} attends to all of "
                     f"{layout.image} image tokens; set controlnet to auto to give it the window.",
@@ -190,7 +190,7 @@ class WindowedControlModel:
         with ntk_factor(1.0 if is_foreign else call.effective.ntk_factor):
             residuals = self.view_for(call, part)(x, *args, **inputs)
         if not call.was_reached:
-            self.window.notices.say(
+            self.window.notices.log_once(
                 f"bypassed {self.words}",
                 f"the ControlNet {self.words} computes attention by itself, so it is left as it is.",
             )

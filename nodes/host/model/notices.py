@@ -11,7 +11,7 @@ class Notices:
     def __init__(self) -> None:
         self.logged: set[str] = set()
 
-    def say(self, cause: str, sentence: str) -> None:
+    def log_once(self, cause: str, sentence: str) -> None:
         """Log ``sentence`` as a warning unless ``cause`` was logged before."""
         if cause not in self.logged:
             self.logged.add(cause)

@@ -92,7 +92,7 @@ class PositionEmbedder(torch.nn.Module):
         if call.layout is not None:
             placed = place_image(ids, call.layout, call.part, call.rope_options, call.references_follow)
             if placed is None:
-                self.notices.say(
+                self.notices.log_once(
                     "sequence",
                     f"a tile's sequence has {ids.shape[1]} positions, but {call.layout.text} text, "
                     f"{call.layout.image} image and {call.layout.reference} reference tokens were expected (another "
@@ -132,7 +132,7 @@ class PositionsPatch:
             layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
         embedder = getattr(executor.class_obj.diffusion_model, ATTRIBUTE, None)
         if part is not None and not isinstance(embedder, PositionEmbedder):
-            self.notices.say(
+            self.notices.log_once(
                 "embedder",
                 f"the model's position embedder is a {type(embedder).__name__} of another node, so the positions of "
                 "a tile cannot be moved to its place in the frame.",

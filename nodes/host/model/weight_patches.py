@@ -1,6 +1,7 @@
 """CLEAR's weights as patches on the model, through the host's own table of names.
 
-Source: ``comfy.utils.flux_to_diffusers``, ``ModelPatcher.add_patches`` and ``comfy.lora.calculate_weight``.
+Source: ``comfy.utils.flux_to_diffusers``, ``ModelPatcher.add_patches`` and ``comfy.lora.calculate_weight``, in
+ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ NO_WEIGHTS = "none"
 def register_folder() -> None:
     """Add models/clear to the host's folders; paths of extra_model_paths.yaml stay as they are.
 
-    Source: ``folder_paths.add_model_folder_path``, which starts with an empty set of extensions (any file).
+    Source: ``folder_paths.add_model_folder_path``, which starts with an empty set of extensions (any file); ComfyUI
+    0.9.0 and later.
     """
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
