@@ -5,12 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from attention_cases import TOLERANCE, Case, assert_close, cases
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import choose
 from clear_core.attention.backends import gather
 from clear_core.attention.merge import merge
+from tests.support.attention_cases import TOLERANCE, Case, assert_close, cases
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from bias_cases import Case, cases, written_out
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import AttentionBias
 from clear_core.attention.backends import gather
 from clear_core.attention.merge import merge
+from tests.support.bias_cases import Case, cases, written_out
 
 
 @pytest.mark.parametrize("backend", ["dense", "gather", "auto"])

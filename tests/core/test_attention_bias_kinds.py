@@ -4,11 +4,11 @@ import logging
 
 import pytest
 import torch
-from bias_cases import Case
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import AttentionBias, ImageBias, choose
 from clear_core.attention.bias import COMPARED_ELEMENTS
+from tests.support.bias_cases import Case
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from query_row_cases import Case
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention, cost
 from clear_core.attention import AttentionBias, choose
 from clear_core.attention.backends import flex
 from clear_core.attention.backends.triton import backend as triton_backend
+from tests.support.query_row_cases import Case
 
 CASES = [Case.draw(seed) for seed in range(200)]
 FLEX_CASES = [Case.draw(seed, head_dims=(64, 50), plain=True) for seed in range(1000, 1200)]

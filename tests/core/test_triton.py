@@ -4,16 +4,16 @@ import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-import interpreted_triton
 import pytest
 import torch
-from interpreted_triton import Case
 
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
 from clear_core.attention.backends.triton import launch as triton_launch
 from clear_core.attention.tiling.order import query_tile_size
 from clear_core.attention.tiling.plan import tile_plan
+from tests.support import interpreted_triton
+from tests.support.interpreted_triton import Case
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}

@@ -1,7 +1,7 @@
 """HTTP routes for the "Get weights" button: list the catalogue, fetch one of its files.
 
-Source: ``server.PromptServer.instance.routes`` and ``send_sync``, in ComfyUI 0.9.0 and later. Fetching is a route and no
-widget, since a widget's value is saved in shared workflows and would fetch gigabytes on other machines.
+Source: ``server.PromptServer.instance.routes`` and ``send_sync``, ComfyUI 0.9.0 and later. Fetching is a route and no
+widget: the value of a widget is saved in shared workflows and would fetch gigabytes on other machines.
 """
 
 from __future__ import annotations
