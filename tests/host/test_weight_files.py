@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from damaged_files import FILES
 from safetensors.torch import load_file, save_file
+
 from tests.host.support_comfy import golden
 from tests.host.support_comfy.sampling import conditioning
+from tests.support.damaged_files import FILES
 
 SIGMA = 0.6
 LOCAL = golden.GOLDEN / "student_7_down1.safetensors"
