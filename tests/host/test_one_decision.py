@@ -118,12 +118,8 @@ def watch_backends(choose: Any, watch: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
         return run
 
-    if hasattr(choose, "REGISTRY"):
-        for backend in choose.REGISTRY:
-            monkeypatch.setattr(type(backend), "run", watched(backend.name, type(backend).run))
-        return
-    for name in ("dense", "gather"):
-        monkeypatch.setattr(choose, f"{name}_attention", watched(name, getattr(choose, f"{name}_attention")))
+    for backend in choose.REGISTRY:
+        monkeypatch.setattr(type(backend), "run", watched(backend.name, type(backend).run))
 
 
 def random_widgets(rng: random.Random, blocks: int, image: int) -> dict[str, Any]:
