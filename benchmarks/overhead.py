@@ -25,10 +25,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-# The tests start a ComfyUI inside a process and make a small FLUX for it.
-from tests.host.support_comfy import boot, flux, sampling
-
 from .timing import first_line, write_record
+
+# The tests start a ComfyUI inside a process and make a small FLUX for it. Not by their full name: ComfyUI's environment
+# has a package `tests` of its own.
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
+
+from support_comfy import boot, flux, sampling  # noqa: E402
 
 STOCK, DELEGATING, WINDOWS = "stock", "delegating", "windows"
 

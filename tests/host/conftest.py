@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+import tests
 from tests.host.support_comfy import boot, control_cases, controlnets, flux, golden, sampling, server
+
+# Python looks for a folder without __init__.py anew whenever sys.path changes, and booting changes it; ComfyUI and some
+# libraries have a package `tests` too.
+tests.__path__ = list(tests.__path__)
 
 CHECKOUTS = boot.find_comfyui()
 
