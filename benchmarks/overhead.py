@@ -12,6 +12,7 @@ which other programs on the machine hardly affect. Steps are in CPU seconds of t
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from .timing import first_line, write_record
 # has a package `tests` of its own.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
 
-from support_comfy import boot, flux, sampling  # noqa: E402
+from support_comfy import boot, flux, sampling
 
 STOCK, DELEGATING, WINDOWS = "stock", "delegating", "windows"
 
