@@ -52,7 +52,7 @@ def test_block_map_is_the_oracles_mask_by_tiles():
     """One pixel a tile: coloured where some query of the tile sees some key of the other."""
     layout, spec = SequenceLayout(64, (32, 48)), ClearSpec(5)
     plan = tile_plan(layout, spec, torch.device("cpu"))
-    assert plan.upright and plan.tiles == (2, 6)
+    assert plan.keys.upright and plan.keys.tiles == (2, 6)
     side = 960
     image = block_map(plan, side)
     prefix, band = round(side * 64 / 1600), round(side * 64 / 1600)
