@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention, cost
-from clear_core.attention import explain_backend
+from clear_core.attention import BACKENDS, explain_backend
 
 from .row_major import row_major_attention
 from .timing import first_line, interleaved, peak_bytes, summary, write_record
 
 DENSE, ROW_MAJOR = "sdpa", "row-major"
-RUNS = (DENSE, ROW_MAJOR, "dense", "gather", "flex", "auto")
+RUNS = (DENSE, ROW_MAJOR, *BACKENDS)
+USUAL_RUNS = (DENSE, ROW_MAJOR, "dense", "gather", "flex", "auto")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=_list_of(str), default=",".join(RUNS), help=f"some of {', '.join(RUNS)}")
+    parser.add_argument("--runs", type=_list_of(str), default=",".join(USUAL_RUNS), help=f"some of {', '.join(RUNS)}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
     parser.add_argument(

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..clear_core.sdedit import COLOR_FIXES
+from ..clear_core.sdedit import COLOR_FIXES, DEFAULT_OVERLAP
 from .attention import ADVANCED
 from .host.samplers import sampler_names, scheduler_names
 from .host.search_aliases import with_search_aliases
@@ -150,7 +150,7 @@ class CLEARUpscale(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tile_overlap",
-                    default=128,
+                    default=DEFAULT_OVERLAP,
                     min=0,
                     max=4096,
                     step=16,

@@ -6,10 +6,11 @@ from .images import reflect_to
 from .sampling import euler, noised, sdedit
 from .schedule import sdedit_sigmas, static_shift
 from .stages import Stage, plan_stages
-from .tiles import Tile, TileLayout
+from .tiles import DEFAULT_OVERLAP, Tile, TileLayout
 
 __all__ = [
     "COLOR_FIXES",
+    "DEFAULT_OVERLAP",
     "Stage",
     "Tile",
     "TileLayout",

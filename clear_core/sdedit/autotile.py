@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..layout import TOKEN_PIXELS
 from ..memory import FLUX_TEXT, Activations
-from .tiles import TileLayout, overlap_tokens
+from .tiles import DEFAULT_OVERLAP, TileLayout, overlap_tokens
 
 
 def choose_tiles(
@@ -12,7 +12,7 @@ def choose_tiles(
     *,
     tile_height: int = 0,
     tile_width: int = 0,
-    overlap: int = 128,
+    overlap: int = DEFAULT_OVERLAP,
     activations: Activations,
     budget: int,
     batch: int = 1,

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ..layout import PATCH, TOKEN_PIXELS
 
+DEFAULT_OVERLAP = 128
+"""Overlap of neighbouring tiles in px if nobody sets one."""
+
 
 @dataclass(frozen=True)
 class Tile:

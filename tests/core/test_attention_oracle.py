@@ -56,6 +56,7 @@ def naive_attention(q, k, v, grid, spec, weight, text, scale):
         ((5, 7), 3, 2, ClearSpec(2, 2)),
         ((5, 7), 0, 0, ClearSpec(3, 4)),
         ((2, 3), 1, 0, ClearSpec(9, 5)),
+        ((6, 7), 1, 0, ClearSpec(4)),  # up to radius 3, circle and square hold the same tokens
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ ROOTS = (
     "clear_core",
     "clear_core/attention",
     "clear_core/attention/backends",
+    "clear_core/inspection",
     "nodes/host",
     "nodes/host/model",
     "nodes/host/upscale",

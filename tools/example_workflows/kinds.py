@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clear_core.sdedit import DEFAULT_OVERLAP
+
 CONTROL = "control_after_generate"
 """The front end's extra widget after a seed: saved as a value of its own, not sent to the server."""
 
@@ -84,7 +86,7 @@ KINDS: Mapping[str, Kind] = {
             "stage_denoise": "0.7, 0.5",
             "tile_width": 0,
             "tile_height": 0,
-            "tile_overlap": 128,
+            "tile_overlap": DEFAULT_OVERLAP,
             "color_fix": "none",
             "shift": 3.0,
         },

@@ -1,4 +1,4 @@
-"""What a backend is. A new one is a file here and one line in :mod:`..choose`."""
+"""What a backend is. A new one is a file here and a line in the registry of :mod:`..choose`."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ....clear_core.layout import TOKEN_PIXELS
 from ....clear_core.memory import activation_budget
-from ....clear_core.sdedit import Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
+from ....clear_core.sdedit import DEFAULT_OVERLAP, Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
 from ..model.memory import activations_of
 from ..model.throughput import timed
 from .forecast import StageForecast, step_gflops
@@ -44,7 +45,7 @@ class StageSettings:
     scheduler: str = "simple"
     tile_width: int = 0
     tile_height: int = 0
-    tile_overlap: int = 128
+    tile_overlap: int = DEFAULT_OVERLAP
     color_fix: str = "none"
     shift: float = 3.0
 
@@ -215,7 +216,7 @@ ADVICE_TILES = "set tile_width and tile_height to {side}, or lower upscale_by"
 
 def smaller_side(tiles: TileLayout) -> int:
     """Side of smaller tiles in px if these did not fit: about half as many tokens, in steps of 128 px."""
-    return max(256, int(min(tiles.tile) * 16 * 0.7) // 128 * 128)
+    return max(256, int(min(tiles.tile) * TOKEN_PIXELS * 0.7) // 128 * 128)
 
 
 @contextmanager
