@@ -2,6 +2,14 @@
 
 from .api import clear_attention
 from .bias import AttentionBias, ImageBias
-from .choose import BACKENDS, explain_backend, unavailable_reason
+from .choose import BACKENDS, check_backend, explain_backend, unavailable_reason
 
-__all__ = ["BACKENDS", "AttentionBias", "ImageBias", "clear_attention", "explain_backend", "unavailable_reason"]
+__all__ = [
+    "BACKENDS",
+    "AttentionBias",
+    "ImageBias",
+    "check_backend",
+    "clear_attention",
+    "explain_backend",
+    "unavailable_reason",
+]

@@ -113,6 +113,16 @@ def _choose(kind: CallKind) -> tuple[Backend, str, str | None]:
     return GATHER, passed_over or "Gathered tiles run everywhere.", passed_over
 
 
+def check_backend(name: str) -> None:
+    """Whether there is a backend of that name, or it is "auto"; asked before any long work.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name != "auto":
+        _backend(name)
+
+
 def _backend(name: str) -> Backend:
     for backend in REGISTRY:
         if backend.name == name:

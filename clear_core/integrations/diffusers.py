@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..attention import BACKENDS
+from ..attention import check_backend
 from ..attention.pool import mean_weight
 from ..effective import Effective
 from ..families import FLUX1, ModelShape
@@ -121,8 +121,7 @@ def apply_clear(
     check_model(transformer)
     if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance]  callers need not be typed
         raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
+    check_backend(backend)
     settings = ClearSettings(spec, ntk_factor, proportional_attention, backend)
     blocks = dict(attention_modules(transformer))
     weights = check_spatial_weights(spatial_weights or {}, spec, blocks)

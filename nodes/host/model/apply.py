@@ -7,6 +7,7 @@ from dataclasses import replace
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from ....clear_core.attention import check_backend
 from ....clear_core.attention.pool import blend_with_mean
 from ....clear_core.dense_blocks import parse_dense_blocks
 from ....clear_core.settings import ClearSettings
@@ -33,7 +34,8 @@ def apply_clear(
         strength: Share of the distilled weights, 0 to 1; the rest is the model's own weights.
 
     Raises:
-        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names blocks that the model lacks.
+        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names a backend that does not exist
+            or blocks that the model lacks.
     """
     shape = model_shape(model)
     if file is not None and shape.is_relative:
@@ -41,7 +43,8 @@ def apply_clear(
             f"{file.name} was distilled for FLUX.1, but the model is {shape.family.name}; set weights_name to "
             "none for the window alone."
         )
-    # So that blocks that the model lacks are an error here, and not when sampling begins.
+    # Bad values are an error here, and not when sampling begins.
+    check_backend(settings.backend)
     parse_dense_blocks(settings.dense_blocks, shape.num_double, shape.num_single)
     clone = model.clone()
     for earlier in clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
