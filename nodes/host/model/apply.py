@@ -34,8 +34,8 @@ def apply_clear(
         strength: Share of the distilled weights, 0 to 1; the rest is the model's own weights.
 
     Raises:
-        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names a backend that does not exist
-            or blocks that the model lacks.
+        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names a backend that does not
+            exist or blocks that the model lacks.
     """
     shape = model_shape(model)
     if file is not None and shape.is_relative:
