@@ -40,13 +40,12 @@ def weights_name(host, pack, tiny_file) -> str:
         for end in ("weight", "bias"):
             old = base[f"{key}.{end}"][rows]
             trained[f"{stem}.{end}"] = old + torch.randn(old.shape, generator=generator) * old.std() / 3
-    save = import_module(f"{pack.__name__}.clear_core.weights").save_clear_file
-    save(
+    weights = import_module(f"{pack.__name__}.clear_core.weights")
+    weights.save_clear_file(
         host.base / "models" / "clear" / "clear_local_4.safetensors",
         {name: tensor.to(torch.bfloat16) for name, tensor in trained.items()},
         {},
-        4,
-        1,
+        weights.ClearHeader(4),
     )
     return "clear_local_4.safetensors"
 
