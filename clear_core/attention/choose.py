@@ -38,7 +38,7 @@ def explain_backend(
     device: torch.device | str, dtype: torch.dtype, head_dim: int, grid: tuple[int, int], spec: ClearSpec
 ) -> tuple[str, str]:
     """What ``backend="auto"`` takes for a call of this kind, without a mask or gradients, and one sentence why."""
-    backend, why, _ = _choose(CallKind(torch.device(device), dtype, head_dim, grid, spec.within(grid)))
+    backend, why, _ = _choose(CallKind(_indexed(torch.device(device)), dtype, head_dim, grid, spec.within(grid)))
     return backend.name, why
 
 
@@ -64,7 +64,7 @@ def unavailable_reason(
         return None
     backend = _backend(name)
     # Grid and window are not known here; no backend is unavailable because of them.
-    kind = CallKind(device, dtype, head_dim, (1, 1), ClearSpec(1), needs_grad, return_lse)
+    kind = CallKind(_indexed(device), dtype, head_dim, (1, 1), ClearSpec(1), needs_grad, return_lse)
     return _hand_over(backend, kind) or _refusal(backend, kind)
 
 
@@ -121,6 +121,13 @@ def check_backend(name: str) -> None:
     """
     if name != "auto":
         _backend(name)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """A device as tensors on it name it: "cuda" is "cuda:0", under which failures are kept."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _backend(name: str) -> Backend:

@@ -21,7 +21,7 @@ def log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) 
         scores = (q[:, :, start : start + step].float() @ keys) * scale
         if mask is not None:
             part = mask[..., start : start + step, :]
-            scores = scores.masked_fill(~part, float("-inf")) if mask.dtype == torch.bool else scores + part
+            scores = scores.masked_fill(~part, float("-inf")) if mask.dtype == torch.bool else scores + part.float()
         sums.append(scores.logsumexp(dim=-1))
     return torch.cat(sums, dim=2)
 
@@ -46,7 +46,7 @@ def attend_with_lse(
     """Attention and the log of its softmax denominators.
 
     Args:
-        q, k, v: (B, heads, tokens, D); the last dimension contiguous.
+        q, k, v: (B, heads, tokens, D).
         needs_grad: Whether gradients are wanted.
         mask: bool, True if the key is seen, or elements in q's dtype that are added to the scores, or None;
             broadcast to (B, heads, queries, keys). By a bool mask every query sees some key.
@@ -57,6 +57,8 @@ def attend_with_lse(
     if not lse_is_free(q, needs_grad):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return out, log_sum_exp(q, k, scale, mask)
+    # The kernel ignores the last stride.
+    q, k, v = (one if one.stride(-1) == 1 else one.contiguous() for one in (q, k, v))
     added = None if mask is None else additive(mask, q.dtype)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=added, scale=scale)
     if added is not None and mask is not None and mask.dtype != torch.bool:

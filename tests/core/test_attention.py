@@ -99,6 +99,15 @@ def test_log_sum_exp(case, backend):
     torch.testing.assert_close(lse, expected_lse, rtol=1e-6, atol=4e-6)
 
 
+@pytest.mark.parametrize("backend", ["dense", "gather"])
+def test_log_sum_exp_of_tokens_that_are_not_contiguous(backend):
+    q, k, v = torch.randn(3, 1, 2, 16, 5 + 9 * 11, generator=torch.Generator().manual_seed(0)).transpose(-1, -2)
+    options = {"grid": (9, 11), "spec": ClearSpec(4), "return_lse": True}
+    found = clear_attention(q, k, v, backend=backend, **options)
+    expected = clear_attention(*(one.contiguous() for one in (q, k, v)), backend="dense", **options)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=4e-6)
+
+
 @pytest.mark.parametrize("down_factor", [1, 3])
 def test_gather_has_the_oracles_gradients(down_factor):
     layout, spec = SequenceLayout(5, (18, 37), 2), ClearSpec(4, down_factor)

@@ -26,6 +26,16 @@ def test_the_log_sum_exp_counts_the_mask(case, backend):
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-6, atol=4e-6)
 
 
+@pytest.mark.parametrize("backend", ["dense", "gather"])
+def test_the_log_sum_exp_is_float32_in_float64_too(backend):
+    q = torch.randn(1, 2, 5 + 9 * 11, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bias = torch.zeros(1, 1, 1, 5, dtype=torch.float64)
+    options = {"grid": (9, 11), "spec": ClearSpec(4), "return_lse": True}
+    lse = clear_attention(q, q, q, bias=bias, backend=backend, **options)[1]
+    assert lse.dtype == torch.float32
+    torch.testing.assert_close(lse, clear_attention(q, q, q, backend="dense", **options)[1])
+
+
 @pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 1.2e-2), (torch.float16, 2e-3)], ids=str)
 @pytest.mark.parametrize("case", cases(60, kind="pairs", dtype=torch.float32)[:6] + cases(60, kind="text")[:6])
 def test_half_precision(case, dtype, atol):

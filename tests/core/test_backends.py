@@ -105,6 +105,17 @@ def test_a_kernel_that_fails_is_dropped_and_said_once(monkeypatch, caplog):
         assert torch.equal(out, run("gather"))
 
 
+def test_a_failure_is_explained_for_a_device_without_an_index(monkeypatch):
+    monkeypatch.setattr(choose, "_self_test", lambda *case: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    choose._dropped["flex", CUDA, torch.bfloat16, 128, False] = "no such instruction"
+    for device in ("cuda", "cuda:0"):
+        assert explain_backend(device, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] == "gather"
+        assert "no such" in choose.unavailable_reason("flex", torch.device(device), torch.bfloat16, 128)
+
+
 def test_a_kernel_that_fails_its_self_test_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(flex, "_compiled", lambda: lambda q, *rest: torch.zeros_like(q))
     choose._self_test.cache_clear()
