@@ -35,11 +35,28 @@ _dropped: dict[tuple[str, torch.device, torch.dtype, int, bool], str] = {}
 
 
 def explain_backend(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int, grid: tuple[int, int], spec: ClearSpec
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int,
+    grid: tuple[int, int],
+    spec: ClearSpec,
+    backend: str = "auto",
 ) -> tuple[str, str]:
-    """What ``backend="auto"`` takes for a call of this kind, without a mask or gradients, and one sentence why."""
-    backend, why, _ = _choose(CallKind(_indexed(torch.device(device)), dtype, head_dim, grid, spec.within(grid)))
-    return backend.name, why
+    """The backend that runs calls of this kind, without a mask or gradients, and one sentence why.
+
+    Args:
+        backend: The one that was asked for. If it cannot run here, calls are refused; the sentence says so.
+    """
+    kind = CallKind(_indexed(torch.device(device)), dtype, head_dim, grid, spec.within(grid))
+    if backend == "auto":
+        chosen, why, _ = _choose(kind)
+        return chosen.name, why
+    asked = _backend(backend)
+    if reason := _hand_over(asked, kind):
+        return GATHER.name, f"{asked.title} is not used because {reason}."
+    if reason := _refusal(asked, kind):
+        return asked.name, f"It was asked for by name, but cannot run here: {reason}."
+    return asked.name, "It was asked for by name."
 
 
 def unavailable_reason(

@@ -47,10 +47,8 @@ def cost_line(settings: ClearSettings | None, shape: ModelShape, size: Size | No
         return joined(f"{start}, dense attention, no windows", slow)
     if effective.inactive:
         return f"{start}, dense attention: {effective.inactive.value}"
-    pays = ""
-    if effective.window_share > COSTLY:
-        pays = "slower than dense here"
-    elif effective.image_tokens <= SMALL:
+    pays = "slower than dense here" if is_slower(effective) else ""
+    if gains_nothing(effective):
         pays = "does not pay here"
     share = f"{percent(effective.attention_share)} of dense attention"
     return joined(f"{start}, {share}", pays, *remarks(effective, has_weights))
@@ -67,12 +65,25 @@ def unknown_size_line(settings: ClearSettings | None, shape: ModelShape, has_wei
         return f"dense attention: {', or '.join(sorted(reasons))}"
     shares = ", ".join(f"{percent(effective.attention_share)} at {name}" for name, effective in active.items())
     dense = " and ".join(name for name in sizes if name not in active)
+    slower = " and ".join(name for name, effective in active.items() if is_slower(effective))
+    useless = " and ".join(name for name, effective in active.items() if gains_nothing(effective))
     return joined(
         f"{shares} of dense attention",
         f"dense at {dense}" if dense else "",
-        "does not pay at 1K" if "1K" in active else "",
+        f"slower than dense at {slower}" if slower else "",
+        f"does not pay at {useless}" if useless else "",
         *remarks(next(iter(active.values())), has_weights),
     )
+
+
+def is_slower(effective: Effective) -> bool:
+    """Whether windows are slower than dense attention."""
+    return effective.window_share > COSTLY
+
+
+def gains_nothing(effective: Effective) -> bool:
+    """Whether windows cost about as much as dense attention."""
+    return effective.image_tokens <= SMALL and not is_slower(effective)
 
 
 def remarks(effective: Effective, has_weights: bool) -> tuple[str, ...]:

@@ -104,8 +104,11 @@ def test_warnings(spec, name, weights, said):
 
 def test_an_unknown_size_is_told_for_three():
     line = cost_line(ClearSettings(ClearSpec(16)), FLUX, None)
-    assert line.startswith("33 % at 1K, 10 % at 2K, 2.7 % at 4K of dense attention")
+    assert line.startswith("33 % at 1K, 10 % at 2K, 2.7 % at 4K of dense attention · does not pay at 1K")
     assert "tokens" not in line
+    assert "slower than dense at 1K and 2K" in cost_line(ClearSettings(ClearSpec(64)), FLUX, None)
+    wide = cost_line(ClearSettings(ClearSpec(100)), FLUX, None)
+    assert "slower than dense at 2K" in wide and "dense at 1K" in wide
 
 
 @pytest.mark.parametrize("size", [None, SIZES["4K"]], ids=["unknown size", "4K"])

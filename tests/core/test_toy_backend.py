@@ -54,13 +54,14 @@ def run(backend="auto", dtype=torch.float32, **options):
     return clear_attention(q, k, v, grid=(9, 11), spec=ClearSpec(4), backend=backend, **options)
 
 
-def explained(dtype=torch.float32):
-    return explain_backend(CPU, dtype, 16, (9, 11), ClearSpec(4))
+def explained(dtype=torch.float32, backend="auto"):
+    return explain_backend(CPU, dtype, 16, (9, 11), ClearSpec(4), backend)
 
 
 @pytest.mark.parametrize("backend", ["auto", "toy"])
 def test_it_is_tested_once_and_then_runs(backend, toy):
     assert explained() == ("toy", "Toys come first.")
+    assert explained(backend="toy") == ("toy", "It was asked for by name.")
     assert unavailable_reason("toy", CPU, torch.float32, 16) is None
     expected = run("dense")
     assert torch.equal(run(backend), expected) and torch.equal(run(backend), expected)
@@ -115,7 +116,7 @@ def test_a_kernel_that_fails_later_is_dropped_and_the_explanation_says_so(backen
     assert [record.message for record in caplog.records] == [
         f"CLEAR attention: The toy is not used because {reason}. The results are the same, from gathered tiles."
     ]
-    assert explained() == ("gather", f"The toy is not used because {reason}.")
+    assert explained() == explained(backend="toy") == ("gather", f"The toy is not used because {reason}.")
     assert unavailable_reason("toy", CPU, torch.float32, 16) == reason
 
 

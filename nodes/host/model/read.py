@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ....clear_core.attention import explain_backend, unavailable_reason
+from ....clear_core.attention import explain_backend
 from ....clear_core.effective import Effective
 from ....clear_core.inspection.facts import WeightsFacts
 from ....clear_core.layout import SequenceLayout
@@ -55,12 +55,7 @@ def backend_of(model: ModelPatcher, effective: Effective) -> tuple[str, str]:
         return "dense", "It is the model's own attention, as there are no windows."
     case = (model.load_device, compute_dtype(model), effective.shape.head_dim)
     grid = effective.layout.grid
-    if effective.backend == "auto":
-        return explain_backend(*case, grid, effective.spec.within(grid))
-    reason = unavailable_reason(effective.backend, *case)
-    if reason:
-        return effective.backend, f"It is set on CLEAR Attention, but cannot run here: {reason}."
-    return effective.backend, "It is set on CLEAR Attention."
+    return explain_backend(*case, grid, effective.spec.within(grid), effective.backend)
 
 
 def weights_of(patch: WindowPatch | None) -> WeightsFacts | None:
