@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..clear_core.sdedit import COLOR_FIXES
 from .host.samplers import sampler_names, scheduler_names
@@ -25,8 +24,10 @@ class CLEARUpscaleStage(io.ComfyNode):
             category="image/upscaling",
             description="One stage of CLEAR Upscale (FLUX), which adds it by itself.",
             is_deprecated=True,  # Keeps it out of the menus.
+            is_input_list=True,  # The stages of one item would run for every item otherwise.
             inputs=[
                 *upscale_sockets(),
+                io.Int.Input("item", tooltip="Index in a list of pictures; 0 without a list."),
                 io.Int.Input("number", tooltip="Number of this stage; 1 for the first."),
                 io.Int.Input("height", tooltip="Height of the output picture in pixels."),
                 io.Int.Input("width", tooltip="Width of the output picture in pixels."),
@@ -49,5 +50,5 @@ class CLEARUpscaleStage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image: Tensor, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(*run_single_stage(image, inputs))
+    def execute(cls, **lists: list[Any]) -> io.NodeOutput:
+        return io.NodeOutput(*run_single_stage(lists))

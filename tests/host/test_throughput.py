@@ -150,6 +150,19 @@ def test_a_forecast_for_what_was_just_run_is_what_it_takes(host, clock, tiny_flu
             assert seconds_in(text, f"{TIME} left in this stage") == pytest.approx(end - now, rel=0.2)
 
 
+def test_no_time_is_left_after_more_steps_than_were_set(host, clock, tiny_flux):
+    """dpm_adaptive takes as many as it needs; the next run is forecast by all of them."""
+    model = clock.on(tiny_flux(), blocks=4)
+    inputs = {"image": picture(32, 32), "model": model, "positive": prompt(), "vae": PlainVAE(), "steps": 3}
+    for _ in range(2):
+        begun, start = len(clock.texts), clock.now
+        with torch.inference_mode():
+            run_node(host.stock("CLEARUpscale"), sampler_name="dpm_adaptive", **inputs)
+    (_, first), *steps = clock.texts[begun:]
+    assert len(steps) > 3 and not any("-" in text for _, text in steps)
+    assert seconds_in(first, f"time: about {TIME}") == pytest.approx(clock.now - start, rel=0.2)
+
+
 def test_before_anything_was_timed_no_time_is_given(host, clock, tiny_flux):
     inputs = {"image": picture(32, 32), "positive": prompt(), "vae": PlainVAE(), "steps": 1}
     with torch.inference_mode():

@@ -119,7 +119,7 @@ def test_each_widget_reaches_the_run_by_its_name(host, pack):
     assert defaults == {name: widgets[name][1]["default"] for name in defaults}
     inputs = host.stock("CLEARUpscaleStage").INPUT_TYPES()
     single = {*inputs["required"], *inputs["optional"]}
-    assert single == settings | sockets | {"image", "number", "height", "width", "denoise", "seed"}
+    assert single == settings | sockets | {"image", "item", "number", "height", "width", "denoise", "seed"}
 
 
 @pytest.mark.parametrize("windows", [True, False], ids=["windows", "dense"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +113,28 @@ def test_stages_run_as_nodes_and_give_what_the_node_gives_alone(host, executor):
             host.stock("CLEARUpscale"), image=image, model=model, positive=positive, vae=vae, **inputs
         )
     assert torch.equal(saved_latent(host), latent["samples"])
+
+
+def test_a_list_of_pictures_is_enlarged_one_by_one(host, executor):
+    """Each item has stages of its own, which share their links with those of the other items."""
+    host.load_file(Path(host.nodes.__file__).parent / "comfy_extras" / "nodes_rebatch.py")
+
+    def with_images(link: list[Any]) -> Graph:
+        inverted = {"class_type": "ImageInvert", "inputs": {"image": ["5", 0]}}
+        both = {"class_type": "ImageBatch", "inputs": {"image1": ["5", 0], "image2": ["8", 0]}}
+        one_by_one = {"class_type": "RebatchImages", "inputs": {"images": ["9", 0], "batch_size": 1}}
+        return with_widgets(image=link) | {"8": inverted, "9": both, "10": one_by_one}
+
+    alone = []
+    for link in (["5", 0], ["8", 0]):
+        assert executor.run(with_images(link), [SAVE])
+        alone.append(saved_latent(host))
+    assert executor.run(with_images(["10", 0]), [SAVE]), executor.told
+    stages = [FIRST, SECOND, f"{UPSCALE}.1.0.1", f"{UPSCALE}.1.0.2"]
+    assert sorted(node for node in executor.executed if "." in node) == stages
+    saved = sorted((host.base / "output" / "latents").glob("upscale_*.latent"), key=lambda path: path.name)[-2:]
+    for path, expected in zip(saved, alone, strict=True):
+        assert torch.equal(load_file(path)["latent_tensor"], expected)
 
 
 def test_only_what_changed_runs_again(executor):

@@ -1,6 +1,7 @@
 """Stages as nodes of their own, cached one by one by the host: finished stages survive a later failure.
 
-Source: node expansion, ``comfy_execution.graph_utils.GraphBuilder``, in ComfyUI 0.9.0 and later.
+Source: node expansion, ``comfy_execution.graph_utils.GraphBuilder``, and ``ExecutionContext.list_index``, in ComfyUI
+0.9.0 and later.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from comfy_execution.graph_utils import GraphBuilder, is_link
+from comfy_execution.utils import get_executing_context
 
 from .progress import RunPlan, announce_plan
 from .stage import StageSettings
@@ -31,6 +33,12 @@ def links_of(dynprompt: Any, node: str | None) -> dict[str, Link]:
     return {name: inputs[name] for name in ("image", *SOCKETS) if is_link(inputs.get(name))}
 
 
+def item_of_running_call() -> int:
+    """Index of the running call: the host calls a node once for each item of a list, and all calls share the links."""
+    context = get_executing_context()
+    return (context and context.list_index) or 0
+
+
 def expand_stages(run: RunPlan, settings: StageSettings, links: dict[str, Link]) -> tuple[dict[str, Any], Link, Link]:
     """The stages of a run (one at least) as a graph.
 
@@ -46,6 +54,7 @@ def expand_stages(run: RunPlan, settings: StageSettings, links: dict[str, Link])
             STAGE_NODE,
             id=str(stage.number),
             image=image,
+            item=item_of_running_call(),
             number=stage.number,
             height=stage.size[0],
             width=stage.size[1],

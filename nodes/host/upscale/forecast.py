@@ -73,7 +73,7 @@ class StageForecast:
     first: float = 0.0
 
     def seconds_left(self, out: Tensor, done: int, total: int) -> float | None:
-        """Seconds for the steps that are left, or None if nothing was counted yet.
+        """Seconds for the steps that are left, or None if that is not known.
 
         Args:
             out: Result of the step that was just done.
@@ -91,6 +91,8 @@ class StageForecast:
         else:
             # Samplers of second order report a step before its second evaluation, so the first report is no step.
             one_step = (counted - self.first) / (done - 1)
-        if done == total:
+        if done >= total:
             _evaluations[self.sampler_name] = counted / (total * self.planned)
+        if done > total:  # dpm_adaptive takes as many steps as it needs.
+            return None
         return one_step * (total - done) / throughput.gflops_per_second

@@ -103,13 +103,16 @@ def run_inline(
     return image, latent
 
 
-def run_single_stage(image: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+def run_single_stage(lists: Mapping[str, list[Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """One stage as a node of its own: the image (B, H, W, 3) and the latent.
 
     Args:
-        image: (B, H, W, C) in 0 to 1.
-        inputs: The other inputs of the node by name.
+        lists: The inputs of the node by name, each with all items of its list. ``item`` says which of them this stage
+            takes; shorter lists repeat their last one, as the host has it.
     """
+    item = lists["item"][0]
+    inputs = {name: values[min(item, len(values) - 1)] for name, values in lists.items()}
+    image: Tensor = inputs["image"]
     source, size = (image.shape[1], image.shape[2]), (inputs["height"], inputs["width"])
     stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"])
     settings = pick(StageSettings, inputs)
