@@ -55,10 +55,12 @@ def run(
     """A whole sampling run, as KSampler does it."""
     import comfy.sample
 
+    # The host's prepare_noise seeds the generator that all threads share.
+    start = torch.randn(latent.shape, generator=torch.Generator().manual_seed(4))
     with torch.inference_mode():
         return comfy.sample.sample(
             model,
-            comfy.sample.prepare_noise(latent, 4),
+            start,
             steps,
             cfg,
             "euler",
