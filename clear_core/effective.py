@@ -26,7 +26,6 @@ class Inactive(Enum):
     NOT_CONNECTED = "no CLEAR Attention"
     MIN_TOKENS = "fewer image tokens than min_tokens"
     DENSE_BLOCKS = "dense_blocks names every block"
-    EMPTY_RANGE = "start_percent equals end_percent"
     COVERED = "the window covers the whole picture"
 
 
@@ -176,8 +175,6 @@ def _effective(
         inactive = Inactive.MIN_TOKENS
     elif len(dense_blocks) == shape.blocks:
         inactive = Inactive.DENSE_BLOCKS
-    elif settings.start_percent == settings.end_percent:
-        inactive = Inactive.EMPTY_RANGE
     elif settings.spec.covers(layout.grid) and not settings.spec.pools:
         inactive = Inactive.COVERED
     return Effective(

@@ -59,7 +59,6 @@ def inactive_sentence(facts: Inspection) -> str:
         Inactive.MIN_TOKENS: f"the picture has {effective.image_tokens:,} tokens, fewer than min_tokens, "
         f"{settings.min_tokens:,}",
         Inactive.DENSE_BLOCKS: f"dense_blocks names all {effective.shape.blocks} blocks of the model",
-        Inactive.EMPTY_RANGE: "start_percent equals end_percent, so no part of the sampling is left",
         Inactive.COVERED: "the circle is larger than the picture",
     }
     return f"CLEAR is connected but inactive here: {reasons[effective.inactive]}."

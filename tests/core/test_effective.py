@@ -36,7 +36,6 @@ def of(layout: SequenceLayout = LARGE, shape: ModelShape = FLUX, **settings: obj
         pytest.param(of(dense_blocks="0-56"), Inactive.DENSE_BLOCKS, id="all blocks dense"),
         pytest.param(of(dense_blocks="d0-18, s0-37"), Inactive.DENSE_BLOCKS, id="all blocks dense, by kind"),
         pytest.param(of(dense_blocks="1-56"), None, id="one block has windows"),
-        pytest.param(of(start_percent=0.5, end_percent=0.5), Inactive.EMPTY_RANGE, id="no part of the sampling"),
         pytest.param(of(SequenceLayout(5, (6, 6))), Inactive.COVERED, id="covered"),
         pytest.param(of(SequenceLayout(5, (1, 8))), Inactive.COVERED, id="just covered"),
         pytest.param(of(SequenceLayout(5, (1, 9))), None, id="just not covered"),
