@@ -33,6 +33,8 @@ class Executor:
 
     def run(self, graph: Graph, outputs: list[str]) -> bool:
         """Runs a workflow; True if it succeeded. The graph is not changed."""
+        from latent_preview import set_preview_method
+
         self.sent = []
         original = self._server.send_sync
         self._server.send_sync = lambda event, data, sid=None: self.sent.append((event, data))
@@ -45,6 +47,7 @@ class Executor:
             )
         finally:
             self._server.send_sync = original
+            set_preview_method()  # The method of a workflow outlives it; small models have no previews.
         return self._executor.success
 
     @property
