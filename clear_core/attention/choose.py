@@ -142,7 +142,7 @@ def check_backend(name: str) -> None:
 
 def _indexed(device: torch.device) -> torch.device:
     """A device as tensors on it name it: "cuda" is "cuda:0", under which failures are kept."""
-    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+    if device == torch.device("cuda") and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
