@@ -127,11 +127,17 @@ class OwnTime:
         host_math.optimized_attention = wrap_attn(self.kernel(host_math.optimized_attention.__wrapped__))
         api: Any = import_module(f"{pack.__name__}.clear_core.attention.api")
         api.run_backend = self.kernel(api.run_backend)
-        window, memory = (
-            import_module(f"{pack.__name__}.nodes.host.model.{name}") for name in ("attention_override", "memory")
+        host_layers: Any = import_module("comfy.ldm.flux.layers")
+        host_layers.EmbedND.forward = self.kernel(host_layers.EmbedND.forward)
+        window, memory, embedder, throughput = (
+            import_module(f"{pack.__name__}.nodes.host.model.{name}")
+            for name in ("attention_override", "memory", "rope_embedder", "throughput")
         )
         window.WindowPatch.__call__ = self.wrapper(window.WindowPatch.__call__)
         memory.MemoryPatch.apply_model = self.wrapper(memory.MemoryPatch.apply_model)
+        embedder.PositionsPatch.__call__ = self.wrapper(embedder.PositionsPatch.__call__)
+        throughput.StopWatch.call = self.wrapper(throughput.StopWatch.call)
+        embedder.PositionEmbedder.forward = self.ours(embedder.PositionEmbedder.forward)
         window.WindowCall.attend = self.ours(window.WindowCall.attend)
         window.WindowCall.observe_input = self.ours(window.WindowCall.observe_input)
 

@@ -1,5 +1,7 @@
 """What Triton makes of the kernel for cards that are not here, and how often it would have to."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 
@@ -27,24 +29,27 @@ def binder():
     )
 
 
-def compiled_for(
-    monkeypatch,
-    grid,
-    text=512,
-    reference=0,
-    radius=16,
-    down_factor=1,
-    batch=1,
-    heads=2,
-    head_dim=16,
-    scale=0.25,
-    strided=False,
-    inside_heads=slice(None),
-):
+@dataclass(frozen=True)
+class Sizes:
+    """A call of the kernel."""
+
+    text: int = 512
+    reference: int = 0
+    radius: int = 16
+    down_factor: int = 1
+    batch: int = 1
+    heads: int = 2
+    head_dim: int = 16
+    scale: float = 0.25
+    strided: bool = False
+    inside_heads: slice = field(default_factory=lambda: slice(None))
+
+
+def compiled_for(monkeypatch, grid, **changes):
     """What the kernel would be compiled for by a call of such a size."""
     from clear_core.attention.backends.triton import kernel as triton_kernel
 
-    asked = []
+    sizes, asked = Sizes(**changes), []
 
     class Recorder:
         def __getitem__(self, launch_grid):
@@ -52,15 +57,15 @@ def compiled_for(
 
     bind = binder()
     monkeypatch.setattr(triton_kernel, "clear_kernel", Recorder())
-    layout = SequenceLayout(text, grid, reference)
-    q, k, v, out, _wide = torch.empty(5, batch, heads, layout.length, head_dim).unbind()
-    if strided:
-        v = torch.empty(batch, layout.length, 7, heads, head_dim)[:, :, 2].transpose(1, 2)
-    plan = tile_plan(layout, ClearSpec(radius, down_factor).within(grid), torch.device("cpu"))
-    prefix = torch.empty(batch, heads, plan.prefix, head_dim)
+    layout = SequenceLayout(sizes.text, grid, sizes.reference)
+    q, k, v, out, _wide = torch.empty(5, sizes.batch, sizes.heads, layout.length, sizes.head_dim).unbind()
+    if sizes.strided:
+        v = torch.empty(sizes.batch, layout.length, 7, sizes.heads, sizes.head_dim)[:, :, 2].transpose(1, 2)
+    plan = tile_plan(layout, ClearSpec(sizes.radius, sizes.down_factor).within(grid), torch.device("cpu"))
+    prefix = torch.empty(sizes.batch, sizes.heads, plan.prefix, sizes.head_dim)
     lse = torch.empty(out.shape[:3])
-    parts = (one[:, inside_heads] for one in (q, k, v, prefix, prefix, out, lse))
-    launch(BlockShape(128, 64, 8, 3), KernelTensors(*parts), plan, scale)
+    parts = (one[:, sizes.inside_heads] for one in (q, k, v, prefix, prefix, out, lse))
+    launch(BlockShape(128, 64, 8, 3), KernelTensors(*parts), plan, sizes.scale)
     monkeypatch.undo()
     options = {name: asked[0].pop(name) for name in ("num_warps", "num_stages")}
     return str(bind(**asked[0])[1]), options
