@@ -20,6 +20,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # pytest's exit status for "nothing was collected": all right where the user's own options left nothing over.
 NOTHING_COLLECTED = 5
 
+# Each holds torch, and a ComfyUI in the host's tests: about 2 GB.
+MOST_PROCESSES = 4
+
 # Appends the folder named first, so that the host's own packages come before what pytest brings along.
 RUN_PYTEST = "import sys; sys.path.append(sys.argv.pop(1)); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
@@ -51,7 +54,8 @@ def run_suites(python: Path, arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as reports:
         if wanted := select("core", options):
             say("testing the core")
-            results.append(run_suite("core", [str(python), "-m", "pytest"], wanted, PROJECT, Path(reports)))
+            command = [str(python), "-m", "pytest", *side_by_side(options)]
+            results.append(run_suite("core", command, wanted, PROJECT, Path(reports), **threads_each(options)))
         if wanted := select("host", options):
             if not hosts:
                 skipped.append("host tests are skipped: COMFYUI_PATH is not set and there is no ComfyUI at ~/ComfyUI")
@@ -60,11 +64,12 @@ def run_suites(python: Path, arguments: list[str]) -> int:
                 say(f"testing in ComfyUI {version} at {checkout}")
                 result = run_suite(
                     f"host, ComfyUI {version}",
-                    host_pytest(python, checkout),
+                    [*host_pytest(python, checkout), *side_by_side(options)],
                     wanted,
                     checkout,
                     Path(reports),
                     COMFYUI_PATH=str(checkout),
+                    **threads_each(options),
                 )
                 results.append(result)
                 on_hosts.append(f"{result.passed + result.failed} {'' if on_hosts else 'ran '}on ComfyUI {version}")
@@ -120,6 +125,28 @@ def select(suite: str, options: list[str]) -> list[str]:
         if option in inside or option not in paths
     ]
     return kept if inside else []
+
+
+def side_by_side(options: list[str]) -> list[str]:
+    """pytest's options to run files side by side; none if the options name less than a suite, or a debugger."""
+    alone = {"-n", "--numprocesses", "--pdb", "--trace", "-s", "--capture"}
+    paths = [Path(option.split("::")[0]).resolve() for option in options if not option.startswith("-")]
+    named = any(path.exists() and path.parent != PROJECT / "tests" for path in paths)
+    processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    if named or processes < 2 or alone & {option.split("=")[0] for option in options}:
+        return []
+    return ["-n", str(processes), "--dist", "loadfile"]
+
+
+def threads_each(options: list[str]) -> dict[str, str]:
+    """The environment of processes that run side by side: torch's threads would wait for each other, many times over.
+
+    Somebody's own ``OMP_NUM_THREADS`` stays.
+    """
+    beside = side_by_side(options)
+    if not beside or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(beside[1])))}
 
 
 def run_suite(
@@ -181,12 +208,12 @@ def host_pytest(python: Path, checkout: Path) -> list[str]:
     version = subprocess.check_output(
         [str(host), "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], text=True
     ).strip()
-    folder = ENVIRONMENT / f"host-pytest-{version}"
+    folder = ENVIRONMENT / f"host-pytest-xdist-{version}"
     if not folder.is_dir():
         say(f"fetching pytest for Python {version} into .venv/{folder.name}")
         unfinished = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(unfinished, ignore_errors=True)
-        wanted = ("install", "--target", str(unfinished), "pytest>=8.2")
+        wanted = ("install", "--target", str(unfinished), "pytest>=8.2", "pytest-xdist>=3.6")
         # The host's own pip knows what its Python needs; where it has none, ours runs under its interpreter.
         if pip(host, *wanted) and subprocess.call([str(python), "-m", "pip", "--python", str(host), "-q", *wanted]):
             raise RefusedError(f"pytest could not be fetched for {host}; pip's message above says why.")

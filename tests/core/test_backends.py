@@ -2,6 +2,10 @@
 
 import importlib.util
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from clear_core.attention import choose, explain_backend
 from clear_core.attention.backends import flex
 from clear_core.attention.backends.base import KernelError
 from clear_core.attention.call import AttentionCall
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -95,7 +101,7 @@ def test_a_kernel_that_fails_is_dropped_and_said_once(monkeypatch, caplog):
         raise ValueError("no such instruction\nsecond line")
 
     monkeypatch.setattr(choose, "_self_test", lambda *case: None)
-    monkeypatch.setattr(flex, "_compiled", lambda: broken)
+    monkeypatch.setattr(flex, "_compiled", lambda threads: broken)
     with caplog.at_level(logging.WARNING):
         outputs = [run("flex") for _ in range(3)]
     assert len(calls) == 1
@@ -117,7 +123,7 @@ def test_a_failure_is_explained_for_a_device_without_an_index(monkeypatch):
 
 
 def test_a_kernel_that_fails_its_self_test_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(flex, "_compiled", lambda: lambda q, *rest: torch.zeros_like(q))
+    monkeypatch.setattr(flex, "_compiled", lambda threads: lambda q, *rest: torch.zeros_like(q))
     choose._self_test.cache_clear()
     with pytest.raises(ValueError, match=r"backend is 'flex', but its kernel is off by .* use 'auto'"):
         run("flex")
@@ -130,7 +136,7 @@ def test_what_the_host_handles_is_passed_on(error, monkeypatch):
         raise error
 
     monkeypatch.setattr(choose, "_self_test", lambda *case: None)
-    monkeypatch.setattr(flex, "_compiled", lambda: raises)
+    monkeypatch.setattr(flex, "_compiled", lambda threads: raises)
     with pytest.raises(type(error)):
         run("flex")
     assert not choose._dropped
@@ -138,7 +144,7 @@ def test_what_the_host_handles_is_passed_on(error, monkeypatch):
 
 def test_flex_never_runs_unfused(monkeypatch):
     # As with TORCHDYNAMO_DISABLE=1, where a "compiled" function is the plain one.
-    monkeypatch.setattr(flex, "_compiled", lambda: flex._fused)
+    monkeypatch.setattr(flex, "_compiled", lambda threads: flex._fused)
     with pytest.raises(KernelError, match="without its compiled kernel"):
         q, k, v = tensors()
         choose.FLEX.run(
@@ -175,6 +181,20 @@ def test_six_resolutions_and_three_radii_compile_two_kernels_at_most(monkeypatch
             found = clear_attention(q, k, v, backend="flex", **options)
             torch.testing.assert_close(found, clear_attention(q, k, v, backend="dense", **options))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.slow
+def test_a_kernel_left_on_disk_by_a_process_of_fewer_threads(tmp_path):
+    """The kernel has buffers for the threads it was compiled for; torch would hand it to a process of any number."""
+    code = (
+        "import torch; from clear_core import ClearSpec, clear_attention\n"
+        "q, k, v = torch.randn(3, 1, 2, 9 + 24 * 32, 64, generator=torch.Generator().manual_seed(0)).unbind()\n"
+        "of = lambda backend: clear_attention(q, k, v, grid=(24, 32), spec=ClearSpec(3), backend=backend)\n"
+        "torch.testing.assert_close(of('flex'), of('dense'))\n"
+    )
+    for threads in ("1", "4"):
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
 
 
 def test_a_compiled_model_takes_the_window_of_each_call():

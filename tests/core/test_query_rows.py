@@ -118,7 +118,7 @@ def count(monkeypatch) -> Callable[[str, ClearSpec, range], int]:
         pairs.append(2 * (blocks * 128 * 64 + plan.query_tiles * 128 * tensors.prefix_k.shape[2]))
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    monkeypatch.setattr(flex, "_compiled", lambda threads: compiled)
     monkeypatch.setattr(triton_backend, "launch", launch)
 
     def run(backend: str, spec: ClearSpec, rows: range) -> int:

@@ -105,7 +105,8 @@ def _attend_image(call: AttentionCall, result: Attended, plan: TilePlan, mask: A
     keys, values = (_prefix_and_tiles(call, one, plan) for one in (call.k, call.v))
     options, score_mod = _kernel_options(q.device, q.dtype), _score_mod(call.scale)
     try:
-        found = _compiled()(queries, keys, values, mask, score_mod, options, result.lse is not None)
+        compiled = _compiled(torch.get_num_threads() if q.device.type == "cpu" else 0)
+        found = compiled(queries, keys, values, mask, score_mod, options, result.lse is not None)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -150,10 +151,16 @@ def _fused(
     return attention(q, k, v, return_lse=True, **options)
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Any]:
+@lru_cache(maxsize=8)
+def _compiled(threads: int) -> Callable[..., Any]:
+    """The compiled kernel for a number of CPU threads; 0 on a card.
+
+    The C++ kernel has room for the threads it was compiled for and no more, and torch 2.11 leaves their number out of
+    the key of its cache on disk: found there by a process with more threads, it would write past its buffers.
+    """
+    options: dict[str, str | int | bool | Callable[..., Any]] | None = {"cpp.threads": threads} if threads else None
     # fullgraph: past the recompile limit torch raises instead of running unfused with every score in memory.
-    return torch.compile(_fused, dynamic=True, fullgraph=True)
+    return torch.compile(_fused, dynamic=True, fullgraph=True, options=options)
 
 
 @lru_cache(maxsize=16)

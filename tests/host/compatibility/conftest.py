@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.host.support_comfy import compatibility, packs, sampling
+from tests.host.support_comfy import packs, sampling
 from tests.host.support_comfy.boot import Host
 from tests.host.support_comfy.compatibility import CELL, RECORDS, Cell, Record
 
@@ -41,7 +41,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     if row is not None:
         reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
         outcome = "absent" if report.skipped else report.outcome
-        row.add(item.name, outcome, compatibility.cell_of(item.user_properties), reason)
+        row.add(item.name, outcome, item.stash.get(CELL, Cell()), reason)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -51,12 +51,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def cell(host: Host, record_property: Callable[[str, Any], None]) -> Cell:
+def cell(host: Host, request: pytest.FixtureRequest) -> Cell:
     """Compares, asserts, and notes it for the table."""
     HOSTS[:] = [host]
-    noted = Cell()
-    record_property(CELL, noted)
-    return noted
+    return request.node.stash.setdefault(CELL, Cell())
 
 
 @pytest.fixture

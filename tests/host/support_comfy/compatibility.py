@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,9 +21,6 @@ RECORDS = Path(__file__).resolve().parents[3] / RECORDS_IN_CHECKOUT
 
 FELT = 1e-3
 """How far the window must move the result, relatively, or a comparison with the oracle says nothing."""
-
-CELL = "compatibility cell"
-"""Name of the pytest property that carries a :class:`Cell`'s answer."""
 
 
 @dataclass
@@ -76,6 +72,10 @@ class Cell:
     def _note(self, against: str) -> None:
         if against not in self.against:
             self.against.append(against)
+
+
+CELL = pytest.StashKey[Cell]()
+"""Where a test keeps its findings until its report is made."""
 
 
 @dataclass
@@ -159,8 +159,3 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{name}{'+' if changed else ''}"
-
-
-def cell_of(properties: Iterable[tuple[str, Any]]) -> Cell:
-    """The cell that a test put among its properties."""
-    return next((value for name, value in properties if name == CELL), Cell())
