@@ -58,7 +58,7 @@ class ClearSpec:
 
     def within(self, grid: tuple[int, int]) -> ClearSpec:
         """The same windows on ``grid`` = (h, w), with a radius whose square fits a 32-bit integer."""
-        return replace(self, radius=min(self.radius, sum(grid)))
+        return self if self.radius <= sum(grid) else replace(self, radius=sum(grid))
 
     def __str__(self) -> str:
         pooled = f", pooled {self.down_factor} x {self.down_factor}" if self.pools else ""

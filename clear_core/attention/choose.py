@@ -12,7 +12,7 @@ from ..layout import SequenceLayout
 from ..spec import ClearSpec
 from .backends.base import Backend, KernelError
 from .backends.dense import DENSE
-from .backends.flex import FLEX
+from .backends.flex.backend import FLEX
 from .backends.gather import GATHER
 from .backends.triton.backend import TRITON
 from .call import Attended, AttentionCall, CallKind, padded_head_dim

@@ -12,8 +12,8 @@ import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import choose, explain_backend
-from clear_core.attention.backends import flex
 from clear_core.attention.backends.base import KernelError
+from clear_core.attention.backends.flex import backend as flex
 from clear_core.attention.call import AttentionCall
 
 ROOT = Path(__file__).resolve().parents[2]

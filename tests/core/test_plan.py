@@ -10,7 +10,7 @@ import torch
 
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
-from clear_core.attention.backends.flex import kernel_lists, window_mask_mod
+from clear_core.attention.backends.flex.block_mask import kernel_lists, window_mask_mod
 from clear_core.attention.tiling.classes import tile_classes
 from clear_core.attention.tiling.order import KEY_BLOCK, QUERY_BLOCK, TileOrder, copy_from_tiles, copy_to_tiles
 from clear_core.attention.tiling.plan import tile_plan

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention, cost
 from clear_core.attention import AttentionBias, choose
-from clear_core.attention.backends import flex
+from clear_core.attention.backends.flex import backend as flex
 from clear_core.attention.backends.triton import backend as triton_backend
 from tests.support.query_row_cases import Case
 

@@ -7,25 +7,21 @@ attention call of their own. Permuting into tile order happens here, so the mode
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..call import Attended, AttentionCall, CallKind, head_groups, padded_head_dim
-from ..outside_image import attend_outside_image
-from ..tiling.order import KEY_BLOCK, KEY_TILE_SIDE, QUERY_BLOCK, copy_from_tiles, copy_to_tiles, query_tile_size
-from ..tiling.plan import TilePlan, tile_plan
-from .base import KernelError
+from ...call import Attended, AttentionCall, CallKind, head_groups, padded_head_dim
+from ...outside_image import attend_outside_image
+from ...tiling.order import KEY_BLOCK, QUERY_BLOCK, copy_from_tiles, copy_to_tiles
+from ...tiling.plan import TilePlan, tile_plan
+from ..base import KernelError
+from .block_mask import PAST_SPECIAL, block_mask, key_count
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# Dynamo specialises on the integers 0 and 1. This much is added to what may be 0 or 1.
-_PAST_SPECIAL = 2
 
 # The attention scale in the kernel is a multiple of one over this: more digits than float32 has.
 _SCALE_STEPS = 2**30
@@ -82,18 +78,13 @@ FLEX = FlexBackend()
 def _head_groups(call: AttentionCall, plan: TilePlan) -> list[slice]:
     """Slices of the heads, each as large as the memory limit and the kernel's offsets allow."""
     batch, heads = call.q.shape[:2]
-    queries, keys = plan.queries.tokens, _key_count(plan)
+    queries, keys = plan.queries.tokens, key_count(plan)
     head_dim = padded_head_dim(call.q.shape[-1])
     most = _MOST_ELEMENTS // (batch * keys * head_dim)
     if call.chunk_bytes is not None:
         most = min(most, call.chunk_bytes // (2 * batch * (queries + keys) * head_dim * call.q.element_size()))
     # A kernel for a single head and item would be compiled apart.
     return head_groups(heads, most, least=2 if batch == 1 else 1)
-
-
-def _key_count(plan: TilePlan) -> int:
-    """Keys of the kernel, padding included."""
-    return plan.prefix_blocks * KEY_BLOCK + plan.keys.tokens
 
 
 def _attend_image(call: AttentionCall, result: Attended, plan: TilePlan, mask: Any) -> None:
@@ -177,103 +168,12 @@ def _kernel_options(device: torch.device, dtype: torch.dtype) -> dict[str, int] 
 
 def _score_mod(scale: float) -> Callable[..., Tensor]:
     """The attention scale as an integer: a Python float would be specialised by Dynamo, one kernel per scale."""
-    steps = round(scale * _SCALE_STEPS) + _PAST_SPECIAL
+    steps = round(scale * _SCALE_STEPS) + PAST_SPECIAL
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score * (steps - _PAST_SPECIAL) * (1 / _SCALE_STEPS)
+        return score * (steps - PAST_SPECIAL) * (1 / _SCALE_STEPS)
 
     return score_mod
-
-
-# ---- its block mask ----
-
-
-def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
-    """The ``BlockMask`` of a plan."""
-    from torch.nn.attention.flex_attention import BlockMask
-
-    known = inspect.signature(BlockMask.from_kv_blocks).parameters
-    queries, keys = plan.queries.tokens, _key_count(plan)
-    options: dict[str, Any] = {}
-    if "compute_q_blocks" in known:
-        options["compute_q_blocks"] = needs_grad
-    if "seq_lengths" in known:
-        options["seq_lengths"] = (queries, keys)
-    partial_count, partial, full_count, full = kernel_lists(plan)
-    # The CPU kernel, the transposed lists and older versions of torch read as many columns as there are key blocks.
-    if needs_grad or plan.partial.device.type == "cpu" or len(options) < 2:
-        columns = keys // KEY_BLOCK
-        partial, full = (F.pad(one, (0, columns - one.shape[-1])) for one in (partial, full))
-    return BlockMask.from_kv_blocks(
-        partial_count,
-        partial,
-        full_count,
-        full,
-        BLOCK_SIZE=(QUERY_BLOCK, KEY_BLOCK),
-        mask_mod=window_mask_mod(plan),
-        **options,
-    )
-
-
-# A model runs one layout at a time, or a few that take turns.
-@lru_cache(maxsize=4)
-def kernel_lists(plan: TilePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Partial and full key blocks of every query block, the prefix included, as the kernel takes them.
-
-    Returns:
-        Counts (1, 1, query tiles) and lists (1, 1, query tiles, width), int32, for partial and for full blocks; both
-        lists have one width, because older kernels step through both by the stride of the first.
-    """
-    with torch.inference_mode(False):
-        whole = plan.prefix // KEY_BLOCK
-        prefix = torch.arange(plan.prefix_blocks, dtype=torch.int32, device=plan.partial.device)
-        prefix = prefix.expand(plan.query_tiles, -1)
-        lists: list[Tensor] = []
-        for blocks, tiles in ((prefix[:, whole:], plan.partial), (prefix[:, :whole], plan.full)):
-            lists.append(torch.cat([blocks, tiles.to(torch.int32) + plan.prefix_blocks], dim=1))
-        width = max(one.shape[1] for one in lists)
-        partial, full = (F.pad(one, (0, width - one.shape[1]))[None, None] for one in lists)
-        partial_count = plan.partial_count + (plan.prefix_blocks - whole)
-        full_count = plan.full_count + whole
-        return partial_count[None, None], partial, full_count[None, None], full
-
-
-def window_mask_mod(plan: TilePlan) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Whether a query sees a key, from their indices in the kernel's order.
-
-    Plain integers, not tensors: the compiler makes them symbols, so one kernel serves every grid, radius and range of
-    query rows. There must be ten or more of them: the C++ backend replaces its own symbol "ks<count>" as text, and a
-    count of one digit would be found inside the names of these.
-    """
-    prefix = plan.prefix + _PAST_SPECIAL
-    image = plan.prefix_blocks * KEY_BLOCK + _PAST_SPECIAL
-    columns = plan.keys.tiles[1] + _PAST_SPECIAL
-    first_row = plan.query_rows.start + _PAST_SPECIAL
-    height = plan.layout.grid[0] + _PAST_SPECIAL
-    width = plan.layout.grid[1] + _PAST_SPECIAL
-    inside = plan.spec.inside + _PAST_SPECIAL
-    step_y, step_x = query_tile_size(plan.keys.upright)
-    # Offset of the second key tile of a query tile from the first.
-    second_y = step_y - KEY_TILE_SIDE + _PAST_SPECIAL
-    second_x = step_x - KEY_TILE_SIDE + _PAST_SPECIAL
-
-    def position(token: Tensor) -> tuple[Tensor, Tensor]:
-        """(y, x) of a token in tile order."""
-        tile, second = token // QUERY_BLOCK, token // KEY_BLOCK % 2
-        row, col = tile // (columns - _PAST_SPECIAL), tile % (columns - _PAST_SPECIAL)
-        y = row * step_y + second * (second_y - _PAST_SPECIAL) + token // KEY_TILE_SIDE % KEY_TILE_SIDE
-        x = col * step_x + second * (second_x - _PAST_SPECIAL) + token % KEY_TILE_SIDE
-        return y, x
-
-    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        query_y, query_x = position(query)
-        key_y, key_x = position(key - (image - _PAST_SPECIAL))
-        dy, dx = query_y + (first_row - _PAST_SPECIAL) - key_y, query_x - key_x
-        window = (dy * dy + dx * dx < inside - _PAST_SPECIAL) & (key >= image - _PAST_SPECIAL)
-        real = (key_y < height - _PAST_SPECIAL) & (key_x < width - _PAST_SPECIAL)
-        return (key < prefix - _PAST_SPECIAL) | (window & real)
-
-    return mask_mod
 
 
 # ---- its inputs ----
@@ -298,7 +198,7 @@ def _prefix_and_tiles(call: AttentionCall, tokens: Tensor, plan: TilePlan) -> Te
         (B * heads, 1, prefix blocks * 64 + key tiles * 64, padded head size), contiguous.
     """
     start = plan.prefix_blocks * KEY_BLOCK
-    given, filled = _kernel_input(tokens, _key_count(plan))
+    given, filled = _kernel_input(tokens, key_count(plan))
     head_dim, first = tokens.shape[-1], 0
     for part in call.prefix_parts(tokens):
         filled[:, :, first : first + part.shape[2], :head_dim] = part

@@ -1,0 +1,111 @@
+"""The window as FlexAttention takes it: lists of key blocks for every query block, and a mask for the partial ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...tiling.order import KEY_BLOCK, KEY_TILE_SIDE, QUERY_BLOCK, query_tile_size
+from ...tiling.plan import TilePlan
+
+# Dynamo specialises on the integers 0 and 1. This much is added to what may be 0 or 1.
+PAST_SPECIAL = 2
+
+
+def key_count(plan: TilePlan) -> int:
+    """Keys of the kernel, padding included."""
+    return plan.prefix_blocks * KEY_BLOCK + plan.keys.tokens
+
+
+def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
+    """The ``BlockMask`` of a plan."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    known = inspect.signature(BlockMask.from_kv_blocks).parameters
+    queries, keys = plan.queries.tokens, key_count(plan)
+    options: dict[str, Any] = {}
+    if "compute_q_blocks" in known:
+        options["compute_q_blocks"] = needs_grad
+    if "seq_lengths" in known:
+        options["seq_lengths"] = (queries, keys)
+    partial_count, partial, full_count, full = kernel_lists(plan)
+    # The CPU kernel, the transposed lists and older versions of torch read as many columns as there are key blocks.
+    if needs_grad or plan.partial.device.type == "cpu" or len(options) < 2:
+        columns = keys // KEY_BLOCK
+        partial, full = (F.pad(one, (0, columns - one.shape[-1])) for one in (partial, full))
+    return BlockMask.from_kv_blocks(
+        partial_count,
+        partial,
+        full_count,
+        full,
+        BLOCK_SIZE=(QUERY_BLOCK, KEY_BLOCK),
+        mask_mod=window_mask_mod(plan),
+        **options,
+    )
+
+
+# A model runs one layout at a time, or a few that take turns.
+@lru_cache(maxsize=4)
+def kernel_lists(plan: TilePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Partial and full key blocks of every query block, the prefix included, as the kernel takes them.
+
+    Returns:
+        Counts (1, 1, query tiles) and lists (1, 1, query tiles, width), int32, for partial and for full blocks; both
+        lists have one width, because older kernels step through both by the stride of the first.
+    """
+    with torch.inference_mode(False):
+        whole = plan.prefix // KEY_BLOCK
+        prefix = torch.arange(plan.prefix_blocks, dtype=torch.int32, device=plan.partial.device)
+        prefix = prefix.expand(plan.query_tiles, -1)
+        lists: list[Tensor] = []
+        for blocks, tiles in ((prefix[:, whole:], plan.partial), (prefix[:, :whole], plan.full)):
+            lists.append(torch.cat([blocks, tiles.to(torch.int32) + plan.prefix_blocks], dim=1))
+        width = max(one.shape[1] for one in lists)
+        partial, full = (F.pad(one, (0, width - one.shape[1]))[None, None] for one in lists)
+        partial_count = plan.partial_count + (plan.prefix_blocks - whole)
+        full_count = plan.full_count + whole
+        return partial_count[None, None], partial, full_count[None, None], full
+
+
+def window_mask_mod(plan: TilePlan) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Whether a query sees a key, from their indices in the kernel's order.
+
+    Plain integers, not tensors: the compiler makes them symbols, so one kernel serves every grid, radius and range of
+    query rows. There must be ten or more of them: the C++ backend replaces its own symbol "ks<count>" as text, and a
+    count of one digit would be found inside the names of these.
+    """
+    prefix = plan.prefix + PAST_SPECIAL
+    image = plan.prefix_blocks * KEY_BLOCK + PAST_SPECIAL
+    columns = plan.keys.tiles[1] + PAST_SPECIAL
+    first_row = plan.query_rows.start + PAST_SPECIAL
+    height = plan.layout.grid[0] + PAST_SPECIAL
+    width = plan.layout.grid[1] + PAST_SPECIAL
+    inside = plan.spec.inside + PAST_SPECIAL
+    step_y, step_x = query_tile_size(plan.keys.upright)
+    # Offset of the second key tile of a query tile from the first.
+    second_y = step_y - KEY_TILE_SIDE + PAST_SPECIAL
+    second_x = step_x - KEY_TILE_SIDE + PAST_SPECIAL
+
+    def position(token: Tensor) -> tuple[Tensor, Tensor]:
+        """(y, x) of a token in tile order."""
+        tile, second = token // QUERY_BLOCK, token // KEY_BLOCK % 2
+        row, col = tile // (columns - PAST_SPECIAL), tile % (columns - PAST_SPECIAL)
+        y = row * step_y + second * (second_y - PAST_SPECIAL) + token // KEY_TILE_SIDE % KEY_TILE_SIDE
+        x = col * step_x + second * (second_x - PAST_SPECIAL) + token % KEY_TILE_SIDE
+        return y, x
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        query_y, query_x = position(query)
+        key_y, key_x = position(key - (image - PAST_SPECIAL))
+        dy, dx = query_y + (first_row - PAST_SPECIAL) - key_y, query_x - key_x
+        window = (dy * dy + dx * dx < inside - PAST_SPECIAL) & (key >= image - PAST_SPECIAL)
+        real = (key_y < height - PAST_SPECIAL) & (key_x < width - PAST_SPECIAL)
+        return (key < prefix - PAST_SPECIAL) | (window & real)
+
+    return mask_mod
