@@ -82,23 +82,23 @@ def test_tokens_of_a_size(size, tokens):
 @pytest.mark.parametrize(
     "spec, name, weights, said",
     [
-        (ClearSpec(32), "1K", True, {"slower"}),
-        (ClearSpec(16), "1K", True, {"does not pay"}),
-        (ClearSpec(32), "2K", True, set()),
-        (ClearSpec(16), "2 MP", True, set()),
-        (ClearSpec(16), "4K", True, set()),
-        (ClearSpec(16), "4K", False, {"no weights"}),
-        (ClearSpec(8, 4), "4K", True, {"quadratic"}),
-        (ClearSpec(8, 4), "1K", False, {"does not pay", "no weights", "quadratic"}),
-        (None, "4K", True, {"no windows", "slow here"}),
-        (None, "1K", True, {"no windows"}),
+        (ClearSpec(32), "1K", True, ("slower",)),
+        (ClearSpec(16), "1K", True, ("does not pay",)),
+        (ClearSpec(32), "2K", True, ()),
+        (ClearSpec(16), "2 MP", True, ()),
+        (ClearSpec(16), "4K", True, ()),
+        (ClearSpec(16), "4K", False, ("no weights",)),
+        (ClearSpec(8, 4), "4K", True, ("quadratic",)),
+        (ClearSpec(8, 4), "1K", False, ("does not pay", "no weights", "quadratic")),
+        (None, "4K", True, ("slow here", "no windows")),
+        (None, "1K", True, ("no windows",)),
     ],
     ids=lambda value: str(value),
 )
 def test_warnings(spec, name, weights, said):
     line = cost_line(spec and ClearSettings(spec), FLUX, SIZES[name], has_weights=weights)
     known = ("slower", "slow here", "does not pay", "no weights", "quadratic", "no windows")
-    assert {word for word in known if word in line} == said
+    assert tuple(word for word in known if word in line) == said
     assert "\n" not in line
 
 
