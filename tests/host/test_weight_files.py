@@ -58,13 +58,35 @@ def test_a_radius_that_nothing_tells_is_asked_for(golden_flux, clear_node, clear
     clear_node(golden_flux, weights_name="mine.safetensors", radius=5)
 
 
+def listed_names(host) -> list[str]:
+    options = host.stock("CLEARAttention").INPUT_TYPES()["optional"]["weights_name"]
+    return options[1]["options"] if isinstance(options[0], str) else options[0]
+
+
+def test_companions_and_hidden_files_are_never_listed_or_found(host, golden_flux, clear_node, clear_folder):
+    """macOS puts a companion beside each file on a foreign drive; hidden folders hold other programs' files."""
+    names = ["._clear_local_6.safetensors", ".trash/clear_local_6.safetensors", "flux/._clear_local_6.safetensors"]
+    for name in names:
+        (clear_folder / name).parent.mkdir(exist_ok=True)
+        (clear_folder / name).write_bytes(b"Mac OS X" if "._" in name else LOCAL.read_bytes())
+    try:
+        assert not [name for name in listed_names(host) if "clear_local_6" in name]
+        for name in ("clear_local_6.safetensors", *names):
+            with pytest.raises(ValueError, match="which is not installed"):
+                clear_node(golden_flux, weights_name=name)
+    finally:
+        for name in names:
+            (clear_folder / name).unlink()
+        (clear_folder / ".trash").rmdir()
+        (clear_folder / "flux").rmdir()
+
+
 def test_files_in_sub_folders_are_listed_and_found(host, golden_flux, clear_node, clear_folder, pack):
     (clear_folder / "flux").mkdir(exist_ok=True)
     (clear_folder / "flux" / "clear_local_6.safetensors").write_bytes(LOCAL.read_bytes())
     (clear_folder / "notes.txt").write_text("not a model")
     try:
-        options = host.stock("CLEARAttention").INPUT_TYPES()["optional"]["weights_name"]
-        listed = options[1]["options"] if isinstance(options[0], str) else options[0]
+        listed = listed_names(host)
         assert listed[0] == "none" and str(Path("flux", "clear_local_6.safetensors")) in listed
         assert "notes.txt" not in listed
         for name in ("flux\\clear_local_6.safetensors", "flux/clear_local_6.safetensors", "clear_local_6.safetensors"):

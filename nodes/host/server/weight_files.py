@@ -6,7 +6,7 @@ import os
 
 import folder_paths
 
-from ....clear_core.weights import ClearFileError, bare_name, find_release
+from ....clear_core.weights import ClearFileError, bare_name, find_release, is_hidden
 
 FOLDER = "clear"
 EXTENSION = ".safetensors"
@@ -27,8 +27,9 @@ def register_folder() -> None:
 
 
 def installed_names() -> list[str]:
-    """Names of the weights files that are installed, sub-folders included."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if name.lower().endswith(EXTENSION)]
+    """Names of the weights files that are installed, sub-folders included and hidden files left out."""
+    names = folder_paths.get_filename_list(FOLDER)
+    return [name for name in names if name.lower().endswith(EXTENSION) and not is_hidden(name)]
 
 
 def installed_name(name: str) -> str | None:
