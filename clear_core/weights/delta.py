@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from .container import open_safetensors
 from .errors import ClearFileError, dims, first_few, printable
 from .header import ClearHeader
 from .naming import Stored, recognise, spatial_name
+from .overlap import compared_names, overlap
 from .reader import ClearFile, TensorMap, finite, read_clear_file
 from .writer import OnTensor, write_safetensors
 
@@ -134,6 +136,8 @@ def save_delta(
     model, file, header = read_pair(base, clear)
     tensors, spatial = file.tensors(), {spatial_name(*block): w for block, w in file.spatial_weights().items()}
     d = file.down_factor
+    names = compared_names(tensors)
+    header = replace(header, overlap=overlap(names, model.__getitem__, lambda name: difference(model, tensors, name)))
     contents = {
         name: (torch.promote_types(tensors[name].dtype, model[name].dtype), tuple(tensors[name].shape))
         for name in tensors

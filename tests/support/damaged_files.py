@@ -209,6 +209,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "radius_huge": (lambda: save(local(), {"clear.radius": "9" * 5000}), "expected a whole number from 1 to 9999"),
     "radius_other_digits": (lambda: save(local(), {"clear.radius": "\u0661\u0666"}), "expected a whole number"),
     "kind_unknown": (lambda: save(local(), {"clear.kind": "set"}), "expected replace or delta"),
+    "overlap_word": (lambda: save(local(), {"clear.overlap": "nan"}), "clear.overlap = 'nan'; expected a number like"),
     "down_factor_contradicts": (lambda: save(pooled(), {"clear.down_factor": "2"}), "header says clear.down_factor 2"),
     "down_factor_without_weights": (
         lambda: save(local(), {"clear.down_factor": "4"}),
