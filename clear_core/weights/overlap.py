@@ -7,13 +7,16 @@ fine-tune that is unrelated to D nearly 0. A delta's header states the overlap o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 SAMPLES = 4
 """Tensors that are compared; each has 9 million elements in FLUX.1."""
+
+ROWS = 128
+"""Rows of a tensor that are compared at a time, which bounds the memory."""
 
 CARRIED = 0.4
 """Share from which on a delta counts as carried; what is unrelated to it comes to a few hundredths."""
@@ -26,11 +29,11 @@ def compared_names(names: Iterable[str]) -> list[str]:
     return alone[:: max(1, len(alone) // SAMPLES)][:SAMPLES]
 
 
-def overlap(names: Iterable[str], weights: Callable[[str], Tensor], delta: Callable[[str], Tensor]) -> float | None:
-    """The overlap of weights with a delta over the named tensors, of equal shapes; None if it is no number."""
+def overlap(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
+    """The overlap of weights with a delta, from pairs of their parts of equal shapes; None if it is no number."""
     along = size = 0.0
-    for name in names:
-        weight, change = weights(name).flatten().float(), delta(name).flatten().float()
+    for weight, change in pairs:
+        weight, change = weight.flatten().float(), change.flatten().float()
         along += torch.dot(weight, change).item()
         size += torch.dot(change, change).item()
     found = along / size if size else math.nan

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....clear_core.weights import ClearFile
-from ....clear_core.weights.overlap import CARRIED, compared_names, overlap
+from ....clear_core.weights.overlap import CARRIED, ROWS, compared_names, overlap
 
 
 def carried_remarks(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -53,7 +53,9 @@ def carried_share(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Te
     places = [table[name] if isinstance(table[name], str) else table[name][0] for name in names]
     if not names or not all(is_plain(patches[place][0][0]) for place in places):
         return None
-    found = overlap(names, weight, lambda name: tensors[name])
+    found = overlap(
+        rows for name in names for rows in zip(weight(name).split(ROWS), tensors[name].split(ROWS), strict=True)
+    )
     return None if found is None else found - file.overlap
 
 
