@@ -11,7 +11,7 @@ from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choos
 from ..clear_core.weights import read_clear_file
 from .host.model.apply import apply_clear
 from .host.search_aliases import with_search_aliases
-from .host.server.weight_files import NO_WEIGHTS, installed_name, installed_names, missing_sentence, path_of
+from .host.server.weight_files import NO_WEIGHTS, installed_name, installed_names, missing_sentence, namesakes, path_of
 
 ADVANCED = {"advanced": True}  # As extra_dict: older hosts do not know the argument.
 
@@ -178,6 +178,8 @@ class CLEARAttention(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         """``settings`` are the other widgets; their names and defaults are those of :class:`ClearSettings`."""
-        file = None if weights_name == NO_WEIGHTS else read_clear_file(path_of(weights_name))
+        used = weights_name != NO_WEIGHTS
+        file = read_clear_file(path_of(weights_name)) if used else None
         spec = choose_spec(radius, down_factor, file)
-        return io.NodeOutput(apply_clear(model, ClearSettings(spec, **settings), file, strength))
+        remarks = namesakes(weights_name) if used else ()
+        return io.NodeOutput(apply_clear(model, ClearSettings(spec, **settings), file, strength, remarks))

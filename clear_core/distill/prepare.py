@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..integrations.flux_denoiser import unpack_latent
 from ..layout import TOKEN_PIXELS, token_grid
+from ..weights.filename import is_hidden
 from .samples import sample_path, write_sample
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def captioned_pictures(folder: Path) -> list[tuple[Path, str]]:
     Raises:
         ValueError: The folder holds no images.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    seen = (path for path in folder.iterdir() if not is_hidden(path.name))
+    found = sorted(path for path in seen if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ValueError(f"{folder} holds no pictures; expected {', '.join(IMAGE_SUFFIXES)}.")
     texts = (path.with_suffix(".txt") for path in found)

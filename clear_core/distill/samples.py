@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..weights.filename import is_hidden
+
 PARTS = ("latents", "prompt_embeds", "pooled")
 
 
@@ -79,7 +81,8 @@ class SampleFolder:
     """
 
     def __init__(self, folder: Path, first: int = 0, end: int | None = None) -> None:
-        self.paths = sorted(folder.glob("*.safetensors"))[first:end]
+        found = (path for path in folder.glob("*.safetensors") if not is_hidden(path.name))
+        self.paths = sorted(found)[first:end]
         if not self.paths:
             raise ValueError(
                 f"{folder} holds no samples; make some with `python -m clear_core.distill images` or `generate`."

@@ -39,11 +39,19 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class WeightsFacts:
-    """Distilled weights in use: file name, strength 0 to 1, and the file's :func:`clear_core.weights.fingerprint`."""
+    """Distilled weights in use.
+
+    Attributes:
+        name: File name.
+        strength: 0 to 1.
+        fingerprint: The file's :func:`clear_core.weights.fingerprint`.
+        remarks: Sentences about what is odd about them.
+    """
 
     name: str
     strength: float
     fingerprint: str
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

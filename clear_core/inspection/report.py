@@ -145,7 +145,7 @@ def used_words(facts: Inspection) -> list[str]:
     """Weights, backend and other nodes."""
     words: list[str] = []
     if facts.weights:
-        words.append(f"Weights: {facts.weights.name} at strength {facts.weights.strength:g}.")
+        words += [f"Weights: {facts.weights.name} at strength {facts.weights.strength:g}.", *facts.weights.remarks]
     if facts.effective.active:
         words.append(f'Computed by "{facts.backend[0]}". {facts.backend[1]}')
     if facts.others:

@@ -4,9 +4,9 @@
 """
 
 from .catalogue import CATALOGUE, LICENCE, Release, find_release
-from .download import FetchError, fetch
-from .errors import ClearFileError
-from .filename import bare_name, radius_from_name
+from .download import fetch
+from .errors import ClearFileError, FetchError
+from .filename import bare_name, is_hidden, name_parts, radius_from_name
 from .fingerprint import fingerprint
 from .header import ClearHeader
 from .reader import ClearFile, read_clear_file
@@ -24,6 +24,8 @@ __all__ = [
     "fetch",
     "find_release",
     "fingerprint",
+    "is_hidden",
+    "name_parts",
     "radius_from_name",
     "read_clear_file",
     "save_clear_file",

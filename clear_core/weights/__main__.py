@@ -15,9 +15,9 @@ if not __package__:  # Run by its path, as an isolated Python (Windows portable)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     __package__ = "clear_core.weights"
 
-from .catalogue import CATALOGUE, LICENCE, REPOSITORY, find_release
-from .download import FetchError, fetch
-from .errors import ClearFileError, first_few, printable
+from .catalogue import CATALOGUE, LICENCE, REPOSITORY, find_release, hub_address
+from .download import fetch
+from .errors import ClearFileError, FetchError, first_few, printable
 
 if TYPE_CHECKING:
     from .writer import OnTensor
@@ -47,7 +47,7 @@ def list_releases(args: argparse.Namespace) -> None:
         pooled = f", pooled {release.down_factor} x {release.down_factor}" if release.down_factor > 1 else ""
         print(f"{release.stem:<24} {release.size / 1e9:.2f} GB  radius {release.radius}{pooled}")
         print(f"    {release.meant_for}")
-    print(f"From https://huggingface.co/{REPOSITORY}. {LICENCE}")
+    print(f"From {hub_address()}/{REPOSITORY}. {LICENCE}")
 
 
 def get(args: argparse.Namespace) -> None:

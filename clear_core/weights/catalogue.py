@@ -5,7 +5,9 @@ Source: the table in the README of the reference repository, github.com/Huage001
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from ..families import FLUX1
 from .errors import ClearFileError, printable
@@ -19,6 +21,22 @@ LICENCE = (
 )
 
 SUFFIX = ".safetensors"
+
+HUB = "https://huggingface.co"
+
+
+def hub_address() -> str:
+    """Address of the hub, or of the mirror named by ``HF_ENDPOINT``, to be shown: without a name and a password.
+
+    A value that is no address of the web is passed over here; ``fetch`` says what is wrong with it.
+    """
+    try:
+        given = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+        if given.scheme not in ("http", "https") or not given.hostname or not given.geturl().isprintable():
+            return HUB
+    except ValueError:
+        return HUB
+    return given._replace(netloc=given.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,8 @@ class Release:
 
     @property
     def url(self) -> str:
-        """Address for a browser; ``fetch`` uses huggingface_hub's own endpoint."""
-        return f"https://huggingface.co/{REPOSITORY}/resolve/main/{self.name}"
+        """Address for a browser, at the hub or at the mirror that ``fetch`` asks."""
+        return f"{hub_address()}/{REPOSITORY}/resolve/main/{self.name}"
 
     @property
     def size(self) -> int:

@@ -17,6 +17,10 @@ from .errors import ClearFileError, printable
 # The format's own limit on the JSON header.
 MAX_HEADER_BYTES = 100_000_000
 
+CLEAR_HEADER_BYTES = 4_000_000
+"""Bound on the header of a CLEAR file. The released files have 50 kB; 100 MB of names of empty tensors would take 15
+seconds and more than a GB to read."""
+
 # A pickle (protocol 2 and later), a zip (what torch.save writes), GGUF, and an HTML page saved by a browser.
 FOREIGN = {
     b"\x80": "a pickle (.pt, .ckpt, .bin), which can run code when it is loaded",
@@ -41,8 +45,11 @@ DAMAGE = {
 }
 
 
-def open_safetensors(path: str | os.PathLike[str]) -> Any:
+def open_safetensors(path: str | os.PathLike[str], most: int = MAX_HEADER_BYTES) -> Any:
     """The open ``safe_open`` handle of a file, memory-mapped by torch; close it as a context manager, or drop it.
+
+    Args:
+        most: Bytes that its header may have.
 
     Raises:
         ClearFileError: The file is missing, unreadable, empty, of another format, truncated or damaged.
@@ -59,19 +66,19 @@ def open_safetensors(path: str | os.PathLike[str]) -> Any:
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise ClearFileError(f"{name} cannot be read: {printable(reason)}.") from None
-    check_start(name, start, found.st_size)
+    check_start(name, start, found.st_size, most)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
         raise ClearFileError(f"{name} {damage(error)}.") from None
 
 
-def check_start(name: str, start: bytes, size: int) -> None:
+def check_start(name: str, start: bytes, size: int, most: int) -> None:
     """Rejects a file that is not safetensors, by its first bytes and its size."""
     if size == 0:
         raise ClearFileError(f"{name} is empty; download it again.")
     header = int.from_bytes(start[:8], "little")
-    if size >= 10 and start[8:9] == b"{" and header <= min(size - 8, MAX_HEADER_BYTES):
+    if size >= 10 and start[8:9] == b"{" and header <= min(size - 8, most):
         return
     for magic, what in FOREIGN.items():
         if start.lstrip().startswith(magic) and start[8:9] != b"{":
@@ -84,6 +91,11 @@ def check_start(name: str, start: bytes, size: int) -> None:
         raise ClearFileError(
             f"{name} declares a header of {header} bytes; the format allows {MAX_HEADER_BYTES}, "
             f"so it is damaged; download it again."
+        )
+    if header <= size - 8:
+        raise ClearFileError(
+            f"{name} is not a CLEAR file: it has a header of {header} bytes, and a CLEAR file's has at most {most}; "
+            f"a LoRA or a whole model goes into its own loader."
         )
     raise ClearFileError(
         f"{name} is truncated: it declares a header of {header} bytes but has {size} bytes in all; download it again."

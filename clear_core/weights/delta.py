@@ -6,7 +6,8 @@ Replacing whole weights of a fine-tune (Krea, Kontext, Fill, a merged LoRA) woul
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from .container import open_safetensors
 from .errors import ClearFileError, dims, first_few, printable
 from .header import ClearHeader
 from .naming import Stored, recognise, spatial_name
+from .overlap import ROWS, compared_names, overlap
 from .reader import ClearFile, TensorMap, finite, read_clear_file
 from .writer import OnTensor, write_safetensors
 
@@ -109,6 +111,13 @@ def difference(base: Base, clear: TensorMap, name: str) -> Tensor:
     return clear[name].float() - base[name].float()
 
 
+def compared_rows(base: Base, clear: TensorMap) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of the base and of CLEAR minus base, (up to ROWS, width) each, as ``overlap`` takes them."""
+    for name in compared_names(clear):
+        for old, new in zip(base[name].split(ROWS), clear[name].split(ROWS), strict=True):
+            yield old, new.float() - old.float()
+
+
 def save_delta(
     base: Sequence[str | os.PathLike[str]],
     clear: str | os.PathLike[str],
@@ -134,6 +143,7 @@ def save_delta(
     model, file, header = read_pair(base, clear)
     tensors, spatial = file.tensors(), {spatial_name(*block): w for block, w in file.spatial_weights().items()}
     d = file.down_factor
+    header = replace(header, overlap=overlap(compared_rows(model, tensors)))
     contents = {
         name: (torch.promote_types(tensors[name].dtype, model[name].dtype), tuple(tensors[name].shape))
         for name in tensors

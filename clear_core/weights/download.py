@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
+import logging
 import os
 import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .catalogue import REPOSITORY, Release, find_release
-from .errors import ClearFileError, printable
+from .catalogue import REPOSITORY, Release, find_release, hub_address
+from .client_errors import explanation, is_network_error, status_of
+from .download_lock import download_lock
+from .errors import ClearFileError, FetchError, printable
 from .fingerprint import Progress, sha256
+from .part_file import PartFile, PartWriter
 from .reader import read_clear_file
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+logger = logging.getLogger(__name__)
 
 # Folder of the part files, inside the target folder and so on the same volume: the last step is one rename.
 STAGING = ".fetch"
@@ -35,10 +36,6 @@ STAGING = ".fetch"
 IDLE_ATTEMPTS = 3
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class FetchError(RuntimeError):
-    """A download failed; the message is one line that says why and what to do by hand."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +54,12 @@ class RemoteFile:
     etag: str
     headers: dict[str, str]
 
+    @property
+    def has_token(self) -> bool:
+        return any(name.lower() == "authorization" for name in self.headers)
 
-class ProgressFile(io.BufferedWriter):
-    """A part file that reports its length after each write; this follows every version of the client.
-
-    Attributes:
-        stopped: The exception that the progress callback raised, to tell it from one of the network.
-    """
-
-    def __init__(self, path: Path, total: int, progress: Progress | None) -> None:
-        super().__init__(io.FileIO(path, "ab"))
-        self.total, self.progress = total, progress
-        self.stopped: BaseException | None = None
-
-    def write(self, buffer: ReadableBuffer, /) -> int:
-        written = super().write(buffer)
-        if self.progress:
-            try:
-                self.progress(self.tell(), self.total)
-            except BaseException as stop:
-                self.stopped = stop
-                raise
-        return written
+    def without_token(self) -> RemoteFile:
+        return replace(self, headers={n: v for n, v in self.headers.items() if n.lower() != "authorization"})
 
 
 def fetch(name: str, folder: str | os.PathLike[str], progress: Progress | None = None) -> Path:
@@ -110,15 +91,19 @@ def fetch(name: str, folder: str | os.PathLike[str], progress: Progress | None =
         staging = target.parent / STAGING
         staging.mkdir(parents=True, exist_ok=True)
         try:
-            with download_lock(staging, release):
+            with download_lock(staging / f"{release.name}.lock"):
                 remote = head(release)
-                part = staging / f"{release.name}.{hashlib.sha256(remote.etag.encode()).hexdigest()[:16]}.part"
+                part = PartFile(
+                    staging / f"{release.name}.{hashlib.sha256(remote.etag.encode()).hexdigest()[:16]}.part"
+                )
                 # The file on the hub has changed since these were begun.
-                for stale in set(staging.glob(f"{release.name}.*.part")) - {part}:
-                    stale.unlink()
+                for stale in staging.glob(f"{release.name}.*.part*"):
+                    if not stale.name.startswith(part.path.name):
+                        with suppress(OSError):
+                            stale.unlink()
                 stream(remote, part, progress)
                 check(release, remote, part)
-                os.replace(part, target)
+                part.publish(target)
         finally:
             with suppress(OSError):  # not empty: a part that the next attempt continues
                 staging.rmdir()
@@ -127,99 +112,146 @@ def fetch(name: str, folder: str | os.PathLike[str], progress: Progress | None =
     except OSError as error:
         raise FetchError(
             f"{release.name} was not fetched: {printable(error.strerror or error)} "
-            f"({printable(error.filename or target.parent)}); {by_hand}."
+            f"({printable(error.filename or target.parent, 300)}); {by_hand}."
         ) from error
     return target
 
 
 def head(release: Release) -> RemoteFile:
-    """Requests revision, size and ETag from the hub."""
+    """Requests revision, size and ETag from the hub; without the token, if the hub refuses that for a public file."""
+    with client_errors():
+        try:
+            from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+            from huggingface_hub.utils import build_hf_headers
+        except ImportError as error:
+            raise FetchError("the package huggingface_hub is not installed") from error
+        if constants.HF_HUB_OFFLINE:
+            raise FetchError("HF_HUB_OFFLINE is set, so the network is not used; unset it and start again")
+        url = hf_hub_url(REPOSITORY, release.name)
+        # Without "identity" a proxy may compress; sizes and ranges would then count compressed bytes.
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        remote = RemoteFile(url, 0, "", headers)
+        try:
+            found = get_hf_file_metadata(url)
+        except Exception as error:
+            if status_of(error) not in (401, 403) or not remote.has_token:
+                raise
+            try:
+                found = get_hf_file_metadata(url, token=False)
+            except Exception:  # Not public: the first answer is the one that helps.
+                raise FetchError(explanation(error, token_sent=True)) from error
+            remote = anonymous(remote, error)
+        if not found.etag or not found.size or not found.commit_hash:
+            raise FetchError(f"{printable(hub_address())} did not answer like Hugging Face (a proxy or a log-in page?)")
+        url = hf_hub_url(REPOSITORY, release.name, revision=found.commit_hash)
+        return replace(remote, url=url, size=found.size, etag=found.etag)
+
+
+def anonymous(remote: RemoteFile, error: Exception) -> RemoteFile:
+    """``remote`` without the token that the hub refused; the log says so."""
+    logger.warning(
+        "CLEAR: the hub refused the token (HTTP %s: expired or not valid); the file is public and is fetched without.",
+        status_of(error),
+    )
+    return remote.without_token()
+
+
+@contextmanager
+def client_errors() -> Generator[None, None, None]:
+    """Turns whatever the client raises into a ``FetchError`` of one sentence."""
     try:
-        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
-    except ImportError as error:
-        raise FetchError("the package huggingface_hub is not installed") from error
-    if constants.HF_HUB_OFFLINE:
-        raise FetchError("HF_HUB_OFFLINE is set, so the network is not used; unset it and start again")
-    try:
-        found = get_hf_file_metadata(hf_hub_url(REPOSITORY, release.name))
+        yield
+    except FetchError:
+        raise
     except Exception as error:
-        if not is_network_error(error):
-            raise
         raise FetchError(explanation(error)) from error
-    if not found.etag or not found.size or not found.commit_hash:
-        raise FetchError(
-            f"{printable(constants.ENDPOINT)} did not answer like Hugging Face (a proxy or a log-in page?)"
-        )
-    # Without "identity" a proxy may compress; sizes and ranges would then count compressed bytes.
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    return RemoteFile(hf_hub_url(REPOSITORY, release.name, revision=found.commit_hash), found.size, found.etag, headers)
 
 
-def stream(remote: RemoteFile, part: Path, progress: Progress | None) -> None:
+def stream(remote: RemoteFile, part: PartFile, progress: Progress | None) -> None:
     """Appends to ``part`` until it has the announced size."""
     from huggingface_hub.file_download import http_get
 
-    if size_on_disk(part) > remote.size:
-        part.unlink()
-    need = remote.size - size_on_disk(part)
-    free = shutil.disk_usage(part.parent).free
-    if free < need:
-        raise FetchError(
-            f"the disk is full: {need / 1e6:,.0f} MB more are needed in {part.parent.parent} and "
-            f"{free / 1e6:,.0f} MB are free"
-        )
+    part.restore()
+    if part.length > remote.size:
+        part.discard()
+    check_space(remote.size - part.length, part)
     idle = 0
-    while (have := size_on_disk(part)) < remote.size:
+    while (have := part.length) < remote.size:
         file = None
         try:
-            with ProgressFile(part, remote.size, progress) as file:
+            with PartWriter(part, remote.size, progress) as file:
                 http_get(
                     remote.url,
                     file,
                     resume_size=have,
                     headers=remote.headers,
                     expected_size=remote.size,
-                    displayed_filename=part.name.partition(".")[0],
+                    displayed_filename=part.path.name.partition(".")[0],
                 )
+            break  # Also if the client wrote by name (hf_transfer) and nothing went through ``file``.
         except Exception as error:
-            if not is_network_error(error) or (file and error is file.stopped):
-                raise
             if isinstance(error, OSError) and error.errno in DISK_FULL:
-                part.unlink()
+                part.discard()
                 raise FetchError(
-                    f"the disk is full: {part.parent.parent} had no room for {remote.size / 1e6:,.0f} "
+                    f"the disk is full: {part.path.parent.parent} had no room for {remote.size / 1e6:,.0f} "
                     f"MB; the part file was removed"
                 ) from error
+            if file is None or error is file.stopped:
+                raise
+            part.restore()
             status = status_of(error)
-            if size_on_disk(part) > remote.size or status == 416:
+            if part.length > remote.size or status == 416:
                 break
-            idle = 0 if size_on_disk(part) > have else idle + 1
-            if status is not None or idle == IDLE_ATTEMPTS:
+            if status in (401, 403) and remote.has_token:
+                remote = anonymous(remote, error)
+                continue
+            idle = 0 if part.length > have else idle + 1
+            if status is not None or idle == IDLE_ATTEMPTS or not is_network_error(error):
                 # A plain OSError is the client's own error about the size.
                 if type(error) is OSError and error.errno is None:
                     break
-                raise FetchError(
-                    f"{explanation(error)}; {size_on_disk(part) / 1e6:,.0f} of {remote.size / 1e6:,.0f} MB are "
-                    f"kept and the next attempt goes on from there"
-                ) from error
+                raise FetchError(explanation(error) + kept(part, remote)) from error
             time.sleep(idle)
-    if size_on_disk(part) != remote.size:
-        got = size_on_disk(part)
-        part.unlink()
+    if part.size() != remote.size:
+        got = part.size()
+        part.discard()
         raise FetchError(
             f"it has the wrong size: the hub announced {remote.size} bytes and sent {got}; the part file was removed"
         )
 
 
-def check(release: Release, remote: RemoteFile, part: Path) -> None:
+def check_space(need: int, part: PartFile) -> None:
+    """Raises a ``FetchError`` if the drive says that it has no room for ``need`` more bytes."""
+    try:
+        free = shutil.disk_usage(part.path.parent).free
+    except OSError:  # Some network drives do not know.
+        return
+    if free < need:
+        raise FetchError(
+            f"the disk is full: {need / 1e6:,.0f} MB more are needed in {part.path.parent.parent} and "
+            f"{free / 1e6:,.0f} MB are free"
+        )
+
+
+def kept(part: PartFile, remote: RemoteFile) -> str:
+    """The end of the sentence about a broken download; a part file with nothing in it is removed."""
+    if not part.length:
+        part.discard()
+        return ""
+    return f"; {part.length / 1e6:,.0f} of {remote.size / 1e6:,.0f} MB are kept and the next attempt goes on from there"
+
+
+def check(release: Release, remote: RemoteFile, part: PartFile) -> None:
     """Removes ``part`` and raises the reason, unless it is the release, whole and as announced."""
     wrong = None
-    if len(remote.etag) == 64 and sha256(part) != remote.etag.lower():
+    found = sha256(part.path)
+    if len(remote.etag) == 64 and found != remote.etag.lower():
         wrong = "its content is not what the hub announced (SHA-256 differs)"
-    wrong = wrong or problem(release, part)
+    elif part.length == remote.size and found != part.digest.hexdigest():
+        wrong = "its content changed while it was written; is another program writing it?"
+    wrong = wrong or problem(release, part.path)
     if wrong:
-        part.unlink()
+        part.discard()
         raise FetchError(f"{wrong}; the part file was removed")
 
 
@@ -233,58 +265,3 @@ def problem(release: Release, path: Path) -> str | None:
     if found.down_factor != release.down_factor:
         return f"its down factor is {found.down_factor}, expected {release.down_factor}"
     return None
-
-
-def explanation(error: Exception) -> str:
-    """User text for an error of any version of the client."""
-    status = status_of(error)
-    if status in (401, 403):
-        return (
-            f"the hub refused it (HTTP {status}: gated, private or renamed); log in with `hf auth login` if your "
-            f"account has access"
-        )
-    if status == 404:
-        return f"the hub does not have it (HTTP 404); the repository {REPOSITORY} may have changed"
-    if status is not None:
-        return f"the hub answered with HTTP {status}; try again later"
-    if type(error).__name__ == "OfflineModeIsEnabled":
-        return "HF_HUB_OFFLINE is set, so the network is not used; unset it and start again"
-    return f"there is no connection to the hub, or it broke ({type(error).__name__})"
-
-
-def status_of(error: Exception) -> int | None:
-    """The HTTP status of an error; None without an HTTP response."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def is_network_error(error: Exception) -> bool:
-    """Whether an error may come from the network, disk or hub, not from a bug.
-
-    The client uses requests, httpx or httpx2, depending on its version; none of them is imported here.
-    """
-    return isinstance(error, OSError) or any(kind.__name__ in ("HTTPError", "InvalidURL") for kind in type(error).mro())
-
-
-@contextmanager
-def download_lock(staging: Path, release: Release) -> Generator[None, None, None]:
-    """Keeps two processes or clicks from writing one part file; it is released if its process dies."""
-    try:
-        from filelock import FileLock, Timeout  # a dependency of every huggingface_hub
-    except ImportError as error:
-        raise FetchError("the package huggingface_hub is not installed") from error
-    lock = FileLock(staging / f"{release.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FetchError("it is already being fetched; wait for that to end") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        with suppress(OSError):
-            os.unlink(lock.lock_file)
-
-
-def size_on_disk(path: Path) -> int:
-    """Bytes of a file; 0 if it does not exist."""
-    return path.stat().st_size if path.exists() else 0

@@ -1,4 +1,4 @@
-"""Errors of weights files, each one sentence."""
+"""Errors of weights files and of their download, each one sentence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from itertools import islice
 
 class ClearFileError(ValueError):
     """A weights file cannot be used; the message is one line that says why and what to do."""
+
+
+class FetchError(RuntimeError):
+    """A download failed; the message is one line that says why and what to do by hand."""
 
 
 def printable(text: object, limit: int = 80) -> str:

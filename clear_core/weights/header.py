@@ -27,6 +27,8 @@ DTYPES = {
 
 NUMBER = re.compile(r"[1-9][0-9]{0,3}")
 
+OVERLAP = re.compile(r"-?[0-9]{1,9}\.[0-9]{1,6}")
+
 Kind = Literal["replace", "delta"]
 
 
@@ -39,21 +41,25 @@ class ClearHeader:
         down_factor: Side of the pooled cells in tokens; 1 without pooling.
         kind: "replace" or "delta", as in ``ClearFile``.
         source: Where the weights come from, one line of text.
+        overlap: Of a delta with its base (see ``overlap``); None if it is not stated.
     """
 
     radius: int
     down_factor: int = 1
     kind: Kind = "replace"
     source: str = ""
+    overlap: float | None = None
 
     def metadata(self) -> dict[str, str]:
         """The header's text entries, as ``read_clear_file`` expects them."""
+        stated = {} if self.overlap is None else {"clear.overlap": f"{self.overlap:.6f}"}
         return {
             "format": "pt",
             "clear.kind": self.kind,
             "clear.radius": str(self.radius),
             "clear.down_factor": str(self.down_factor),
             "clear.source": self.source,
+            **stated,
         }
 
 
@@ -179,6 +185,18 @@ def header_number(name: str, header: Mapping[str, str], key: str) -> int | None:
             f"{name} has the header value {key} = {printable(value)!r}; expected a whole number from 1 to 9999."
         )
     return int(value)
+
+
+def header_overlap(name: str, header: Mapping[str, str]) -> float | None:
+    """The overlap that a delta's header states; None if it states none."""
+    value = header.get("clear.overlap")
+    if value is None:
+        return None
+    if not OVERLAP.fullmatch(value):
+        raise ClearFileError(
+            f"{name} has the header value clear.overlap = {printable(value)!r}; expected a number like -0.123456."
+        )
+    return float(value)
 
 
 def header_kind(name: str, header: Mapping[str, str]) -> Kind:

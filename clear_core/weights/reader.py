@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .container import open_safetensors
+from .container import CLEAR_HEADER_BYTES, open_safetensors
 from .errors import ClearFileError, first_few, printable
 from .filename import radius_from_name
-from .header import Kind, agreed_down_factor, checked_names, checked_tensors, header_kind, header_number
+from .header import Kind, agreed_down_factor, checked_names, checked_tensors, header_kind, header_number, header_overlap
 from .naming import Stored, Stream
 
 
@@ -35,6 +35,7 @@ class ClearFile:
         width: Hidden size of the model it fits.
         dtypes: dtypes of the trained weights; a file may mix them.
         source: Header key ``clear.source``, "" if there is none.
+        overlap: Header key ``clear.overlap`` of a delta, None if there is none; ``overlap`` says what it is.
         naming: Naming scheme of its keys: "diffusers" or "ComfyUI".
         size: Bytes.
         stored: Position in the file by canonical name.
@@ -51,6 +52,7 @@ class ClearFile:
     width: int
     dtypes: frozenset[torch.dtype]
     source: str
+    overlap: float | None
     naming: str
     size: int
     stored: Mapping[str, Stored] = field(repr=False, compare=False)
@@ -65,11 +67,11 @@ class ClearFile:
         Raises:
             ClearFileError: The file is gone or was damaged since it was read.
         """
-        return TensorMap(self.name, open_safetensors(self.path), self.stored, self.width)
+        return TensorMap(self.name, open_safetensors(self.path, CLEAR_HEADER_BYTES), self.stored, self.width)
 
     def spatial_weights(self) -> dict[tuple[Stream, int], Tensor]:
         """Pooling weights by (stream, block index), (d, d) float32 copies; empty if d is 1."""
-        handle = open_safetensors(self.path)
+        handle = open_safetensors(self.path, CLEAR_HEADER_BYTES)
         d = self.down_factor
         return {
             block: read(self.name, handle, key).to(torch.float32, copy=True).reshape(d, d)
@@ -136,7 +138,7 @@ def read_clear_file(path: str | os.PathLike[str]) -> ClearFile:
     """
     path = Path(path)
     name = printable(path.name)
-    handle = open_safetensors(path)
+    handle = open_safetensors(path, CLEAR_HEADER_BYTES)
     try:
         header = handle.metadata() or {}
         names = checked_names(name, list(handle.keys()))
@@ -155,6 +157,7 @@ def read_clear_file(path: str | os.PathLike[str]) -> ClearFile:
         width=width,
         dtypes=dtypes,
         source=printable(header.get("clear.source", ""), 500),
+        overlap=header_overlap(name, header),
         naming=names.scheme.name,
         size=size,
         stored=names.tensors,

@@ -49,6 +49,13 @@ def changed_header(change: Callable[[dict], None]) -> bytes:
     return raw(header, whole[8 + length :])
 
 
+def spaced(spaces: int) -> bytes:
+    """The golden student with this many spaces at the end of its header, which the format allows."""
+    whole = (GOLDEN / "student_7_down1.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    return raw(whole[8 : 8 + length] + b" " * spaces, whole[8 + length :])
+
+
 def zipped() -> bytes:
     buffer = io.BytesIO()
     torch.save(local(), buffer)
@@ -101,6 +108,12 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "huge_header": (lambda: raw(b'{"a":1}', length=2**63), "the format allows"),
     "largest_header": (lambda: raw(b'{"a":1}', length=2**64 - 1), "the format allows"),
     "header_of_99_MB": (lambda: raw(b'{"a":1}', length=99_000_000), "truncated: it declares a header of 99000000"),
+    # A header that is longer than a CLEAR file has use for: one of 100 MB takes 15 s and 1.3 GB to read.
+    "header_of_empty_tensors": (
+        lambda: raw({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(70_000)}),
+        "bytes, and a CLEAR file's has at most 4000000",
+    ),
+    "header_of_spaces": (lambda: spaced(4_000_000), "bytes, and a CLEAR file's has at most 4000000"),
     # A header with false statements.
     "json_cut": (lambda: raw(b'{"a": {"dtype": "F32"'), "cannot be understood"),
     "json_deep": (lambda: raw(b'{"a":' * 50_000), "cannot be understood"),
@@ -196,6 +209,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "radius_huge": (lambda: save(local(), {"clear.radius": "9" * 5000}), "expected a whole number from 1 to 9999"),
     "radius_other_digits": (lambda: save(local(), {"clear.radius": "\u0661\u0666"}), "expected a whole number"),
     "kind_unknown": (lambda: save(local(), {"clear.kind": "set"}), "expected replace or delta"),
+    "overlap_word": (lambda: save(local(), {"clear.overlap": "nan"}), "clear.overlap = 'nan'; expected a number like"),
     "down_factor_contradicts": (lambda: save(pooled(), {"clear.down_factor": "2"}), "header says clear.down_factor 2"),
     "down_factor_without_weights": (
         lambda: save(local(), {"clear.down_factor": "4"}),

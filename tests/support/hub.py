@@ -21,6 +21,8 @@ class Hub:
         cuts: For each of the next transfers: after how many bytes the connection breaks, or None.
         stalls: Whether a transfer stops (and waits for the end) after its first ``cuts`` bytes instead of breaking.
         ignores_range: Whether storage ignores Range and sends the whole file.
+        refuses_tokens: From which request of the hub on each token is answered with 401, as huggingface.co does with an
+            expired one even for public files; None: never.
         requests: (method, path, Range header, Authorization header).
     """
 
@@ -54,6 +56,7 @@ class Hub:
         self.status, self.body, self.extra = 302, b"", {}
         self.cuts: list[int | None] = []
         self.stalls = self.ignores_range = False
+        self.refuses_tokens: int | None = None
         self.requests: list[tuple[str, str, str | None, str | None]] = []
 
     @property
@@ -77,6 +80,10 @@ class Hub:
         known = [f"/Huage001/CLEAR/resolve/{revision}/{NAME}" for revision in ("main", COMMIT)]
         status = self.status if to.path in known else 404
         headers = {**self.extra, "Content-Length": str(len(self.body))}
+        asked = sum(path in known for _, path, *_ in self.requests) - 1
+        if to.headers["Authorization"] and self.refuses_tokens is not None and asked >= self.refuses_tokens:
+            status = 401
+            headers["X-Error-Message"] = "Invalid credentials in Authorization header"
         if status == 302:
             # Another host than the hub's, as in the real world: no token may reach it.
             headers |= {**self.announced, "Location": f"http://localhost:{self.port}/storage/{NAME}"}

@@ -15,7 +15,7 @@ from clear_core.weights.naming import trained_names
 from tests.support import PROJECT
 from tests.support.hub import NAME
 
-BY_HAND = f"to do it by hand, download https://huggingface.co/Huage001/CLEAR/resolve/main/{NAME} and save it as "
+BY_HAND = f"to do it by hand, download {{}}/Huage001/CLEAR/resolve/main/{NAME} and save it as "
 
 # The client writes blocks of this size; a broken connection loses less than one block.
 BLOCK = 10 * 1024 * 1024
@@ -35,12 +35,19 @@ assert 1.3 * BLOCK < len(BIG) < 2 * BLOCK
 
 # Reads one request per line and answers each with one line.
 CLIENT = """
-import json, sys
+import json, os, sys
 sys.path.insert(0, {root!r})
 from clear_core.weights import CATALOGUE, ClearFileError, FetchError, Release, download, fetch
 {setup}
+def forget_client():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
+unchanged = dict(os.environ)
 for line in sys.stdin:
-    shape, folder = json.loads(line)
+    shape, folder, changes = json.loads(line)
+    if changes:
+        forget_client()
+        os.environ.update(changes)
     CATALOGUE["clear_local_8"] = Release("clear_local_8", 8, 1, "", *shape)
     seen = []
     progress = lambda done, total: seen.append((done, total))
@@ -49,6 +56,10 @@ for line in sys.stdin:
     except (ClearFileError, FetchError) as error:
         answer = {{"error": str(error), "kind": type(error).__name__}}
     print(json.dumps({{**answer, "seen": seen}}), flush=True)
+    if changes:
+        forget_client()
+        os.environ.clear()
+        os.environ.update(unchanged)
 """
 
 
@@ -62,6 +73,7 @@ class Client:
             if not key.upper().startswith(("HF_", "HUGGING")) and not key.upper().endswith("_PROXY")
         }
         clean |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "*", **environment}
+        self.endpoint = clean["HF_ENDPOINT"]
         self.log = home.with_suffix(".log").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLIENT.format(root=str(PROJECT), setup=setup)],
@@ -80,34 +92,42 @@ class Client:
         self.process.communicate()
         self.log.close()
 
-    def ask(self, folder: Path, shape: tuple[int, int, int]) -> None:
+    def ask(self, folder: Path, shape: tuple[int, int, int], changes: dict[str, str] | None = None) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([shape, str(folder)]) + "\n")
+        self.process.stdin.write(json.dumps([shape, str(folder), changes]) + "\n")
         self.process.stdin.flush()
 
-    def fetch(self, folder: Path, shape: tuple[int, int, int] = SMALL_SHAPE) -> dict:
-        """Result of a fetch: ``path``, or ``error`` and ``kind``, and ``seen``, the calls of the progress callback."""
+    def fetch(self, folder: Path, shape: tuple[int, int, int] = SMALL_SHAPE, **changes: str) -> dict:
+        """Result of a fetch: ``path``, or ``error``, ``kind`` and ``endpoint``, and ``seen``, the progress calls.
+
+        With changes of the environment, a client that is imported anew answers this one request.
+        """
         assert self.process.stdout is not None
-        self.ask(folder, shape)
+        self.ask(folder, shape, changes)
         for line in self.process.stdout:
             if line.startswith("{"):
-                return json.loads(line)
+                return {**json.loads(line), "endpoint": changes.get("HF_ENDPOINT", self.endpoint)}
+        raise AssertionError(self.logged())
+
+    def logged(self) -> str:
+        """What the process has written to its error stream, its log among it."""
         self.log.seek(0)
-        raise AssertionError(self.log.read())
+        return self.log.read()
 
 
 def left(folder: Path) -> dict[str, int]:
-    """Every file under ``folder`` with its size; part files by their ending alone."""
+    """Every file under ``folder`` with its size, part files by their ending alone; without the records of parts."""
     return {
         "part" if path.suffix == ".part" else str(path.relative_to(folder)): path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.suffix != ".record"
     }
 
 
-def refused(answer: dict, folder: Path, fragment: str) -> None:
-    """Asserts one sentence with the reason and the way by hand, and no file left behind."""
-    assert answer["kind"] == "FetchError"
-    assert answer["error"].startswith(f"{NAME} was not fetched: ") and fragment in answer["error"]
-    assert answer["error"].endswith(f"{BY_HAND}{folder / NAME}.") and answer["error"].isprintable()
+def refused(answer: dict, folder: Path, fragment: str, address: str | None = None) -> None:
+    """Asserts one sentence with the reason and the way by hand at ``address``, and no file left behind."""
+    assert answer.get("kind") == "FetchError", answer
+    assert answer["error"].startswith(f"{NAME} was not fetched: ") and fragment in answer["error"], answer["error"]
+    by_hand = BY_HAND.format(answer["endpoint"] if address is None else address)
+    assert answer["error"].endswith(f"{by_hand}{folder / NAME}.") and answer["error"].isprintable(), answer["error"]
     assert left(folder) == {} and os.listdir(folder) == []

@@ -13,6 +13,7 @@ from ....clear_core.dense_blocks import parse_dense_blocks
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
 from .attention_override import WindowPatch
+from .carried_delta import carried_remarks
 from .controlnet import ControlPatch
 from .family import host_family, model_shape
 from .memory import MemoryPatch
@@ -24,7 +25,11 @@ KEY = "clear_flux"
 
 
 def apply_clear(
-    model: ModelPatcher, settings: ClearSettings, file: ClearFile | None = None, strength: float = 1.0
+    model: ModelPatcher,
+    settings: ClearSettings,
+    file: ClearFile | None = None,
+    strength: float = 1.0,
+    remarks: tuple[str, ...] = (),
 ) -> ModelPatcher:
     """A clone of ``model`` that attends with CLEAR; ``model`` itself is not touched.
 
@@ -32,6 +37,7 @@ def apply_clear(
         model: A FLUX.1 model, or without ``file`` a relative that shares its blocks.
         file: Distilled weights, or None for the window alone.
         strength: Share of the distilled weights, 0 to 1; the rest is the model's own weights.
+        remarks: Sentences about the file, for the log and for the texts about the model.
 
     Raises:
         ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names a backend that does not
@@ -54,7 +60,7 @@ def apply_clear(
 
     patch = WindowPatch(settings, shape, host_family(model).references)
     if file is not None:
-        tensors = trained_tensors(file)
+        tensors, adds = trained_tensors(file), file.kind == "delta" and strength > 0
         patch = replace(
             patch,
             spatial_weights={
@@ -63,8 +69,11 @@ def apply_clear(
             file=file,
             strength=strength,
             tensors=tensors,
+            remarks=(*remarks, *(carried_remarks(clone, file, tensors) if adds else ())),
             weight_patches=add_weight_patches(clone, file, tensors, shape, strength),
         )
+        for remark in patch.remarks:
+            patch.notices.log_once(remark, remark)
     install_embedder(clone)
     if shape.is_relative:
         patch.notices.log_once(

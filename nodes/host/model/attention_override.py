@@ -56,6 +56,7 @@ class WindowPatch:
         file: The distilled weights in use, or None.
         strength: Share of them, 0 to 1.
         tensors: The weights file's tensors, kept so that other clones share them.
+        remarks: Sentences about the weights, for the texts about the model.
         weight_patches: Entries of this node in ``ModelPatcher.patches``, by key; a later CLEAR node removes them.
         notices: Log lines, each once per node.
     """
@@ -67,6 +68,7 @@ class WindowPatch:
     file: ClearFile | None = None
     strength: float = 1.0
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    remarks: tuple[str, ...] = ()
     weight_patches: dict[str, list[Arguments]] = field(default_factory=dict[str, list[Arguments]])
     notices: Notices = field(default_factory=Notices)
 

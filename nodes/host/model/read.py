@@ -64,7 +64,7 @@ def weights_of(patch: WindowPatch | None) -> WeightsFacts | None:
         return None
     file = patch.file
     report = progress_report(file.size) if file.size > HASH_NOTICE_BYTES else None
-    return WeightsFacts(file.name, patch.strength, fingerprint(file.path, report))
+    return WeightsFacts(file.name, patch.strength, fingerprint(file.path, report), patch.remarks)
 
 
 def progress_report(size: int) -> Callable[[int, int], None]:

@@ -83,7 +83,8 @@ def weight_lines(model: ModelPatcher) -> list[str]:
     weights = weights_of(clear_of(model))
     if weights is None:
         return []
-    return [f"weights: {weights.name}, strength {weights.strength:g}, sha256 {weights.fingerprint}"]
+    line = f"weights: {weights.name}, strength {weights.strength:g}, sha256 {weights.fingerprint}"
+    return [line, *(f"about the weights: {remark}" for remark in weights.remarks)]
 
 
 def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSettings, batch: int) -> str:

@@ -44,6 +44,16 @@ def test_empty_folder_and_foreign_file_are_refused(tmp_path: Path):
         SampleFolder(tmp_path)
 
 
+def test_companions_of_macos_are_neither_samples_nor_pictures(data: Path, tmp_path: Path):
+    """They end like the file beside which they lie, and hold none of its content."""
+    before = SampleFolder(data).paths
+    (data / "._0000000.safetensors").write_bytes(b"Mac OS X")
+    assert SampleFolder(data).paths == before
+    for name in ("cat.png", "._cat.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert captioned_pictures(tmp_path) == [(tmp_path / "cat.png", "")]
+
+
 class FakePipeline:
     """Stands in for a diffusers pipeline: remembers how it was called."""
 

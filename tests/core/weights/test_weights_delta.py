@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clear_core.weights import ClearFileError
+from clear_core.weights import ClearFileError, read_clear_file
 from clear_core.weights.delta import save_delta
 from clear_core.weights.lora import save_lora
 from tests.support import PROJECT
@@ -53,6 +53,20 @@ def test_delta_and_base_add_up_to_the_student(tmp_path, form, student, request):
         assert torch.equal(tensor, expected), name
         if "spatial" not in name:
             torch.testing.assert_close(dev[name] + tensor, wanted[name], rtol=0, atol=1e-7)
+
+
+def test_a_delta_states_how_much_of_it_its_base_seems_to_hold(tmp_path, local):
+    file = save_delta([BASE], local, tmp_path / "delta.safetensors")
+    base, delta = load_file(BASE), load_file(file.path)
+    names = [name for name in delta if name.endswith("to_out.0.weight")]
+    assert 1 <= len(names) <= 4  # with more, a few of them would do
+
+    def along(weights) -> float:
+        return sum((weights[name].double() * delta[name]).sum() for name in names).item()
+
+    assert (
+        file.overlap == pytest.approx(along(base) / along(delta), abs=1e-5) and read_clear_file(local).overlap is None
+    )
 
 
 def test_delta_in_bf16_restores_the_student_to_bf16_rounding(tmp_path, local):

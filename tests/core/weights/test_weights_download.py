@@ -72,7 +72,7 @@ def test_a_killed_process_leaves_nothing_that_counts_and_is_continued(folder, hu
     doomed = fresh(hub.endpoint)
     doomed.ask(folder, BIG_SHAPE)
     deadline = time.monotonic() + 120
-    while left(folder).get("part") != BLOCK:
+    while left(folder).get("part") != BLOCK or not list(folder.rglob("*.record")):
         assert doomed.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     doomed.process.kill()
