@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..number_checks import check_number
 from ..spec import ClearSpec
+from ..wording import quoted
 from .losses import Losses, distillation_losses
 from .samples import Batch, Order, SampleFolder
 from .student import make_student, trained_set
@@ -62,12 +64,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("warm_up", self.warm_up, 0, whole=True)
+        check_number("seed", self.seed, whole=True)
+        check_number("guidance", self.guidance)
+        for name in ("rate", "clip"):
+            check_number(name, getattr(self, name), 0, above=True)
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}.")
-        if not self.rate > 0:
-            raise ValueError(f"rate is {self.rate}; expected a number above 0.")
+            raise ValueError(f"optimizer is {quoted(self.optimizer)}; expected one of {', '.join(OPTIMIZERS)}.")
 
     @property
     def spec(self) -> ClearSpec:
