@@ -207,12 +207,16 @@ def set_up(
         accelerator: With ``gradient_accumulation_steps`` equal to the configured accumulation.
         backend: As in :func:`clear_core.clear_attention`.
         checkpointing: Whether to recompute activations in the backward pass, for memory.
+
+    Raises:
+        ValueError: The accelerator or the samples do not fit.
     """
     if accelerator.gradient_accumulation_steps != config.accumulation:
         raise ValueError(
             f"the accelerator accumulates over {accelerator.gradient_accumulation_steps} passes; expected "
             f"the configured {config.accumulation}."
         )
+    samples.check_fits(teacher.config)
     wrapper = accelerator.distributed_type.value
     inner = make_student(teacher, config.spec, backend=backend, share=wrapper in ("NO", "MULTI_GPU", "MULTI_CPU"))
     if checkpointing:
@@ -264,7 +268,11 @@ def distil(
         folder: Folder of checkpoints; the newest is resumed.
         save_every: Steps between two checkpoints.
         on_step: Called as ``on_step(steps done, losses)``.
+
+    Raises:
+        ValueError: ``save_every`` is not a number of steps.
     """
+    check_number("save_every", save_every, 1, whole=True)
     folder.mkdir(parents=True, exist_ok=True)
     if distillation.resume(folder):
         logger.info("Resuming after step %d.", distillation.step)
