@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .wording import quoted
+
 BlockId = tuple[str, int]
 """("double" or "single", index from 0), a block of FLUX."""
 
@@ -30,13 +32,14 @@ def parse_dense_blocks(text: str, num_double: int, num_single: int) -> frozenset
         match = _PIECE.fullmatch(piece)
         if match is None:
             raise ValueError(
-                f"dense_blocks has {piece!r}; expected a block or a range such as 3, 54-56, d0-3 or s35 ({has})."
+                f"dense_blocks has {quoted(piece)}; expected a block or a range such as 3, 54-56, d0-3 or s35 ({has})."
             )
         kind, first, last = match[1].lower(), int(match[2]), int(match[3] or match[2])
         blocks = [block for block in every if block[0] == _KINDS[kind]] if kind else every
         if not first <= last < len(blocks):
             raise ValueError(
-                f"dense_blocks has {piece!r}, but {has}; count from 0, and write the smaller number of a range first."
+                f"dense_blocks has {quoted(piece)}, but {has}; count from 0, and write the smaller number of a range "
+                "first."
             )
         named.update(blocks[first : last + 1])
     return frozenset(named)

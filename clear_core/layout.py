@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from .families import FLUX1
+from .wording import quoted
 
 TOKEN_PIXELS = FLUX1.token_pixels
 """Side of one token in pixels, the same in every family so far."""
@@ -38,7 +39,7 @@ class SequenceLayout:
         try:
             height, width = grid
         except (TypeError, ValueError):
-            raise ValueError(f"grid is {grid!r}; expected (height, width) in tokens.") from None
+            raise ValueError(f"grid is {quoted(grid)}; expected (height, width) in tokens.") from None
         checks: list[tuple[str, object, int]] = [
             ("grid height", height, 1),
             ("grid width", width, 1),
@@ -46,7 +47,7 @@ class SequenceLayout:
         ]
         for name, value, least in checks:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}.")
+                raise ValueError(f"{name} is {quoted(value)}; expected an integer of at least {least}.")
         text = length - height * width - reference
         if text < 0:
             raise ValueError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .number_checks import check_number
 from .spec import ClearSpec
+from .wording import quoted
 
 if TYPE_CHECKING:
     from .weights import ClearFile
@@ -52,16 +54,16 @@ class ClearSettings:
     def __post_init__(self) -> None:
         for name, choices in (("proportional_attention", PROPORTIONAL), ("controlnet", CONTROLNET)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
-        if not 0 <= self.ntk_factor < float("inf"):
-            raise ValueError(f"ntk_factor is {self.ntk_factor!r}; expected 0 (auto) or a positive number.")
-        if not 0 <= self.start_percent <= self.end_percent <= 1:
+                raise ValueError(f"{name} is {quoted(getattr(self, name))}; expected one of {', '.join(choices)}.")
+        check_number("ntk_factor", self.ntk_factor, 0)
+        check_number("start_percent", self.start_percent, 0, 1)
+        check_number("end_percent", self.end_percent, 0, 1)
+        if self.start_percent > self.end_percent:
             raise ValueError(
                 f"start_percent is {self.start_percent!r} and end_percent {self.end_percent!r}; expected "
                 "0 <= start_percent <= end_percent <= 1."
             )
-        if self.min_tokens < 0:
-            raise ValueError(f"min_tokens is {self.min_tokens!r}; expected 0 or a number of image tokens.")
+        check_number("min_tokens", self.min_tokens, 0, whole=True)
 
 
 def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearSpec:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
+from .wording import quoted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,7 +34,7 @@ class ClearSpec:
         for name in ("radius", "down_factor"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1.")
+                raise ValueError(f"{name} is {quoted(value)}; expected an integer of at least 1.")
 
     @property
     def pools(self) -> bool:

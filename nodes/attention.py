@@ -10,6 +10,7 @@ from ..clear_core.attention import BACKENDS
 from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choose_spec
 from ..clear_core.weights import read_clear_file
 from .host.model.apply import apply_clear
+from .host.number_inputs import with_checked_numbers
 from .host.search_aliases import with_search_aliases
 from .host.server.weight_files import NO_WEIGHTS, installed_name, installed_names, missing_sentence, namesakes, path_of
 
@@ -163,11 +164,12 @@ class CLEARAttention(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, weights_name: str = NO_WEIGHTS) -> bool | str:
         """Stands in for the host's own check of the list, which knows neither moved files nor what to do."""
-        if weights_name == NO_WEIGHTS or installed_name(weights_name):
+        if weights_name == NO_WEIGHTS or installed_name(str(weights_name)):
             return True
-        return missing_sentence(weights_name)
+        return missing_sentence(str(weights_name))
 
     @classmethod
+    @with_checked_numbers
     def execute(
         cls,
         model: Any,

@@ -15,6 +15,7 @@ from ..clear_core.inspection.report import note, report
 from .host.inspect.read_model import inspect_model
 from .host.model.family import model_shape
 from .host.model.throughput import last_throughput
+from .host.number_inputs import with_checked_numbers
 from .host.pack import versions
 from .host.search_aliases import with_search_aliases
 
@@ -80,6 +81,7 @@ class CLEARInspect(io.ComfyNode):
         return repr(last_throughput())
 
     @classmethod
+    @with_checked_numbers
     def execute(
         cls, model: Any, image: Tensor | None = None, latent: dict[str, Any] | None = None, upscale_by: float = 1.0
     ) -> io.NodeOutput:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..clear_core.sdedit import COLOR_FIXES, DEFAULT_OVERLAP
 from .attention import ADVANCED
+from .host.number_inputs import with_checked_numbers
 from .host.samplers import sampler_names, scheduler_names
 from .host.search_aliases import with_search_aliases
 from .host.upscale.run import run_upscale
@@ -204,6 +205,7 @@ class CLEARUpscale(io.ComfyNode):
         )
 
     @classmethod
+    @with_checked_numbers
     def execute(cls, image: Tensor, **inputs: Any) -> io.NodeOutput:
         result = run_upscale(image, inputs, cls.hidden.unique_id, cls.hidden.dynprompt)
         return io.NodeOutput(result.image, result.latent, result.info, expand=result.graph)

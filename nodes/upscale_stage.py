@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..clear_core.sdedit import COLOR_FIXES
+from .host.number_inputs import with_checked_numbers
 from .host.samplers import sampler_names, scheduler_names
 from .host.upscale.expansion import STAGE_NODE
 from .host.upscale.run import run_single_stage
@@ -27,7 +28,7 @@ class CLEARUpscaleStage(io.ComfyNode):
             is_input_list=True,  # The stages of one item would run for every item otherwise.
             inputs=[
                 *upscale_sockets(),
-                io.Int.Input("item", tooltip="Index in a list of pictures; 0 without a list."),
+                io.Int.Input("item", min=0, tooltip="Index in a list of pictures; 0 without a list."),
                 io.Int.Input("number", tooltip="Number of this stage; 1 for the first."),
                 io.Int.Input("height", tooltip="Height of the output picture in pixels."),
                 io.Int.Input("width", tooltip="Width of the output picture in pixels."),
@@ -50,5 +51,6 @@ class CLEARUpscaleStage(io.ComfyNode):
         )
 
     @classmethod
+    @with_checked_numbers
     def execute(cls, **lists: list[Any]) -> io.NodeOutput:
         return io.NodeOutput(*run_single_stage(lists))

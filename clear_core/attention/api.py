@@ -11,6 +11,7 @@ from torch import Tensor
 from ..layout import SequenceLayout
 from ..scale import attention_scale
 from ..spec import ClearSpec
+from ..wording import quoted
 from .bias import AttentionBias
 from .call import AttentionCall, wants_grad
 from .choose import run_backend
@@ -81,9 +82,9 @@ def clear_attention(  # noqa: PLR0913 - the one public call; everything behind i
         ValueError: A value does not fit; the message names it and what was expected.
     """
     if chunk_bytes is not None and (not isinstance(chunk_bytes, int) or chunk_bytes < 1):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-        raise ValueError(f"chunk_bytes is {chunk_bytes!r}; expected an integer of at least 1, in bytes, or None.")
+        raise ValueError(f"chunk_bytes is {quoted(chunk_bytes)}; expected an integer of at least 1, in bytes, or None.")
     if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-        raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
+        raise ValueError(f"spec is {quoted(spec)}; expected a ClearSpec.")
     _check_tensors(q, k, v, any_queries=query_rows is not None)
     layout = SequenceLayout.of(k.shape[2], grid, reference_tokens)
     rows = range(layout.grid[0])
@@ -133,7 +134,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, any_queries: bool) -> None:
 def _check_query_rows(rows: range, q: Tensor, layout: SequenceLayout) -> range:
     height, width = layout.grid
     if not isinstance(rows, range) or rows.step != 1 or not 0 <= rows.start <= rows.stop <= height:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-        raise ValueError(f"query_rows is {rows!r}; expected a range of step 1 inside the grid's {height} rows.")
+        raise ValueError(f"query_rows is {quoted(rows)}; expected a range of step 1 inside the grid's {height} rows.")
     expected = layout.length - layout.image + len(rows) * width
     if q.shape[2] != expected:
         raise ValueError(

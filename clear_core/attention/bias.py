@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
+from ..wording import quoted
 
 # Elements compared at a time while a mask is classified: 64 MiB of booleans.
 COMPARED_ELEMENTS = 2**26
@@ -59,7 +60,7 @@ class AttentionBias:
         rows = range(layout.grid[0]) if query_rows is None else query_rows
         queries = length - layout.image + len(rows) * layout.grid[1]
         if not isinstance(bias, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-            raise ValueError(f"bias is {bias!r}; expected a tensor.")
+            raise ValueError(f"bias is {quoted(bias)}; expected a tensor.")
         if bias.dtype != torch.bool and not bias.is_floating_point():
             raise ValueError(
                 f"bias is {bias.dtype}; expected bool (True where a key is seen) or a floating-point "

@@ -10,6 +10,7 @@ import torch
 
 from ..layout import SequenceLayout
 from ..spec import ClearSpec
+from ..wording import quoted
 from .backends.base import Backend, KernelError
 from .backends.dense import DENSE
 from .backends.flex.backend import FLEX
@@ -103,7 +104,7 @@ def run_backend(name: str, call: AttentionCall) -> Attended:
             _log_once(f"{backend.title} is not used because {reason}.")
             backend = GATHER
         elif (reason := _refusal(backend, kind)) is not None:
-            raise ValueError(f"backend is {name!r}, but {reason}; use 'auto' or 'gather'.")
+            raise ValueError(f"backend is {quoted(name)}, but {reason}; use 'auto' or 'gather'.")
     try:
         return backend.run(call)
     except KernelError as error:
@@ -151,7 +152,7 @@ def _backend(name: str) -> Backend:
     for backend in REGISTRY:
         if backend.name == name:
             return backend
-    raise ValueError(f"backend is {name!r}; expected one of auto, {', '.join(one.name for one in REGISTRY)}.")
+    raise ValueError(f"backend is {quoted(name)}; expected one of auto, {', '.join(one.name for one in REGISTRY)}.")
 
 
 def _refusal(backend: Backend, kind: CallKind) -> str | None:

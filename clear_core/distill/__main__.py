@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import ClearSpec
+from ..number_checks import check_number
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +174,7 @@ def run_train(options: argparse.Namespace) -> None:
         gradient_accumulation_steps=config.accumulation,
         mixed_precision="bf16" if options.dtype == "bfloat16" else "no",
     )
+    check_number("held_out", options.held_out, 0, whole=True)
     samples = SampleFolder(options.data, end=-options.held_out or None)
     held_out = SampleFolder(options.data, first=-options.held_out) if options.held_out else None
     options.out.mkdir(parents=True, exist_ok=True)
@@ -234,6 +236,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from .samples import SampleFolder
     from .student import load_weights, make_student
 
+    check_number("held_out", options.held_out, 1, whole=True)
     file = read_clear_file(options.weights) if options.weights else None
     spec: ClearSpec = choose_spec(options.radius, options.down_factor, file)
     teacher = load_teacher(options).eval()

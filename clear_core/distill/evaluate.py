@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..number_checks import check_number
 from .losses import predict
 from .samples import SampleFolder
 
@@ -27,7 +28,13 @@ def velocity_errors(
     Args:
         samples: Held-out samples; batches of one.
         guidance: As in :func:`predict`.
+
+    Raises:
+        ValueError: The samples are for another model, or the guidance is not finite.
     """
+    samples.check_fits(teacher.config)  # pyright: ignore[reportArgumentType]  a mapping; nn.Module does not know it
+    if guidance is not None:
+        check_number("guidance", guidance)
     sums = dict.fromkeys(levels, 0.0)
     for index in range(len(samples)):
         batch = samples.batch([index], [index], SEED, 0).to(device or torch.device("cpu"))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..integrations.flux_denoiser import unpack_latent
 from ..layout import TOKEN_PIXELS, token_grid
+from ..number_checks import check_number
 from ..weights.filename import is_hidden
 from .samples import sample_path, write_sample
 
@@ -29,13 +30,14 @@ def captioned_pictures(folder: Path) -> list[tuple[Path, str]]:
     Raises:
         ValueError: The folder holds no images.
     """
-    seen = (path for path in folder.iterdir() if not is_hidden(path.name))
+    # Pipes would be waited for without end.
+    seen = (path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
     found = sorted(path for path in seen if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ValueError(f"{folder} holds no pictures; expected {', '.join(IMAGE_SUFFIXES)}.")
     texts = (path.with_suffix(".txt") for path in found)
     return [
-        (path, text.read_text(encoding="utf-8").strip() if text.exists() else "")
+        (path, text.read_text(encoding="utf-8").strip() if text.is_file() else "")
         for path, text in zip(found, texts, strict=True)
     ]
 
@@ -68,9 +70,13 @@ def samples_from_pictures(pipeline: Pipeline, folder: Path, out: Path, pixels: i
 
     Args:
         pixels: Square root of the wanted area, in pixels.
+
+    Raises:
+        ValueError: A value is out of range, or an image gives a latent that is not finite.
     """
     from PIL import Image
 
+    check_number("pixels", pixels, TOKEN_PIXELS, whole=True)
     vae = pipeline.vae
     for index, (path, caption) in enumerate(captioned_pictures(folder)):
         if not sample_path(out, index).exists():
@@ -99,7 +105,16 @@ def samples_from_teacher(
         size: (height, width) in pixels, multiples of 16.
         steps, guidance: Settings of the sampling.
         seed: The image of caption i starts from noise of seed + i.
+
+    Raises:
+        ValueError: A value is out of range, or an image's latent is not finite.
     """
+    for name, side in zip(("height", "width"), size, strict=True):
+        check_number(name, side, TOKEN_PIXELS, whole=True)
+        if side % TOKEN_PIXELS:
+            raise ValueError(f"{name} is {side}; expected a multiple of {TOKEN_PIXELS} px.")
+    check_number("steps", steps, 1, whole=True)
+    check_number("guidance", guidance)
     for index, caption in enumerate(captions):
         if not sample_path(out, index).exists():
             prompt_embeds, pooled = text_of(pipeline, caption)

@@ -7,18 +7,18 @@ import hashlib
 import os
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..weights.filename import is_hidden
-
-PARTS = ("latents", "prompt_embeds", "pooled")
+from .sample_checks import PARTS, check_model_widths, check_parts, check_same_widths, read_shapes
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,17 @@ def write_sample(folder: Path, index: int, latents: Tensor, prompt_embeds: Tenso
     Args:
         index: Index in the folder, 0 and up.
         latents: (C, H, W), prompt_embeds: (T, text width), pooled: (pooled width,).
+
+    Raises:
+        ValueError: A part has another rank or type, or values that are not finite.
     """
     path = sample_path(folder, index)
-    part = path.with_suffix(".part")
     tensors = dict(zip(PARTS, (latents, prompt_embeds, pooled), strict=True))
+    try:
+        check_parts(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path.name} was not written: {error}.") from None
+    part = path.with_suffix(".part")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
     os.replace(part, path)
     return path
@@ -71,13 +78,14 @@ def sample_path(folder: Path, index: int) -> Path:
 
 
 class SampleFolder:
-    """The samples of a folder, by index in the order of their names.
+    """The samples of a folder, by index in the order of their names. Opening it reads every file once.
 
     Attributes:
         shapes: Shapes of each sample's parts; only samples of equal shapes can share a batch.
 
     Raises:
-        ValueError: The folder holds no samples, or a file is not one.
+        ValueError: The folder holds no samples, a file is not one or has values that are not finite, or they are for
+            different models.
     """
 
     def __init__(self, folder: Path, first: int = 0, end: int | None = None) -> None:
@@ -87,17 +95,19 @@ class SampleFolder:
             raise ValueError(
                 f"{folder} holds no samples; make some with `python -m clear_core.distill images` or `generate`."
             )
-        self.shapes = [self._shapes(path) for path in self.paths]
+        self.shapes = [read_shapes(path) for path in self.paths]
+        check_same_widths(self.paths, self.shapes)
 
-    @staticmethod
-    def _shapes(path: Path) -> tuple[tuple[int, ...], ...]:
-        try:
-            with safe_open(path, "pt") as file:
-                return tuple(tuple(file.get_slice(part).get_shape()) for part in PARTS)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path.name} is not a sample ({error}); expected a safetensors file with {', '.join(PARTS)}."
-            ) from None
+    def check_fits(self, config: Mapping[str, Any]) -> None:
+        """Refuse a model that the samples were not made for.
+
+        Args:
+            config: Of a diffusers FLUX.1 transformer.
+
+        Raises:
+            ValueError: A width is not the model's.
+        """
+        check_model_widths(self.paths[0], self.shapes[0], config)
 
     def __len__(self) -> int:
         return len(self.paths)

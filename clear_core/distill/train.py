@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..number_checks import check_number
 from ..spec import ClearSpec
+from ..wording import quoted
 from .losses import Losses, distillation_losses
 from .samples import Batch, Order, SampleFolder
 from .student import make_student, trained_set
@@ -62,12 +64,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("warm_up", self.warm_up, 0, whole=True)
+        check_number("seed", self.seed, whole=True)
+        check_number("guidance", self.guidance)
+        for name in ("rate", "clip"):
+            check_number(name, getattr(self, name), 0, above=True)
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}.")
-        if not self.rate > 0:
-            raise ValueError(f"rate is {self.rate}; expected a number above 0.")
+            raise ValueError(f"optimizer is {quoted(self.optimizer)}; expected one of {', '.join(OPTIMIZERS)}.")
 
     @property
     def spec(self) -> ClearSpec:
@@ -203,12 +207,16 @@ def set_up(
         accelerator: With ``gradient_accumulation_steps`` equal to the configured accumulation.
         backend: As in :func:`clear_core.clear_attention`.
         checkpointing: Whether to recompute activations in the backward pass, for memory.
+
+    Raises:
+        ValueError: The accelerator or the samples do not fit.
     """
     if accelerator.gradient_accumulation_steps != config.accumulation:
         raise ValueError(
             f"the accelerator accumulates over {accelerator.gradient_accumulation_steps} passes; expected "
             f"the configured {config.accumulation}."
         )
+    samples.check_fits(teacher.config)
     wrapper = accelerator.distributed_type.value
     inner = make_student(teacher, config.spec, backend=backend, share=wrapper in ("NO", "MULTI_GPU", "MULTI_CPU"))
     if checkpointing:
@@ -260,7 +268,11 @@ def distil(
         folder: Folder of checkpoints; the newest is resumed.
         save_every: Steps between two checkpoints.
         on_step: Called as ``on_step(steps done, losses)``.
+
+    Raises:
+        ValueError: ``save_every`` is not a number of steps.
     """
+    check_number("save_every", save_every, 1, whole=True)
     folder.mkdir(parents=True, exist_ok=True)
     if distillation.resume(folder):
         logger.info("Resuming after step %d.", distillation.step)

@@ -30,6 +30,7 @@ from ..rope import ntk_theta
 from ..settings import ClearSettings
 from ..spec import ClearSpec
 from ..weights.naming import DIFFUSERS, STREAMS, Stream, spatial_name
+from ..wording import quoted
 from .diffusers_processor import ClearAttnProcessor, ClearCall
 from .frame import read_frame
 
@@ -120,7 +121,7 @@ def apply_clear(
     """
     check_model(transformer)
     if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance]  callers need not be typed
-        raise ValueError(f"spec is {spec!r}; expected a ClearSpec.")
+        raise ValueError(f"spec is {quoted(spec)}; expected a ClearSpec.")
     check_backend(backend)
     settings = ClearSettings(spec, ntk_factor, proportional_attention, backend)
     blocks = dict(attention_modules(transformer))

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..number_checks import check_number
+from ..wording import quoted
+
 FLUX_SHIFT = 3.0
 """Static shift of FLUX.1-dev's scheduler."""
 
@@ -30,11 +33,9 @@ def sdedit_sigmas(steps: int, strength: float, shift: float = FLUX_SHIFT) -> Ten
         (steps run + 1,) float32, falling, the last one 0.
     """
     if not is_count(steps):
-        raise ValueError(f"steps is {steps!r}; expected an integer of at least 1.")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength is {strength!r}; expected a number above 0 and up to 1.")
-    if not 0 < shift < float("inf"):
-        raise ValueError(f"shift is {shift!r}; expected a positive number.")
+        raise ValueError(f"steps is {quoted(steps)}; expected an integer of at least 1.")
+    check_number("strength", strength, 0, 1, above=True)
+    check_number("shift", shift, 0, above=True)
     levels = static_shift(torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64), shift)
     skipped = int(steps - steps * strength)
     return torch.cat([levels[skipped:], levels.new_zeros(1)]).float()

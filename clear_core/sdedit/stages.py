@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 
 from ..layout import TOKEN_PIXELS, token_grid
+from ..number_checks import check_number
+from ..wording import quoted
 
 LARGEST_FACTOR = 8.0
 MOST_PER_STAGE = 2.0
@@ -25,6 +27,9 @@ class Stage:
         size: (height, width) in px of the output image.
         denoise: Strength of the pass, above 0 and up to 1.
         seed: Seed of the noise.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     number: int
@@ -32,6 +37,12 @@ class Stage:
     size: tuple[int, int]
     denoise: float
     seed: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("number", self.number), ("height", self.size[0]), ("width", self.size[1])):
+            check_number(name, value, 1, whole=True)
+        check_number("denoise", self.denoise, 0, 1, above=True)
+        check_number("seed", self.seed, 0, SEEDS - 1, whole=True)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -80,12 +91,10 @@ def plan_stages(
         ValueError: A value is out of range; the message names it.
     """
     for name, value in (("height", height), ("width", width)):
-        if value < 1:
-            raise ValueError(f"the picture's {name} is {value}; expected at least 1 px.")
-    if not 1 <= upscale_by <= LARGEST_FACTOR:
-        raise ValueError(f"upscale_by is {upscale_by:g}; expected 1 to {LARGEST_FACTOR:g}.")
-    if stages < 0:
-        raise ValueError(f"stages is {stages}; expected 0 (automatic) or a number of stages.")
+        check_number(f"the picture's {name}", value, 1, whole=True)
+    check_number("upscale_by", upscale_by, 1, LARGEST_FACTOR)
+    check_number("stages", stages, 0, whole=True)
+    check_number("seed", seed, 0, SEEDS - 1, whole=True)
     # The tolerance keeps log2(8) from rounding up to a fourth stage.
     count = stages or max(1, math.ceil(math.log(upscale_by, MOST_PER_STAGE) - 1e-9))
     given = parse_strengths(stage_denoise) if count > 1 else ()
@@ -115,7 +124,8 @@ def parse_strengths(text: str) -> tuple[float, ...]:
             strengths.append(check_strength("stage_denoise", float(part)))
         except ValueError:
             raise ValueError(
-                f'stage_denoise is {text!r}; expected numbers above 0 to 1, separated by commas, such as "0.7, 0.5".'
+                f"stage_denoise is {quoted(text)}; expected numbers above 0 to 1, separated by commas, such as "
+                '"0.7, 0.5".'
             ) from None
     return tuple(strengths)
 
@@ -126,6 +136,5 @@ def check_strength(name: str, value: float) -> float:
     Raises:
         ValueError: It is not.
     """
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} is {value:g}; expected a number above 0 and up to 1.")
+    check_number(name, value, 0, 1, above=True)
     return value

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..layout import PATCH, TOKEN_PIXELS
+from ..number_checks import check_number
 
 DEFAULT_OVERLAP = 128
 """Overlap of neighbouring tiles in px if nobody sets one."""
@@ -55,10 +56,12 @@ class TileLayout:
         """Tiles with sides given in px, rounded to whole tokens.
 
         Raises:
-            ValueError: A tile is smaller than two tokens, or the overlap is more than half of it.
+            ValueError: A number is not whole, a tile is under two tokens, or the overlap is more than half of it.
         """
+        check_number("tile_overlap", overlap, 0, whole=True)
         sides: list[int] = []
         for name, value, whole in (("tile_height", tile_height, grid[0]), ("tile_width", tile_width, grid[1])):
+            check_number(name, value, 0, whole=True)
             side = min(round(value / TOKEN_PIXELS), whole)
             if side < min(2, whole):
                 raise ValueError(f"{name} is {value}; expected at least {2 * TOKEN_PIXELS} px, or 0 for automatic.")

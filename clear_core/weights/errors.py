@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from ..wording import printable
+
 
 class ClearFileError(ValueError):
     """A weights file cannot be used; the message is one line that says why and what to do."""
@@ -12,12 +14,6 @@ class ClearFileError(ValueError):
 
 class FetchError(RuntimeError):
     """A download failed; the message is one line that says why and what to do by hand."""
-
-
-def printable(text: object, limit: int = 80) -> str:
-    """``text`` made fit for one line of a message; names inside a file are not trusted."""
-    line = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def first_few(names: Iterable[str], count: int, few: int = 3) -> str:

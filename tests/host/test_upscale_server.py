@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import sys
 import time
@@ -108,6 +109,18 @@ def test_full_sizes(upscale_server, height, width):
     assert image.size == (2 * width, 2 * height)
     assert latent.shape == (1, 16, height // 4, width // 4) and latent.isfinite().all()
     assert min(ImageStat.Stat(image).stddev) > 8, "a flat picture"
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["written", "linked"])
+@pytest.mark.parametrize("widget", ["shift", "upscale_by"])
+def test_a_number_that_is_none_ends_in_its_name_before_the_first_stage(upscale_server, widget, linked):
+    graph = workflow(**{widget: ["20", 0] if linked else math.nan})
+    graph["20"] = {"class_type": "PrimitiveFloat", "inputs": {"value": math.nan}}
+    entry = upscale_server.run(graph)
+    told = error_message(entry)
+    assert told.startswith(f"{widget} is nan; expected a number from ") and "\n" not in told
+    (failed,) = [facts for kind, facts in entry["status"]["messages"] if kind == "execution_error"]
+    assert failed["node_type"] == "CLEARUpscale"
 
 
 def test_tiles_and_stages(upscale_server):

@@ -10,6 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from ....clear_core.attention import check_backend
 from ....clear_core.attention.pool import blend_with_mean
 from ....clear_core.dense_blocks import parse_dense_blocks
+from ....clear_core.number_checks import check_number
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
 from .attention_override import WindowPatch
@@ -41,7 +42,7 @@ def apply_clear(
 
     Raises:
         ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names a backend that does not
-            exist or blocks that the model lacks.
+            exist or blocks that the model lacks, or ``strength`` is out of range.
     """
     shape = model_shape(model)
     if file is not None and shape.is_relative:
@@ -49,6 +50,7 @@ def apply_clear(
             f"{file.name} was distilled for FLUX.1, but the model is {shape.family.name}; set weights_name to "
             "none for the window alone."
         )
+    check_number("strength", strength, 0, 1)
     # Bad values are an error here, and not when sampling begins.
     check_backend(settings.backend)
     parse_dense_blocks(settings.dense_blocks, shape.num_double, shape.num_single)

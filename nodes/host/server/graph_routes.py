@@ -20,6 +20,7 @@ from ....clear_core.families import FLUX1, ModelShape
 from ....clear_core.inspection.cost_line import cost_line
 from ....clear_core.settings import ClearSettings, choose_spec
 from ....clear_core.weights import ClearFile, bare_name, read_clear_file
+from ....clear_core.wording import printable, quoted
 from ..pack import pack_id
 from .weight_files import NO_WEIGHTS, installed_name, is_released, path_of
 
@@ -27,6 +28,7 @@ COST = "/clear_flux/cost"
 PACK = "/clear_flux/pack"
 
 LONGEST_SIDE = 65536
+MOST_DIGITS = 20
 SHAPE = ModelShape.usual(FLUX1)
 """The model is not known before the graph runs."""
 
@@ -95,7 +97,7 @@ def weights_file(name: str) -> ClearFile | None:
         remedy = (
             "see Get weights on CLEAR Attention" if is_released(name) else "put it into models/clear or choose another"
         )
-        raise ValueError(f"{bare_name(name)} is not installed: {remedy}")
+        raise ValueError(f"{printable(bare_name(name))} is not installed: {remedy}")
     path = path_of(name)
     return read_once(path, os.path.getmtime(path))
 
@@ -115,8 +117,8 @@ def parse_int(query: Mapping[str, str], name: str, least: int, most: int) -> int
     text = query.get(name)
     if text is None:
         return 0
-    if not text.isdecimal() or not least <= (value := int(text)) <= most:
-        raise ValueError(f"{name} is {text[:20]!r}; expected a whole number from {least} to {most}.")
+    if not text.isdecimal() or len(text) > MOST_DIGITS or not least <= (value := int(text)) <= most:
+        raise ValueError(f"{name} is {quoted(text)}; expected a whole number from {least} to {most}.")
     return value
 
 
@@ -132,5 +134,5 @@ def parse_fraction(query: Mapping[str, str], name: str, default: float) -> float
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {(text or '')[:20]!r}; expected a number from 0 to 1.")
+        raise ValueError(f"{name} is {quoted(text)}; expected a number from 0 to 1.")
     return value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import folder_paths
 
 from ....clear_core.weights import ClearFileError, bare_name, find_release, is_hidden, name_parts
+from ....clear_core.wording import quoted
 
 FOLDER = "clear"
 EXTENSION = ".safetensors"
@@ -95,13 +96,14 @@ def namesakes(name: str) -> tuple[str, ...]:
 def missing_sentence(name: str) -> str:
     """The error for a name that is not installed."""
     folder = folder_paths.get_folder_paths(FOLDER)[0]
+    told = quoted(name, 200)
     if not is_released(name):
         return (
-            f"weights_name is {name!r}, which is not installed; put the file into {folder}, "
+            f"weights_name is {told}, which is not installed; put the file into {folder}, "
             'or choose another one or "none".'
         )
     return (
-        f"weights_name is {name!r}, which is not installed; press Get weights on the node, or download "
+        f"weights_name is {told}, which is not installed; press Get weights on the node, or download "
         f"{find_release(bare_name(name)).url} into {folder}."
     )
 

@@ -15,7 +15,9 @@ import folder_paths
 from aiohttp import web
 from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]  # the host's module, not ours
 
-from ....clear_core.weights import CATALOGUE, LICENCE, ClearFileError, FetchError, Release, fetch, find_release
+from ....clear_core.weights import CATALOGUE, LICENCE, FetchError, Release, fetch, find_release
+from .body import name_in_body
+from .origin import refusal
 from .weight_files import FOLDER, installed_name
 
 ROUTE = "/clear_flux/weights"
@@ -47,15 +49,12 @@ def register_routes() -> None:
 
     @server.routes.post(ROUTE)
     async def get_weights(request: web.Request) -> web.Response:
+        if refused := refusal(request):
+            return web.json_response({"error": refused}, status=403)
         try:
-            body = await request.json()
-            release = find_release(str(body["name"]))
-        except ClearFileError as error:
+            release = find_release(await name_in_body(request))
+        except ValueError as error:  # ClearFileError included; each is one sentence
             return web.json_response({"error": str(error)}, status=400)
-        except (ValueError, KeyError, TypeError):
-            return web.json_response(
-                {"error": 'the request names no file; expected {"name": "clear_local_16"}.'}, status=400
-            )
         if release.stem not in _fetching:
             _fetching[release.stem] = asyncio.create_task(fetch_and_report(server, release))
         return web.json_response({"fetching": release.stem}, status=202)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ....clear_core.layout import TOKEN_PIXELS
 from ....clear_core.memory import activation_budget
+from ....clear_core.number_checks import check_number
 from ....clear_core.sdedit import DEFAULT_OVERLAP, Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
 from ..model.memory import activations_of
 from ..model.throughput import timed
@@ -37,7 +38,11 @@ LATENT_PIXELS = 8
 
 @dataclass(frozen=True)
 class StageSettings:
-    """The widgets that all stages share; names, units and ranges are the widgets'."""
+    """The widgets that all stages share; names, units and ranges are the widgets'.
+
+    Raises:
+        ValueError: A number is not finite, negative, or not whole where it counts something.
+    """
 
     steps: int = 20
     cfg: float = 1.0
@@ -48,6 +53,13 @@ class StageSettings:
     tile_overlap: int = DEFAULT_OVERLAP
     color_fix: str = "none"
     shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1, whole=True)
+        for name in ("tile_width", "tile_height", "tile_overlap"):
+            check_number(name, getattr(self, name), 0, whole=True)
+        for name in ("cfg", "shift"):
+            check_number(name, getattr(self, name), 0)
 
     def tiles(self, model: ModelPatcher, stage: Stage, batch: int = 1) -> TileLayout:
         """Whole frame or tiles: as set, or by a rule that uses the card's total memory, never its free memory."""
