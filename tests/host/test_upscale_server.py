@@ -141,6 +141,19 @@ def test_a_mask(upscale_server):
     assert whole.crop(right).tobytes() != enlarged.crop(right).tobytes()
 
 
+def test_one_picture_and_three_masks(upscale_server):
+    """One picture under the first mask, as in the host."""
+    graph = workflow()
+    graph[MASK] = {"class_type": "LoadImageMask", "inputs": {"image": "left.png", "channel": "red"}}
+    graph["11"] = {"class_type": "InvertMask", "inputs": {"mask": [MASK, 0]}}
+    graph["12"] = {"class_type": "ClearTestBatch", "inputs": {"first": [MASK, 0], "second": ["11", 0]}}
+    graph[UPSCALE]["inputs"]["mask"] = [MASK, 0]
+    expected, (alone,) = results(upscale_server, graph)
+    graph[UPSCALE]["inputs"]["mask"] = ["12", 0]
+    latent, (image,) = results(upscale_server, graph)
+    assert torch.equal(latent, expected) and image.tobytes() == alone.tobytes()
+
+
 def test_an_interrupt_ends_a_run_and_the_next_one_works(upscale_server):
     server = upscale_server
     prompt = server.post("/prompt", {"prompt": workflow("3072x768.png", steps=500, seed=8)})["prompt_id"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ....clear_core.sdedit import Stage, plan_stages
 from ..model.family import model_shape
 from ..model.read import has_windows
+from .batches import checked, fitted
 from .expansion import Link, expand_stages, links_of
 from .forecast import time_text
 from .info import info_text
@@ -75,10 +76,12 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
         dynprompt: The running graph as the host gives it to nodes; None outside a graph.
 
     Raises:
-        ValueError: The model is no FLUX.1, or a widget's value does not fit; the sentence names it.
+        ValueError: The model is no FLUX.1, or a picture, a mask, a prompt or a widget's value does not fit; the
+            sentence names it.
     """
     sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
     model_shape(sockets.model)
+    image, sockets = checked(image, sockets)
     plan = pick(PlanSettings, inputs).plan(image)
     info = info_text(plan, sockets, settings, image.shape[0])
     if not has_windows(sockets.model):
@@ -112,9 +115,9 @@ def run_single_stage(lists: Mapping[str, list[Any]]) -> tuple[Tensor, dict[str, 
     """
     item = lists["item"][0]
     inputs = {name: values[min(item, len(values) - 1)] for name, values in lists.items()}
-    image: Tensor = inputs["image"]
+    image, sockets = fitted(inputs["image"], pick(StageInputs, inputs))
     source, size = (image.shape[1], image.shape[2]), (inputs["height"], inputs["width"])
     stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"])
     settings = pick(StageSettings, inputs)
     run = plan_of_running_node() or RunPlan((stage,), settings.steps)
-    return run_stage(image, pick(StageInputs, inputs), stage, settings, StageProgress(run, stage))
+    return run_stage(image, sockets, stage, settings, StageProgress(run, stage))

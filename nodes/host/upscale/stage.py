@@ -107,7 +107,7 @@ def run_stage(
     """Run one stage.
 
     Args:
-        image: (B, H, W, C) in 0 to 1; H and W are ``stage.source``.
+        image: (B, H, W, 3) in 0 to 1; H and W are ``stage.source``.
 
     Returns:
         The image (B, *stage.size, 3), and the latent of the padded frame in the host's dict.
@@ -116,8 +116,8 @@ def run_stage(
         ValueError: A setting does not fit; the sentence names it.
         comfy.model_management.OOM_EXCEPTION: Out of memory; the sentence names what to set.
     """
-    if settings.cfg != 1.0 and inputs.negative is None:
-        raise ValueError(f"cfg is {settings.cfg:g} but negative is not connected; connect it or set cfg to 1.")
+    if settings.cfg != 1.0 and not inputs.negative:
+        raise ValueError(f"cfg is {settings.cfg:g} but negative holds no prompt; connect one or set cfg to 1.")
     tiles = settings.tiles(inputs.model, stage, image.shape[0])
     vae_tile = settings.vae_tile(inputs.vae, stage)
     with progress.phase("enlarge"), memory_advice("enlarging", stage, ADVICE_ENLARGE):
@@ -138,7 +138,6 @@ def run_stage(
 
 def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
     """(B, *stage.size, 3): by the upscale model if there is one, then resized by Lanczos."""
-    image = image[..., :3]
     if not stage.enlarges:
         return image
     if upscale_model is not None:
@@ -204,8 +203,8 @@ def denoise(
 
 
 def mask_to(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask (B, h, w) or (h, w) at another size, (B, 1, *size)."""
-    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    """A mask (B, h, w) at another size, (B, 1, *size)."""
+    mask = mask[:, None]
     return mask if mask.shape[-2:] == size else F.interpolate(mask, size=size, mode="bilinear")
 
 

@@ -31,7 +31,22 @@ class ClearTestConditioning:
         return ([[context, {"pooled_output": pooled, "guidance": guidance}]],)
 
 
-NODE_CLASS_MAPPINGS = {"ClearTestConditioning": ClearTestConditioning}
+class ClearTestBatch:
+    """Three masks as one batch: the first, the second, and the second again."""
+
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"first": ("MASK",), "second": ("MASK",)}}
+
+    def make(self, first, second):
+        return (torch.cat([first, second, second]),)
+
+
+NODE_CLASS_MAPPINGS = {"ClearTestConditioning": ClearTestConditioning, "ClearTestBatch": ClearTestBatch}
 
 
 def end_with_the_test() -> None:
