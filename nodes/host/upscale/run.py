@@ -15,7 +15,7 @@ from ..model.read import has_windows
 from .batches import checked, fitted
 from .expansion import Link, expand_stages, links_of
 from .forecast import time_text
-from .info import info_text
+from .info import EMPTY_MASK, info_text, mask_words
 from .progress import RunPlan, StageProgress, plan_of_running_node, write_on_node
 from .stage import StageInputs, StageSettings, run_stage, step_work
 
@@ -86,8 +86,14 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
     info = info_text(plan, sockets, settings, image.shape[0])
     if not has_windows(sockets.model):
         logging.warning("CLEAR: attention is dense, since there is no CLEARAttention before CLEARUpscale.")
+    if mask_words(sockets.mask) == EMPTY_MASK:
+        logging.warning(
+            "CLEAR: the mask of CLEARUpscale is %s; Load Image gives such a mask for a picture without transparency.",
+            EMPTY_MASK,
+        )
     planned = settings.steps * sum(step_work(stage, sockets, settings, image.shape[0]) for stage in plan)
-    write_on_node(f"{info}\n{time_text(planned, settings.sampler_name)}", node)
+    time = time_text(planned, settings.sampler_name) if planned else "time: nothing is sampled"
+    write_on_node(f"{info}\n{time}", node)
     run = RunPlan(plan, settings.steps, node)
     links = links_of(dynprompt, node)
     if links.keys() >= REQUIRED_LINKS:

@@ -54,8 +54,13 @@ def stock_graph(
 
 def composite(host: Any, below: torch.Tensor, above: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """What the stock node ImageCompositeMasked makes of two pictures of one size."""
-    if "ImageCompositeMasked" not in host.nodes.NODE_CLASS_MAPPINGS:
-        host.load_file(Path(host.nodes.__file__).parent / "comfy_extras" / "nodes_mask.py")
+    load_extras(host, "nodes_mask.py", "ImageCompositeMasked")
     with torch.inference_mode():
         places = {"x": 0, "y": 0, "resize_source": False}
         return run_node(host.stock("ImageCompositeMasked"), destination=below, source=above, mask=mask, **places)[0]
+
+
+def load_extras(host: Any, file: str, node: str) -> None:
+    """Loads one of the host's files of further nodes, unless its node is there."""
+    if node not in host.nodes.NODE_CLASS_MAPPINGS:
+        host.load_file(Path(host.nodes.__file__).parent / "comfy_extras" / file)
