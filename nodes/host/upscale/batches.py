@@ -7,7 +7,6 @@ and later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ import comfy.utils
 from torch import Tensor
 
 from ....clear_core.sdedit import as_mask, as_picture, check_finite
+from .prompts import tensors_of
 from .stage import StageInputs
 
 HIDING = "attention_mask"
@@ -83,18 +83,3 @@ def fitted_prompt(prompt: Any, name: str, batch: int) -> Any:
     if mask.shape[0] < batch:  # The host itself takes the first ones of too many.
         mask = in_batch(mask, batch)
     return [text, {**extras, "mask": mask}, *rest]
-
-
-def tensors_of(prompt: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one entry of a conditioning, each with its name; the mask has rules of its own."""
-    text, extras = prompt[0], prompt[1]
-    for name, value in {"text": text, **extras}.items():
-        if name != "mask":
-            parts = value if isinstance(value, (list, tuple)) else (value,)
-            yield from ((name, part) for part in parts if isinstance(part, Tensor))
-    control = extras.get("control")
-    while control is not None:
-        hint = getattr(control, "cond_hint_original", None)
-        if isinstance(hint, Tensor):
-            yield "hint of its ControlNet", hint
-        control = getattr(control, "previous_controlnet", None)

@@ -18,6 +18,7 @@ from .forecast import time_text
 from .info import EMPTY_MASK, info_text, mask_words
 from .progress import RunPlan, StageProgress, plan_of_running_node, write_on_node
 from .stage import StageInputs, StageSettings, run_stage, step_work
+from .vae_fit import check_encoded, check_vae
 
 REQUIRED_LINKS = {"image", "model", "positive", "vae"}
 
@@ -76,12 +77,15 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
         dynprompt: The running graph as the host gives it to nodes; None outside a graph.
 
     Raises:
-        ValueError: The model is no FLUX.1, or a picture, a mask, a prompt or a widget's value does not fit; the
+        ValueError: The model is no FLUX.1, or a picture, a mask, a prompt, a VAE or a widget's value does not fit; the
             sentence names it.
     """
     sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
     model_shape(sockets.model)
     image, sockets = checked(image, sockets)
+    check_vae(sockets.vae, sockets.model)
+    for name, prompts in (("positive", sockets.positive), ("negative", sockets.negative or [])):
+        check_encoded(prompts, name, sockets.model)
     plan = pick(PlanSettings, inputs).plan(image)
     info = info_text(plan, sockets, settings, image.shape[0])
     if not has_windows(sockets.model):

@@ -29,6 +29,7 @@ from .progress import StageProgress
 from .sigma_shift import with_shift
 from .stage_mask import StageMask
 from .tiled_model import TiledModel
+from .vae_fit import check_latent
 
 VAE_TILE = 1024
 LEAST_VAE_TILE = 256
@@ -136,6 +137,7 @@ def run_stage(
         enlarged = enlarge(image, stage, inputs.upscale_model)
     with progress.phase("encode"), memory_advice("encoding", stage, ADVICE_VAE):
         latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile)
+    check_latent(latent, image.shape[0], stage, inputs.model)
     if mask is not None and mask.is_empty:
         progress.leave_out("denoise", "decode")
         return enlarged, {"samples": latent}
