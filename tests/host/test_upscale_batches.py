@@ -84,6 +84,15 @@ def test_masks_of_a_prompt_go_round_the_pictures_too(host, vae, upscale, tiny_fl
     assert torch.equal(latent, stock_graph(host, vae, image, model, SIZE, positive=one_each, steps=1)[1])
 
 
+@pytest.mark.parametrize(("pictures", "latents"), [(1, 3), (3, 2)], ids=str)
+def test_reference_latents_go_round_the_pictures_too(host, vae, upscale, tiny_flux, pictures, latents):
+    model, image = tiny_flux(), picture(32, 32, batch=pictures)
+    latent = torch.randn(latents, 16, 4, 6, generator=torch.Generator().manual_seed(4))
+    _, out, _ = upscale(image, model, positive=prompt_with(reference_latents=[latent]), steps=1)
+    one_each = prompt_with(reference_latents=[latent[[number % latents for number in range(pictures)]]])
+    assert torch.equal(out, stock_graph(host, vae, image, model, SIZE, positive=one_each, steps=1)[1])
+
+
 FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bool": lambda mask: mask.bool(),
     "uint8": lambda mask: mask.to(torch.uint8),
