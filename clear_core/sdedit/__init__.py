@@ -2,7 +2,7 @@
 
 from .autotile import choose_tiles
 from .color import COLOR_FIXES, wavelet_color_fix
-from .images import reflect_to
+from .images import as_mask, as_picture, check_finite, reflect_to
 from .sampling import euler, noised, sdedit
 from .schedule import sdedit_sigmas, static_shift
 from .stages import Stage, plan_stages
@@ -14,6 +14,9 @@ __all__ = [
     "Stage",
     "Tile",
     "TileLayout",
+    "as_mask",
+    "as_picture",
+    "check_finite",
     "choose_tiles",
     "euler",
     "noised",

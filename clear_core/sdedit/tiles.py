@@ -6,7 +6,7 @@ All sizes are whole tokens, so that a tile's tokens are the frame's own and keep
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -45,11 +45,13 @@ class TileLayout:
         grid: (rows, columns) of the frame in tokens.
         tile: (rows, columns) of a tile, at most the frame's.
         overlap: Least number of tokens that neighbours share; at most half the side of a tile if there are several.
+        skipped: Tiles that nobody needs; the others keep their places and weights.
     """
 
     grid: tuple[int, int]
     tile: tuple[int, int]
     overlap: int
+    skipped: frozenset[Tile] = frozenset()
 
     @classmethod
     def of_pixels(cls, grid: tuple[int, int], tile_height: int, tile_width: int, overlap: int) -> TileLayout:
@@ -82,8 +84,21 @@ class TileLayout:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        """All tiles, row by row."""
-        return tuple(Tile(y, x, *self.tile) for y in self.starts(0) for x in self.starts(1))
+        """The tiles that are computed, row by row."""
+        every = (Tile(y, x, *self.tile) for y in self.starts(0) for x in self.starts(1))
+        return tuple(tile for tile in every if tile not in self.skipped)
+
+    def needed_for(self, wanted: Tensor) -> TileLayout:
+        """The layout without the tiles in which nothing is wanted; all of them if nothing is wanted at all.
+
+        Every place that is wanted keeps each tile that covers it, and so its prediction.
+
+        Args:
+            wanted: (B, C, H, W) latents of the frame, not 0 where a prediction is wanted.
+        """
+        places = wanted.flatten(0, 1).any(0)
+        skipped = frozenset(tile for tile in self.tiles if not places[tile.latents].any())
+        return self if len(skipped) == len(self.tiles) else replace(self, skipped=self.skipped | skipped)
 
     def starts(self, axis: int) -> tuple[int, ...]:
         """First token of each tile along one axis (0: rows), evenly spread from border to border."""

@@ -100,3 +100,18 @@ def test_the_targets_are_met_by_calculation():
     for side, gigabytes in ((4096, 24), (8192, 48)):
         budget = activation_budget(gigabytes * GIB, fp8)
         assert choose_tiles((side // 16, side // 16), activations=Activations(), budget=budget).is_whole
+
+
+@pytest.mark.parametrize(("grid", "tile", "overlap"), LAYOUTS, ids=str)
+def test_every_wanted_place_keeps_all_its_tiles(grid, tile, overlap):
+    layout = TileLayout(grid, tile, overlap)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        wanted = torch.zeros(2, 1, 2 * grid[0], 2 * grid[1])
+        y, x = (int(torch.randint(2 * side, (1,), generator=generator)) for side in grid)
+        wanted[1, 0, y, x] = 0.01
+        needed = layout.needed_for(wanted)
+        covers = [part for part in layout.tiles if wanted[(..., *part.latents)].any()]
+        assert list(needed.tiles) == covers and len(needed.skipped) == len(layout.tiles) - len(covers)
+        assert all(torch.equal(needed.weight(part), layout.weight(part)) for part in covers)
+    assert layout.needed_for(torch.zeros(2, 1, 2 * grid[0], 2 * grid[1])) == layout

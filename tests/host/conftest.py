@@ -15,7 +15,17 @@ import pytest
 import torch
 
 import tests
-from tests.host.support_comfy import boot, control_cases, controlnets, flux, golden, sampling, server
+from tests.host.support_comfy import (
+    boot,
+    control_cases,
+    controlnets,
+    flux,
+    golden,
+    pictures,
+    sampling,
+    server,
+    upscaling,
+)
 
 # Python looks for a folder without __init__.py anew whenever sys.path changes, and booting changes it; ComfyUI and some
 # libraries have a package `tests` too.
@@ -160,6 +170,27 @@ def applied(host: boot.Host) -> Callable[..., Any]:
         return (positive, negative) if len(conds) > 1 else positive
 
     return apply
+
+
+@pytest.fixture(scope="module")
+def vae(host: boot.Host, pack: ModuleType) -> Any:
+    """FLUX's small VAE with random weights."""
+    pictures.write_vae_files(host.base / "models" / "vae_approx")
+    (loaded,) = sampling.run_node(host.stock("VAELoader"), vae_name=pictures.VAE_NAME)
+    return loaded
+
+
+@pytest.fixture
+def upscale(host: boot.Host, vae: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor, str]]:
+    """``upscale(image, model, **inputs)`` is what CLEARUpscale puts out: picture, samples of the latent, info."""
+
+    def run(image: torch.Tensor, model: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, str]:
+        inputs = {"positive": upscaling.prompt(), "vae": vae, "steps": 3, **inputs}
+        with torch.inference_mode():
+            out, latent, info = sampling.run_node(host.stock("CLEARUpscale"), image=image, model=model, **inputs)
+        return out, latent["samples"], info
+
+    return run
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import fields
 from importlib import import_module
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from tests.host.support_comfy.boot import Recorder
 from tests.host.support_comfy.golden import TOLERANCE, GoldenCase
-from tests.host.support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write_vae_files
+from tests.host.support_comfy.pictures import picture, write_upscale_model
 from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
+from tests.host.support_comfy.upscaling import lanczos, prompt, stock_graph
 
 SOCKETS = ["image", "model", "positive", "vae"]
 OPTIONAL = [
@@ -35,66 +34,6 @@ OPTIONAL = [
     "color_fix",
     "shift",
 ]
-
-
-@pytest.fixture(scope="module")
-def vae(host, pack) -> Any:
-    write_vae_files(host.base / "models" / "vae_approx")
-    (loaded,) = run_node(host.stock("VAELoader"), vae_name=VAE_NAME)
-    return loaded
-
-
-@pytest.fixture
-def upscale(host, vae):
-    """``upscale(image, model, **inputs)`` is what CLEARUpscale puts out."""
-
-    def run(image: torch.Tensor, model: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, str]:
-        inputs = {"positive": prompt(), "vae": vae, "steps": 3, **inputs}
-        with torch.inference_mode():
-            out, latent, info = run_node(host.stock("CLEARUpscale"), image=image, model=model, **inputs)
-        return out, latent["samples"], info
-
-    return run
-
-
-def prompt(seed: int = 2) -> list:
-    generator = torch.Generator().manual_seed(seed)
-    return conditioning(torch.randn(1, 7, 64, generator=generator), torch.randn(1, 32, generator=generator))
-
-
-def lanczos(host: Any, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What the stock node ImageScale makes of a picture."""
-    height, width = size
-    inputs = {"image": image, "upscale_method": "lanczos", "width": width, "height": height, "crop": "disabled"}
-    return run_node(host.stock("ImageScale"), **inputs)[0]
-
-
-def stock_graph(
-    host: Any, vae: Any, image: torch.Tensor, model: Any, size: tuple[int, int], *, custom: bool = False, **changed: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Picture and latent of the recipe without our node; ``changed`` are settings that differ from the usual ones."""
-    stock = host.stock
-    usual = {"seed": 0, "steps": 3, "cfg": 1.0, "sampler": "euler", "denoise": 0.5, "shift": 3.0, "mask": None}
-    values = SimpleNamespace(**{**usual, **changed})
-    with torch.inference_mode():
-        (latent,) = run_node(stock("VAEEncode"), pixels=lanczos(host, image, size), vae=vae)
-        if values.mask is not None:
-            (latent,) = run_node(stock("SetLatentNoiseMask"), samples=latent, mask=values.mask)
-        (model,) = run_node(stock("ModelSamplingAuraFlow"), model=model, shift=values.shift)
-        schedule = {"scheduler": "simple", "steps": values.steps, "denoise": values.denoise}
-        if custom:
-            (sigmas,) = run_node(stock("BasicScheduler"), model=model, **schedule)
-            (noise,) = run_node(stock("RandomNoise"), noise_seed=values.seed)
-            (guider,) = run_node(stock("BasicGuider"), model=model, conditioning=prompt())
-            (sampler,) = run_node(stock("KSamplerSelect"), sampler_name=values.sampler)
-            inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas}
-            latent, _ = run_node(stock("SamplerCustomAdvanced"), latent_image=latent, **inputs)
-        else:
-            inputs = {"seed": values.seed, "cfg": values.cfg, "sampler_name": values.sampler, **schedule}
-            prompts = {"positive": prompt(), "negative": prompt(5)}
-            (latent,) = run_node(stock("KSampler"), model=model, latent_image=latent, **prompts, **inputs)
-        (image,) = run_node(stock("VAEDecode"), samples=latent, vae=vae)
-    return image, latent["samples"]
 
 
 def test_inputs_are_in_their_frozen_order_and_explained(host, pack):

@@ -154,6 +154,46 @@ def test_a_mask(upscale_server):
     assert whole.crop(right).tobytes() != enlarged.crop(right).tobytes()
 
 
+def test_one_picture_and_three_masks(upscale_server):
+    """One picture under the first mask, as in the host."""
+    graph = workflow()
+    graph[MASK] = {"class_type": "LoadImageMask", "inputs": {"image": "left.png", "channel": "red"}}
+    graph["11"] = {"class_type": "InvertMask", "inputs": {"mask": [MASK, 0]}}
+    graph["12"] = {"class_type": "ClearTestBatch", "inputs": {"first": [MASK, 0], "second": ["11", 0]}}
+    graph[UPSCALE]["inputs"]["mask"] = [MASK, 0]
+    expected, (alone,) = results(upscale_server, graph)
+    graph[UPSCALE]["inputs"]["mask"] = ["12", 0]
+    latent, (image,) = results(upscale_server, graph)
+    assert torch.equal(latent, expected) and image.tobytes() == alone.tobytes()
+
+
+def test_a_list_of_pictures_prompts_and_masks(upscale_server):
+    """Of different sizes and lengths: each as if it ran alone."""
+    graph = workflow(upscale_by=4.0)
+    graph[MASK] = {"class_type": "LoadImageMask", "inputs": {"image": "left.png", "channel": "red"}}
+    graph["11"] = {"class_type": "InvertMask", "inputs": {"mask": [MASK, 0]}}
+    graph["12"] = {"class_type": "ImageScale", "inputs": {"image": ["5", 0], "width": 48, "height": 80}}
+    graph["12"]["inputs"].update(upscale_method="lanczos", crop="disabled")
+    graph["13"] = {"class_type": "ClearTestConditioning", "inputs": {"seed": 2, "tokens": 12, "guidance": 3.5}}
+    items = [("5", "3", MASK), ("12", "13", "11"), ("5", "13", "11")]
+    sockets = ("image", "positive", "mask")
+
+    def run(links: dict[str, list[Any]]) -> list[bytes]:
+        graph[UPSCALE]["inputs"].update(links)
+        files = output_files(upscale_server.run(graph, seconds=500), upscale_server.base)
+        latents = [load_file(file)["latent_tensor"].numpy().tobytes() for file in files if file.suffix == ".latent"]
+        return [*latents, *(Image.open(file).tobytes() for file in files if file.suffix == ".png")]
+
+    alone = [run({socket: [node, 0] for socket, node in zip(sockets, item, strict=True)}) for item in items]
+    for number, socket in enumerate(sockets):
+        # The last prompt and the last mask stand for the third item too.
+        nodes = [item[number] for item in items][: 3 if socket == "image" else 2]
+        links = {f"item{place}": [node, 0] for place, node in enumerate(nodes)}
+        graph[f"list of {socket}"] = {"class_type": "ClearTestList", "inputs": links}
+    together = run({socket: [f"list of {socket}", 0] for socket in sockets})
+    assert len(set(together)) == 6 and together == [*(one[0] for one in alone), *(one[1] for one in alone)]
+
+
 def test_an_interrupt_ends_a_run_and_the_next_one_works(upscale_server):
     server = upscale_server
     prompt = server.post("/prompt", {"prompt": workflow("3072x768.png", steps=500, seed=8)})["prompt_id"]

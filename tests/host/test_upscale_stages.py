@@ -208,6 +208,25 @@ def test_one_bar_over_all_stages_steps_and_tiles(one_cache, host):
     assert len({value for node, value, _ in moves if node == SECOND}) > 3 + 2
 
 
+def test_an_empty_mask_runs_no_step_and_fills_the_bar(one_cache, host):
+    """The mask that Load Image gives for a picture without transparency."""
+    import comfy.utils
+    import main
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    main.hijack_progress(one_cache._server)
+    try:
+        assert one_cache.run(with_widgets(mask=["5", 1]), [SAVE]), one_cache.told
+    finally:
+        comfy.utils.PROGRESS_BAR_HOOK = before
+    values = [value for _, value, _ in one_cache.progress]
+    assert values == sorted(values) and values[-1] == one_cache.progress[-1][2]
+    assert one_cache.previews == 0 and [node for node in one_cache.executed if "." in node] == [FIRST, SECOND]
+    assert "mask: empty" in one_cache.texts[0][1] and "time: nothing is sampled" in one_cache.texts[0][1]
+    assert len(one_cache.texts) == 1
+    assert saved_latent(host).shape == (1, 16, 16, 24)
+
+
 def test_the_plan_is_written_on_the_node_at_the_start(one_cache):
     assert one_cache.run(WORKFLOW, [SAVE])
     node, text = one_cache.texts[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ....clear_core.effective import Effective
 from ....clear_core.inspection.units import percent
@@ -13,7 +14,10 @@ from ..model.memory import activations_of
 from ..model.read import backend_of, clear_of, effective_of, has_windows, weights_of
 from ..pack import versions
 from .sigma_shift import with_shift
-from .stage import StageInputs, StageSettings
+from .stage import StageInputs, StageSettings, sampled_tiles
+from .stage_mask import StageMask
+
+EMPTY_MASK = "empty, so that nothing is sampled and the picture is only enlarged"
 
 
 def attention_words(model: ModelPatcher) -> str:
@@ -32,7 +36,8 @@ def attention_words(model: ModelPatcher) -> str:
 
 def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> str:
     """One line about one stage."""
-    tiles = settings.tiles(inputs.model, stage, batch)
+    mask = StageMask.of(inputs.mask, stage)
+    tiles = sampled_tiles(stage, inputs, settings, batch, mask)
     vae_tile = settings.vae_tile(inputs.vae, stage)
     memory = activations_of(inputs.model).peak_bytes(tiles.tile[0] * tiles.tile[1] + FLUX_TEXT, batch=batch) / GIB
     height, width = stage.size
@@ -41,8 +46,9 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
         "whole frame"
         if tiles.is_whole
         else (
-            f"{len(tiles.tiles)} tiles of {tiles.tile[1] * TOKEN_PIXELS} x {tiles.tile[0] * TOKEN_PIXELS} px, "
-            f"overlap {tiles.overlap * TOKEN_PIXELS}"
+            f"{len(tiles.tiles) + len(tiles.skipped)} tiles of {tiles.tile[1] * TOKEN_PIXELS} x "
+            f"{tiles.tile[0] * TOKEN_PIXELS} px, overlap {tiles.overlap * TOKEN_PIXELS}"
+            + (f", {len(tiles.skipped)} of them without a masked pixel and not sampled" if tiles.skipped else "")
         )
     )
     return (
@@ -78,6 +84,13 @@ def window_words(effective: Effective) -> str:
     return words
 
 
+def mask_words(mask: Tensor | None) -> str:
+    """Whether there is a mask, and whether it holds anything."""
+    if mask is None:
+        return "no"
+    return "yes" if mask.any() else EMPTY_MASK
+
+
 def weight_lines(model: ModelPatcher) -> list[str]:
     """The distilled weights, so that others can check whether theirs are the same."""
     weights = weights_of(clear_of(model))
@@ -100,7 +113,7 @@ def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSet
         *weight_lines(inputs.model),
         f"enlarged by: {'upscale model, then ' if inputs.upscale_model is not None else ''}Lanczos",
         f"color fix: {settings.color_fix}",
-        f"mask: {'yes' if inputs.mask is not None else 'no'}",
+        f"mask: {mask_words(inputs.mask)}",
         *(f"{name}: {version}" for name, version in versions().items()),
     ]
     return "\n".join(lines)

@@ -117,6 +117,12 @@ class StageProgress:
         self.done += self.phase_units
         self.show(0.0)
 
+    def leave_out(self, *names: str) -> None:
+        """Move the bar over phases that have nothing to do."""
+        for name in names:
+            with self.phase(name):
+                pass
+
     def forward(self, value: float, total: float, preview: Any = None, *args: Any, **kwargs: Any) -> None:
         """Called by a bar of the host with its own value and total."""
         self.show(value / max(total, 1), preview)

@@ -12,11 +12,13 @@ from torch import Tensor
 from ....clear_core.sdedit import Stage, plan_stages
 from ..model.family import model_shape
 from ..model.read import has_windows
+from .batches import checked, fitted
 from .expansion import Link, expand_stages, links_of
 from .forecast import time_text
-from .info import info_text
+from .info import EMPTY_MASK, info_text, mask_words
 from .progress import RunPlan, StageProgress, plan_of_running_node, write_on_node
 from .stage import StageInputs, StageSettings, run_stage, step_work
+from .vae_fit import check_encoded, check_vae
 
 REQUIRED_LINKS = {"image", "model", "positive", "vae"}
 
@@ -75,16 +77,27 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
         dynprompt: The running graph as the host gives it to nodes; None outside a graph.
 
     Raises:
-        ValueError: The model is no FLUX.1, or a widget's value does not fit; the sentence names it.
+        ValueError: The model is no FLUX.1, or a picture, a mask, a prompt, a VAE or a widget's value does not fit; the
+            sentence names it.
     """
     sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
     model_shape(sockets.model)
+    image, sockets = checked(image, sockets)
+    check_vae(sockets.vae, sockets.model)
+    for name, prompts in (("positive", sockets.positive), ("negative", sockets.negative or [])):
+        check_encoded(prompts, name, sockets.model)
     plan = pick(PlanSettings, inputs).plan(image)
     info = info_text(plan, sockets, settings, image.shape[0])
     if not has_windows(sockets.model):
         logging.warning("CLEAR: attention is dense, since there is no CLEARAttention before CLEARUpscale.")
+    if mask_words(sockets.mask) == EMPTY_MASK:
+        logging.warning(
+            "CLEAR: the mask of CLEARUpscale is %s; Load Image gives such a mask for a picture without transparency.",
+            EMPTY_MASK,
+        )
     planned = settings.steps * sum(step_work(stage, sockets, settings, image.shape[0]) for stage in plan)
-    write_on_node(f"{info}\n{time_text(planned, settings.sampler_name)}", node)
+    time = time_text(planned, settings.sampler_name) if planned else "time: nothing is sampled"
+    write_on_node(f"{info}\n{time}", node)
     run = RunPlan(plan, settings.steps, node)
     links = links_of(dynprompt, node)
     if links.keys() >= REQUIRED_LINKS:
@@ -112,9 +125,9 @@ def run_single_stage(lists: Mapping[str, list[Any]]) -> tuple[Tensor, dict[str, 
     """
     item = lists["item"][0]
     inputs = {name: values[min(item, len(values) - 1)] for name, values in lists.items()}
-    image: Tensor = inputs["image"]
+    image, sockets = fitted(inputs["image"], pick(StageInputs, inputs))
     source, size = (image.shape[1], image.shape[2]), (inputs["height"], inputs["width"])
     stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"])
     settings = pick(StageSettings, inputs)
     run = plan_of_running_node() or RunPlan((stage,), settings.steps)
-    return run_stage(image, pick(StageInputs, inputs), stage, settings, StageProgress(run, stage))
+    return run_stage(image, sockets, stage, settings, StageProgress(run, stage))

@@ -16,7 +16,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import latent_preview
-import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -29,7 +28,9 @@ from ..model.throughput import timed
 from .forecast import StageForecast, step_gflops
 from .progress import StageProgress
 from .sigma_shift import with_shift
+from .stage_mask import StageMask
 from .tiled_model import TiledModel
+from .vae_fit import check_latent
 
 VAE_TILE = 1024
 LEAST_VAE_TILE = 256
@@ -107,9 +108,20 @@ class StageInputs:
         return [*self.positive, *(self.negative or ())] if both else list(self.positive)
 
 
+def sampled_tiles(
+    stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int, mask: StageMask | None
+) -> TileLayout:
+    """The tiles of a stage, without those that nobody needs under its mask."""
+    tiles = settings.tiles(inputs.model, stage, batch)
+    return tiles if mask is None else mask.needed(tiles, inputs.model)
+
+
 def step_work(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> float:
     """Planned work of one step of a stage for a batch of images, in 10**9 operations."""
-    tiles = settings.tiles(inputs.model, stage, batch)
+    mask = StageMask.of(inputs.mask, stage)
+    if mask is not None and mask.is_empty:
+        return 0.0
+    tiles = sampled_tiles(stage, inputs, settings, batch, mask)
     return step_gflops(inputs.model, tiles, inputs.evaluated(settings.cfg), batch)
 
 
@@ -119,7 +131,7 @@ def run_stage(
     """Run one stage.
 
     Args:
-        image: (B, H, W, C) in 0 to 1; H and W are ``stage.source``.
+        image: (B, H, W, 3) in 0 to 1; H and W are ``stage.source``.
 
     Returns:
         The image (B, *stage.size, 3), and the latent of the padded frame in the host's dict.
@@ -128,29 +140,33 @@ def run_stage(
         ValueError: A setting does not fit; the sentence names it.
         comfy.model_management.OOM_EXCEPTION: Out of memory; the sentence names what to set.
     """
-    if settings.cfg != 1.0 and inputs.negative is None:
-        raise ValueError(f"cfg is {settings.cfg:g} but negative is not connected; connect it or set cfg to 1.")
-    tiles = settings.tiles(inputs.model, stage, image.shape[0])
+    if settings.cfg != 1.0 and not inputs.negative:
+        raise ValueError(f"cfg is {settings.cfg:g} but negative holds no prompt; connect one or set cfg to 1.")
+    mask = StageMask.of(inputs.mask, stage)
+    tiles = sampled_tiles(stage, inputs, settings, image.shape[0], mask)
     vae_tile = settings.vae_tile(inputs.vae, stage)
     with progress.phase("enlarge"), memory_advice("enlarging", stage, ADVICE_ENLARGE):
         enlarged = enlarge(image, stage, inputs.upscale_model)
     with progress.phase("encode"), memory_advice("encoding", stage, ADVICE_VAE):
         latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile)
+    check_latent(latent, image.shape[0], stage, inputs.model)
+    if mask is not None and mask.is_empty:
+        progress.leave_out("denoise", "decode")
+        return enlarged, {"samples": latent}
     with progress.phase("denoise"), memory_advice("denoising", stage, ADVICE_TILES.format(side=smaller_side(tiles))):
-        latent = denoise(latent, inputs, stage, settings, tiles, progress)
+        latent = denoise(latent, inputs, stage, settings, tiles, progress, mask and mask.latents)
     with progress.phase("decode"), memory_advice("decoding", stage, ADVICE_VAE):
         picture = decode(inputs.vae, latent, vae_tile)[:, : stage.size[0], : stage.size[1]]
     if settings.color_fix == "wavelet":
         picture = wavelet_color_fix(picture, enlarged.to(picture))
-    if inputs.mask is not None:
-        weight = mask_to(inputs.mask, stage.size).movedim(1, -1).to(picture)
+    if mask is not None:
+        weight = mask.pixels.to(picture)
         picture = picture * weight + enlarged.to(picture) * (1 - weight)
     return picture, {"samples": latent}
 
 
 def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
     """(B, *stage.size, 3): by the upscale model if there is one, then resized by Lanczos."""
-    image = image[..., :3]
     if not stage.enlarges:
         return image
     if upscale_model is not None:
@@ -186,16 +202,15 @@ def denoise(
     settings: StageSettings,
     tiles: TileLayout,
     progress: StageProgress,
+    noise_mask: Tensor | None = None,
 ) -> Tensor:
     """The latent, noised to the stage's strength and denoised again as KSampler does it."""
     model = timed(with_shift(inputs.model, settings.shift)[0])
     if not tiles.is_whole:
         model = TiledModel(tiles, progress.on_tile).install(model)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
-    noise_mask = None
-    if inputs.mask is not None:
-        noise_mask = reflect_to(mask_to(inputs.mask, stage.size).movedim(1, -1), stage.padded).movedim(-1, 1)
-    forecast = StageForecast(settings.sampler_name, step_work(stage, inputs, settings, latent.shape[0]))
+    planned = step_gflops(inputs.model, tiles, inputs.evaluated(settings.cfg), latent.shape[0])
+    forecast = StageForecast(settings.sampler_name, planned)
     callback = progress.on_step(latent_preview.prepare_callback(model, settings.steps), forecast.seconds_left)
     return comfy.sample.sample(
         model,
@@ -213,12 +228,6 @@ def denoise(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=stage.seed,
     )
-
-
-def mask_to(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask (B, h, w) or (h, w) at another size, (B, 1, *size)."""
-    mask = mask.reshape(-1, 1, *mask.shape[-2:])
-    return mask if mask.shape[-2:] == size else F.interpolate(mask, size=size, mode="bilinear")
 
 
 ADVICE_ENLARGE = "use a smaller upscale model or leave upscale_model unconnected"

@@ -31,7 +31,38 @@ class ClearTestConditioning:
         return ([[context, {"pooled_output": pooled, "guidance": guidance}]],)
 
 
-NODE_CLASS_MAPPINGS = {"ClearTestConditioning": ClearTestConditioning}
+class ClearTestBatch:
+    """Three masks as one batch: the first, the second, and the second again."""
+
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"first": ("MASK",), "second": ("MASK",)}}
+
+    def make(self, first, second):
+        return (torch.cat([first, second, second]),)
+
+
+class ClearTestList:
+    """A list of what its inputs give, of any type."""
+
+    RETURN_TYPES = ("*",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}, "optional": {f"item{number}": ("*",) for number in range(3)}}
+
+    def make(self, **items):
+        return ([items[name] for name in sorted(items)],)
+
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ClearTestConditioning, ClearTestBatch, ClearTestList)}
 
 
 def end_with_the_test() -> None:
