@@ -6,6 +6,7 @@ ComfyUI 0.9.0 and later.
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import comfy.samplers
@@ -34,7 +35,8 @@ def crop_cond(cond: Cond, tile: Tile, frame: Tensor, controls: dict[Any, Any]) -
         controls: Cropped ControlNets by original and tile, so that a hint is cropped and encoded once.
     """
     rows, columns = tile.latents
-    cropped = dict(cond)
+    # Nodes that tell the conditionings of one step apart (EasyCache) must not take a tile for another one.
+    cropped: Cond = {**cond, "uuid": uuid.uuid5(cond["uuid"], f"{tile.y} {tile.x}")}
     if "area" in cond:
         if "mask" not in cond:
             cropped["mask"] = area_weight(cond, frame)
