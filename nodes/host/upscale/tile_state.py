@@ -16,18 +16,14 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
 from ....clear_core.sdedit import Tile
 from ..model.notices import Notices
-
-OURS = __name__.partition(".nodes.host.")[0]
-
-SHARED = (f"{OURS}.", "comfy.", "torch.", "builtins")
-"""Modules whose objects are left alone: our own are made for tiles, the host's core keeps weights and memory."""
+from .foreign_objects import is_foreign, is_shared
 
 CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
 
@@ -77,8 +73,8 @@ class TileState:
         """
         called = list(called_in(model_options))
         options = model_options.get("transformer_options", {}).values()
-        holders = [unwrapped(model.diffusion_model), *filter(is_holder, options)]
-        holders += [owner for owner in map(owner_of, called) if is_holder(owner)]
+        holders = [unwrapped(model.diffusion_model), *filter(is_foreign, options)]
+        holders += [owner for owner in map(owner_of, called) if is_foreign(owner)]
         self.keepers = {
             id(holder): self.keepers.get(id(holder)) or Keeper(holder, copied(state_of(holder))) for holder in holders
         }
@@ -140,18 +136,6 @@ def owner_of(called: Any) -> Any:
     while isinstance(called, partial):
         called = called.func
     return getattr(called, "__self__", called)
-
-
-def is_holder(value: Any) -> bool:
-    """Whether it is an object of another node, with attributes of its own."""
-    if isinstance(value, type | ModuleType | FunctionType | Tensor | nn.Module) or is_shared(type(value)):
-        return False
-    return isinstance(getattr(value, "__dict__", None), dict)
-
-
-def is_shared(kind: Any) -> bool:
-    """Whether a class or a function is of a module in :data:`SHARED`."""
-    return f"{kind.__module__}.".startswith(SHARED)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from ....clear_core.sdedit import Tile, TileLayout
 from ..model.rope_embedder import install_embedder
 from ..model.tile_frame import KEY, FramePart
 from .crop_conditioning import Cond, crop_cond
+from .crop_picture import PictureCrop
 from .tile_state import TileState
 
 
@@ -94,7 +95,9 @@ class TiledModel:
         """The conditionings of a tile, without those that lie outside it."""
         if conds is None:
             return None
-        cropped = [crop_cond(cond, tile, frame, self.controls) for cond in conds]
+        height, width = frame.shape[-2:]
+        crop = PictureCrop(tile, (height, width), self.state.notices)
+        cropped = [crop_cond(cond, crop, frame, self.controls) for cond in conds]
         return [cond for cond in cropped if cond is not None]
 
     def options_of(self, tile: Tile, model_options: dict[str, Any]) -> dict[str, Any]:
