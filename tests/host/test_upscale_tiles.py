@@ -51,7 +51,8 @@ class Recorded:
     def __init__(self, patcher: Any) -> None:
         self.calls: list[dict[str, Any]] = []
         self.patcher = patcher.clone()
-        self.patcher.add_wrapper_with_key("apply_model", "test", self.apply)
+        # A function: attributes of an object that is called in a step are kept for each tile.
+        self.patcher.add_wrapper_with_key("apply_model", "test", lambda *args, **kwargs: self.apply(*args, **kwargs))
 
     def apply(
         self,

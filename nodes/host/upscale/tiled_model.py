@@ -18,6 +18,8 @@ from ....clear_core.sdedit import Tile, TileLayout
 from ..model.rope_embedder import install_embedder
 from ..model.tile_frame import KEY, FramePart
 from .crop_conditioning import Cond, crop_cond
+from .crop_picture import PictureCrop
+from .tile_state import TileState
 
 
 @dataclass
@@ -28,24 +30,31 @@ class TiledModel:
         layout: Tiles over the frame.
         on_tile: Called after every tile with (tiles done, tiles) of this call; an exception from it ends the run.
         controls: Cropped ControlNets of this run.
+        state: What other nodes keep from one call of this run to the next.
     """
 
     layout: TileLayout
     on_tile: Callable[[int, int], None]
     controls: dict[Any, Any] = field(default_factory=dict)
+    state: TileState = field(default_factory=TileState)
 
     def install(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of ``model`` that runs in tiles."""
         clone = model.clone()
         install_embedder(clone, wrap_foreign=True)
         clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.predict)
+        # What other nodes do once for each evaluation belongs to a tile's (EasyCache decides there anew).
+        others = clone.wrappers[WrappersMP.CALC_COND_BATCH]
+        clone.wrappers[WrappersMP.CALC_COND_BATCH] = {KEY: others.pop(KEY), **others}
         clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self.prepare)
         return clone
 
     def prepare(
         self, executor: Callable[..., Any], model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Make the host reserve memory for a tile, not for the frame."""
+        """Begin a run, and make the host reserve memory for a tile, not for the frame."""
+        self.controls.clear()
+        self.state = TileState(self.state.notices)
         rows, columns = self.layout.tiles[0].latents
         shape = [*noise_shape[:2], rows.stop - rows.start, columns.stop - columns.start]
         return executor(model, shape, *args, **kwargs)
@@ -61,26 +70,34 @@ class TiledModel:
     ) -> list[Tensor]:
         """Blend the tiles' predictions: one (B, C, H, W) for each list of conditionings."""
         predicted = [torch.zeros_like(x_in) for _ in conds]
-        for done, tile in enumerate(self.layout.tiles, start=1):
-            rows, columns = tile.latents
-            weight = self.layout.weight(tile).to(x_in)
-            parts = executor(
-                model,
-                [self.crop(cond, tile, x_in) for cond in conds],
-                x_in[..., rows, columns],
-                timestep,
-                self.options_of(tile, model_options),
-            )
-            for whole, part in zip(predicted, parts, strict=True):
-                whole[..., rows, columns] += part * weight
-            self.on_tile(done, len(self.layout.tiles))
+        tiles = self.layout.tiles
+        self.state.begin_step(tiles[0], model, model_options)
+        try:
+            for done, tile in enumerate(tiles, start=1):
+                rows, columns = tile.latents
+                weight = self.layout.weight(tile).to(x_in)
+                with self.state.of(tile):
+                    parts = executor(
+                        model,
+                        [self.crop(cond, tile, x_in) for cond in conds],
+                        x_in[..., rows, columns],
+                        timestep,
+                        self.options_of(tile, model_options),
+                    )
+                for whole, part in zip(predicted, parts, strict=True):
+                    whole[..., rows, columns] += part * weight
+                self.on_tile(done, len(tiles))
+        finally:
+            self.state.switch(tiles[0])
         return predicted
 
     def crop(self, conds: list[Cond] | None, tile: Tile, frame: Tensor) -> list[Cond] | None:
         """The conditionings of a tile, without those that lie outside it."""
         if conds is None:
             return None
-        cropped = [crop_cond(cond, tile, frame, self.controls) for cond in conds]
+        height, width = frame.shape[-2:]
+        crop = PictureCrop(tile, (height, width), self.state.notices)
+        cropped = [crop_cond(cond, crop, frame, self.controls) for cond in conds]
         return [cond for cond in cropped if cond is not None]
 
     def options_of(self, tile: Tile, model_options: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""Caches of other packs in tiles: each tile has its own, and as many steps are saved as of the whole frame."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.host.compatibility.test_own_forward import of_another_host
+from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.graph_inputs import prompt
+from tests.host.support_comfy.sampling import relative_error, run_node
+
+STEPS, TILES = 8, 2
+
+
+@pytest.fixture
+def in_tiles(pack) -> Callable[[Any], Any]:
+    """``in_tiles(model)`` runs a frame of 8 x 16 tokens in two tiles."""
+    module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
+    layout = module.TileLayout((8, 16), (8, 10), 4)
+    return lambda model: module.TiledModel(layout, lambda done, tiles: None).install(model)
+
+
+@pytest.fixture
+def sample(tiny_flux, run, in_tiles) -> Callable[..., tuple[torch.Tensor, int]]:
+    """``sample(node, tiles)`` is a latent, and how often the model's last block was computed."""
+
+    def of(node: Callable[[Any], Any], tiles: bool) -> tuple[torch.Tensor, int]:
+        model, calls = tiny_flux(depth=1, depth_single_blocks=1), []
+        block = model.model.diffusion_model.single_blocks[0]
+        block.register_forward_hook(lambda *_: calls.append(1))
+        model = node(model)
+        out = run(in_tiles(model) if tiles else model, prompt(), torch.zeros(1, 16, 16, 32), steps=STEPS)
+        return out, len(calls)
+
+    return of
+
+
+def saves_as_much_in_tiles(sample: Callable[..., Any], node: Callable[[Any], Any]) -> None:
+    """Fewer calls in the frame, the same share of them in tiles, and no larger change of the result; nothing said."""
+    try:
+        whole, calls = sample(node, tiles=False)
+    except (TypeError, AttributeError) as error:
+        reason = of_another_host(str(error))
+        if reason is None:
+            raise
+        pytest.skip(f"the pack fails here without CLEAR too: {reason}")
+    with Recorder() as log:
+        tiled, in_tiles = sample(node, tiles=True)
+    (plain, _), (plain_tiled, _) = (sample(lambda model: model, tiles) for tiles in (False, True))
+    assert calls < STEPS and in_tiles == TILES * calls
+    assert relative_error(tiled, plain_tiled) < 1.1 * relative_error(whole, plain)
+    assert [line for line in log.messages() if "CLEAR" in line] == []
+
+
+def test_teacache(host, sample, use_pack):
+    use_pack("ComfyUI-TeaCache", missing={"comfy.ldm.lightricks.model.precompute_freqs_cis": None})
+
+    def cached(model: Any) -> Any:
+        return run_node(
+            host.stock("TeaCache"),
+            model=model,
+            model_type="flux",
+            rel_l1_thresh=10.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            cache_device="cpu",
+        )[0]
+
+    saves_as_much_in_tiles(sample, cached)
+
+
+def test_wavespeed(host, sample, use_pack):
+    use_pack("Comfy-WaveSpeed")
+
+    def cached(model: Any) -> Any:
+        return run_node(
+            host.stock("ApplyFBCacheOnModel"),
+            model=model,
+            object_to_patch="diffusion_model",
+            residual_diff_threshold=0.4,
+        )[0]
+
+    saves_as_much_in_tiles(sample, cached)
