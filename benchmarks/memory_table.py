@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from clear_core.call_memory import CallMemory, MemoryPlan
 from clear_core.layout import TOKEN_PIXELS, token_grid
-from clear_core.memory import FLUX_TEXT, GIB, RUNTIME_BYTES, Activations, activation_budget
+from clear_core.memory import GIB, RUNTIME_BYTES
 from clear_core.sdedit import TileLayout, choose_tiles
 
 CARDS = (8, 12, 16, 24, 48)
@@ -14,12 +15,11 @@ WEIGHTS = {"bf16": 23.8e9, "fp8": 11.9e9, "GGUF Q4": 6.8e9}
 
 def whole_frame_rows() -> list[str]:
     """Memory of one call over the whole frame, in bf16."""
-    shape = Activations()
+    call, whole = CallMemory(), CallMemory(chunk=None, keeps_input=True)
     rows = ["| picture | tokens | beside the weights, GiB | the same without chunks |", "| --- | --- | --- | --- |"]
     for side in SIDES:
         tokens = (side // TOKEN_PIXELS) ** 2
-        chunked = shape.peak_bytes(tokens + FLUX_TEXT) / GIB
-        plain = shape.peak_bytes(tokens + FLUX_TEXT, chunk=tokens + FLUX_TEXT) / GIB
+        chunked, plain = call.peak_bytes(tokens) / GIB, whole.peak_bytes(tokens) / GIB
         rows.append(f"| {side} x {side} | {tokens} | {chunked:.1f} | {plain:.1f} |")
     return rows
 
@@ -37,10 +37,10 @@ def card_rows() -> list[str]:
 
 def card_cell(side: int, total: int, weights: int) -> str:
     """Tile and peak on one card; an asterisk if the host has to keep a part of the weights in main memory."""
-    shape, budget = Activations(), activation_budget(total, weights)
-    layout = choose_tiles(token_grid(side, side, TOKEN_PIXELS), activations=shape, budget=budget)
+    plan = MemoryPlan(weights=weights)
+    layout = choose_tiles(token_grid(side, side, TOKEN_PIXELS), memory=plan, total=total)
     resident = min(weights, total // 2)
-    peak = resident + RUNTIME_BYTES + shape.peak_bytes(layout.tile[0] * layout.tile[1] + FLUX_TEXT)
+    peak = resident + RUNTIME_BYTES + plan.peak_bytes(layout.tile[0] * layout.tile[1])
     return f"{tile_text(layout)}, {peak / GIB:.1f}{'*' if resident < weights else ''}"
 
 

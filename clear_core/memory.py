@@ -1,6 +1,7 @@
-"""How much memory one call of FLUX takes at its peak, counted in hidden states from the order of the computation.
+"""What the blocks of a FLUX take at their peak, in hidden states counted from the order of the computation.
 
-Calculated, not measured: docs/memory.md says how far the count was checked.
+Calculated, not measured: docs/memory.md says how far the count was checked. What a whole call takes is in
+``call_memory``.
 """
 
 from __future__ import annotations
@@ -21,17 +22,12 @@ to the card once for every chunk."""
 FLUX_TEXT = FLUX1.text_tokens
 """Text tokens to plan with: FLUX's default is 256 or 512, long prompts have more."""
 
-# Rotary embedding of one token: 64 frequencies, 2 x 2 float32.
-ROTATION_BYTES = 64 * 4 * 4
-
-# Latents of one token in float32, 64 numbers: the sampler's, the guider's and the model's input, eight in all.
-LATENT_BYTES = 8 * 64 * 4
-
 # Text encoders are unloaded by then; what remains is the CUDA context, cuBLAS workspaces and fragmentation.
 RUNTIME_BYTES = GIB
 
 ENGINE_COPIES = 4
-"""Hidden states the attention engine may hold besides its arguments: q, k, v in tile order, and the output."""
+"""Hidden states that the attention may hold besides its arguments and its result: q, k, v and the result in tile order.
+The host's dense attention holds one or two."""
 
 
 @dataclass(frozen=True)
@@ -42,40 +38,44 @@ class Activations:
         width: Numbers per token (FLUX.1: 3072).
         mlp_ratio: Width of the MLP over the width (4).
         element_size: Bytes of one number while computing: 2 for bf16 and fp16, also where the weights are fp8 or GGUF.
+        text_width: Numbers per text token as the text encoder gives them (T5: 4096).
+        gated: Whether the MLP multiplies two inner states (Ovis-Image).
     """
 
     width: int = FLUX1.width
     mlp_ratio: float = 4.0
     element_size: int = 2
+    text_width: int = 4096
+    gated: bool = False
 
-    def hidden_bytes(self, tokens: int, batch: int = 1) -> int:
-        """One hidden state: ``tokens`` times the width."""
+    def hidden_bytes(self, tokens: float, batch: int = 1) -> float:
+        """One hidden state of so many tokens."""
         return batch * tokens * self.width * self.element_size
 
-    def peak_bytes(
-        self, tokens: int, *, batch: int = 1, chunk: int = CHUNK_TOKENS, engine_copies: int = ENGINE_COPIES
-    ) -> int:
-        """Most bytes alive at once in one call of the model, weights not counted.
+    def single_block_states(self, tokens: int, chunk: int | None, engine_copies: int) -> float:
+        """Hidden states of the whole sequence at the peak of a single block, which is the widest.
 
-        The peak is in a single block, during attention: hidden state, q, k, v, the MLP's inner state and the
-        attention's output, with what the engine holds. Without chunks it is where the MLP is activated: both ends of
-        that beside the projection that its input is a part of.
+        In chunks, that is during attention: hidden state, q, k, v, the MLP's inner state and the attention's output,
+        with what the engine holds. Not in chunks, q and k exist as projected, normalised and rotated. An attention that
+        holds little is overtaken by the MLP's activation, both ends of which are there beside the projection.
 
         Args:
-            tokens: Text, image and reference tokens of the sequence: of a tile where there are tiles.
-            batch: Sequences in one call; 2 where cfg is above 1.
-            chunk: Fewest tokens that are worked on at a time.
+            tokens: Of the sequence.
+            chunk: Fewest tokens that are worked on at a time; None for blocks that are never chunked.
             engine_copies: Hidden states the attention holds besides q, k, v and its output.
         """
-        if is_chunked(tokens, chunk):
+        if chunk is not None and is_chunked(tokens, chunk):
             kept = 1 + 3 + self.mlp_ratio
             # The widest moment of a chunk: both ends of the activation beside the projection.
-            states = max(kept + 1 + engine_copies, kept + (3 + 2 * self.mlp_ratio) * chunk_of(tokens, chunk) / tokens)
-        else:
-            projection = 3 + self.mlp_ratio
-            # Normalised q and k are new; v is a part of the projection, which stays whole as long as the MLP's part.
-            states = max(1 + projection + 2 + 1 + engine_copies, 2 + projection + self.mlp_ratio + 1)
-        return int(states * self.hidden_bytes(tokens, batch) + batch * tokens * (ROTATION_BYTES + LATENT_BYTES))
+            return max(kept + 1 + engine_copies, kept + (3 + 2 * self.mlp_ratio) * chunk_of(tokens, chunk) / tokens)
+        ends = 2 if self.gated else 1
+        projection = 3 + ends * self.mlp_ratio
+        # The projection stays whole as long as v or the MLP's part of it is in use.
+        return max(1 + projection + 4 + 1 + engine_copies, 1 + projection + ends * self.mlp_ratio + 1)
+
+    def double_block_states(self, engine_copies: int) -> float:
+        """The same for a double block, not in chunks."""
+        return max(1 + 3 + 2 + 1 + engine_copies, 1 + 1 + 1 + 2 * self.mlp_ratio)
 
 
 def is_chunked(tokens: int, chunk: int = CHUNK_TOKENS) -> bool:

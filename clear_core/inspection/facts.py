@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..call_memory import MemoryPlan
 from ..cost import model_gflops
 from ..effective import Effective, attention_pairs
 from ..families import FLUX1, ModelShape
 from ..layout import SequenceLayout, token_grid
-from ..memory import Activations
 from ..settings import ClearSettings
 from ..spec import ClearSpec
 
@@ -26,15 +26,18 @@ class ModelFacts:
 
     Attributes:
         shape: Its family and blocks.
-        activations: Its hidden states.
+        memory: What its calls take, and the size of its weights.
         dtype: The dtype that it computes in, as text.
-        weight_bytes: Size of the weights as they are stored.
     """
 
     shape: ModelShape
-    activations: Activations
+    memory: MemoryPlan
     dtype: str
-    weight_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights as they are stored."""
+        return self.memory.weights
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,11 @@ class Inspection:
 
         windowed = shape.blocks - len(effective.dense_blocks)
         return CostRow(
-            size, work(windows, 0), work(windows, windowed), work(pooled, windowed), memory=self.memory(layout)
+            size,
+            work(windows, 0),
+            work(windows, windowed),
+            work(pooled, windowed),
+            memory=self.model.memory.peak_bytes(layout.image, self.batch),
         )
 
     def in_use(self, row: CostRow) -> float:
@@ -159,15 +166,6 @@ class Inspection:
         if not effective.active:
             return row.dense
         return row.pooled if effective.spec.pools else row.window
-
-    def memory(self, layout: SequenceLayout) -> int:
-        """Peak bytes of one call beside the weights.
-
-        CLEARAttention lets blocks work on long sequences in chunks, but not those of a relative of FLUX.1.
-        """
-        if self.settings and not self.model.shape.is_relative:
-            return self.model.activations.peak_bytes(layout.length, batch=self.batch)
-        return self.model.activations.peak_bytes(layout.length, batch=self.batch, chunk=layout.length)
 
     def seconds(self, work: float) -> float | None:
         """Time for this work at the throughput of the last run; None if nothing was timed."""

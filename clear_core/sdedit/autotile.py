@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from ..call_memory import MemoryPlan
 from ..layout import TOKEN_PIXELS
-from ..memory import FLUX_TEXT, Activations
 from .tiles import DEFAULT_OVERLAP, TileLayout, overlap_tokens
+
+LEAST_GAIN = 0.9
+"""Share of the memory that smaller tiles must get below where none are small enough to fit."""
 
 
 def choose_tiles(
@@ -13,8 +16,8 @@ def choose_tiles(
     tile_height: int = 0,
     tile_width: int = 0,
     overlap: int = DEFAULT_OVERLAP,
-    activations: Activations,
-    budget: int,
+    memory: MemoryPlan,
+    total: int,
     batch: int = 1,
 ) -> TileLayout:
     """The tiles of a frame: of the given sides, or as few as fit the budget.
@@ -23,9 +26,9 @@ def choose_tiles(
         grid: (rows, columns) of the frame in tokens.
         tile_height, tile_width: In px; 0 is automatic, for each side separately.
         overlap: In px.
-        activations: Activations of the model.
-        budget: Bytes for one call, from :func:`clear_core.memory.activation_budget`.
-        batch: Sequences in one call.
+        memory: Of the calls that the tiles' images are in.
+        total: Bytes of the card.
+        batch: Images in one call.
 
     Raises:
         ValueError: The given tiles are too small, or the overlap is too large.
@@ -35,20 +38,25 @@ def choose_tiles(
     shared = overlap_tokens(overlap)
     whole = (grid[0] * TOKEN_PIXELS, grid[1] * TOKEN_PIXELS)
     fixed = TileLayout.of_pixels(grid, tile_height or whole[0], tile_width or whole[1], overlap).tile
-    counts = [1, 1]
     automatic = [axis for axis, wanted in enumerate((tile_height, tile_width)) if not wanted]
-    while True:
-        sides = [
-            fixed[axis] if axis not in automatic else split_side(grid[axis], counts[axis], shared) for axis in (0, 1)
-        ]
-        if activations.peak_bytes(sides[0] * sides[1] + FLUX_TEXT, batch=batch) <= budget:
-            break
+    budget = memory.budget(total)
+    # What the prompt brings along (references) may be too much by itself: tiles can only lower the rest.
+    can_fit = memory.peak_bytes(0, batch) <= budget
+    counts = [1, 1]
+    sides, peak = fixed, memory.peak_bytes(fixed[0] * fixed[1], batch)
+    while peak > budget:
         # If both sides are automatic, the longer one is split: nearly square tiles have the shortest borders.
         axis = max(automatic, key=lambda axis: sides[axis])
-        if split_side(grid[axis], counts[axis] + 1, shared) < max(2 * shared, 2):
-            break  # Smaller tiles could not be blended; the call may still fit, since the budget is an estimate.
         counts[axis] += 1
-    return TileLayout(grid, (sides[0], sides[1]), shared)
+        side = split_side(grid[axis], counts[axis], shared)
+        if side < max(2 * shared, 2):
+            break  # Smaller tiles could not be blended; the call may still fit, since the budget is an estimate.
+        smaller = (side, sides[1]) if axis == 0 else (sides[0], side)
+        lower = memory.peak_bytes(smaller[0] * smaller[1], batch)
+        if not can_fit and lower > LEAST_GAIN * peak:
+            break
+        sides, peak = smaller, lower
+    return TileLayout(grid, sides, shared)
 
 
 def split_side(whole: int, count: int, overlap: int) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from clear_core.memory import FLUX_TEXT, GIB, Activations
+from clear_core.call_memory import CallMemory
+from clear_core.memory import GIB
 from clear_core.weights.catalogue import CATALOGUE
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def test_measured_figures_are_their_records(size, record):
 
 
 def test_the_memory_of_the_largest_picture_is_the_calculated_one():
-    peak = Activations().peak_bytes((8192 // 16) ** 2 + FLUX_TEXT) / GIB
+    peak = CallMemory().peak_bytes((8192 // 16) ** 2) / GIB
     assert f"8192 x 8192 takes {peak:.1f} GiB" in README
 
 

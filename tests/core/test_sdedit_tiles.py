@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from clear_core.memory import GIB, Activations, activation_budget
+from clear_core.call_memory import MemoryPlan
+from clear_core.memory import GIB
 from clear_core.sdedit import TileLayout, choose_tiles
 
 LAYOUTS = [
@@ -65,21 +66,21 @@ def test_refuses_tiles_in_one_sentence(values, words):
 @pytest.mark.parametrize("gigabytes", [8, 12, 16, 24, 48])
 @pytest.mark.parametrize("grid", [(64, 64), (128, 128), (256, 256), (512, 512), (48, 384)], ids=str)
 def test_automatic_tiles_fit_the_card(grid, gigabytes):
-    activations, budget = Activations(), activation_budget(gigabytes * GIB, 12 * GIB)
-    layout = choose_tiles(grid, activations=activations, budget=budget)
-    assert activations.peak_bytes(layout.tile[0] * layout.tile[1] + 512) <= budget
+    memory, total = MemoryPlan(weights=12 * GIB), gigabytes * GIB
+    layout = choose_tiles(grid, memory=memory, total=total)
+    assert memory.peak_bytes(layout.tile[0] * layout.tile[1]) <= memory.budget(total)
     # As few tiles as memory allows: the next larger tile does not fit.
     if not layout.is_whole:
         larger = [
             -(-(grid[axis] + max(0, len(layout.starts(axis)) - 2) * 8) // max(1, len(layout.starts(axis)) - 1))
             for axis in (0, 1)
         ]
-        assert activations.peak_bytes(larger[0] * larger[1] + 512) > budget
+        assert memory.peak_bytes(larger[0] * larger[1]) > memory.budget(total)
 
 
 def test_a_larger_card_never_gets_smaller_tiles():
     sizes = [
-        choose_tiles((512, 512), activations=Activations(), budget=activation_budget(gb * GIB, 12 * GIB)).tile
+        choose_tiles((512, 512), memory=MemoryPlan(weights=12 * GIB), total=gb * GIB).tile
         for gb in (8, 12, 16, 24, 32, 48, 80)
     ]
     areas = [h * w for h, w in sizes]
@@ -87,19 +88,18 @@ def test_a_larger_card_never_gets_smaller_tiles():
 
 
 def test_one_side_given_leaves_the_other_to_the_rule():
-    budget = activation_budget(8 * GIB, 12 * GIB)
-    layout = choose_tiles((256, 256), tile_width=1024, activations=Activations(), budget=budget)
+    memory = MemoryPlan(weights=12 * GIB)
+    layout = choose_tiles((256, 256), tile_width=1024, memory=memory, total=8 * GIB)
     assert layout.tile[1] == 64 and layout.tile[0] == 256
-    layout = choose_tiles((256, 256), tile_height=512, tile_width=768, overlap=64, activations=Activations(), budget=0)
+    layout = choose_tiles((256, 256), tile_height=512, tile_width=768, overlap=64, memory=memory, total=0)
     assert layout.tile == (32, 48) and layout.overlap == 4
 
 
 def test_the_targets_are_met_by_calculation():
     """4096 x 4096 on 24 GB and 8192 x 8192 on 48 GB, fp8 weights, as whole frames."""
-    fp8 = int(11.9e9)
+    fp8 = MemoryPlan(weights=int(11.9e9))
     for side, gigabytes in ((4096, 24), (8192, 48)):
-        budget = activation_budget(gigabytes * GIB, fp8)
-        assert choose_tiles((side // 16, side // 16), activations=Activations(), budget=budget).is_whole
+        assert choose_tiles((side // 16, side // 16), memory=fp8, total=gigabytes * GIB).is_whole
 
 
 @pytest.mark.parametrize(("grid", "tile", "overlap"), LAYOUTS, ids=str)

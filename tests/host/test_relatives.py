@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from tests.host.support_comfy import relatives
 from tests.host.support_comfy.boot import Recorder
-from tests.host.support_comfy.flux import TINY
+from tests.host.support_comfy.flux import TINY, build_flux
 from tests.host.support_comfy.oracle import window_mask, with_oracle_attention
 from tests.host.support_comfy.sampling import conditioning, relative_error
 
@@ -82,12 +83,11 @@ def test_chroma_does_not_look_at_reference_latents(host, clear_node, predict):
     assert [line for line in log.messages() if "CLEAR" in line] == []
 
 
-def test_memory_is_asked_for_as_without_the_node(host, clear_node):
+def test_memory_is_asked_for_blocks_that_are_not_chunked(host, pack, clear_node):
     """Chroma's blocks do not run in chunks, so the lower estimate for FLUX.1's would be wrong."""
-    from comfy.patcher_extension import WrappersMP
-
-    patched = clear_node(relatives.build_chroma(), radius=3)
-    assert patched.get_all_wrappers(WrappersMP.PREPARE_SAMPLING) == []
+    plan = importlib.import_module(f"{pack.__name__}.nodes.host.model.memory_plan").memory_plan
+    chroma, flux = (plan(clear_node(model, radius=3)) for model in (relatives.build_chroma(), build_flux()))
+    assert chroma.peak_bytes(128 * 128) > 1.2 * flux.peak_bytes(128 * 128)
 
 
 def test_it_is_called_experimental_once(relative, clear_node, predict):

@@ -103,7 +103,7 @@ def test_golden_run_through_the_core_of_the_node(pack, golden_flux, clear_node):
     inputs = stage_module.StageInputs(model, conditioning(*case.text, case.facts["guidance"]), None)
     progress = progress_module.StageProgress(progress_module.RunPlan((stage,), settings.steps), stage)
     with torch.inference_mode():
-        out = stage_module.denoise(latent, inputs, stage, settings, settings.tiles(model, stage), progress)
+        out = stage_module.denoise(latent, inputs, stage, settings, settings.tiles(inputs, stage), progress)
     assert relative_error(space.process_in(out), case.tensors["output_latent"]) < TOLERANCE
 
 

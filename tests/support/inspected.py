@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from clear_core import ClearSpec
+from clear_core.call_memory import MemoryPlan
 from clear_core.families import FLUX1, ModelShape
 from clear_core.inspection.facts import Inspection, ModelFacts
 from clear_core.inspection.report import MARK
-from clear_core.memory import Activations
 from clear_core.settings import ClearSettings
 
-FLUX = ModelFacts(ModelShape.usual(FLUX1), Activations(), "bfloat16", 23_800_000_000)
+FLUX = ModelFacts(ModelShape.usual(FLUX1), MemoryPlan(weights=23_800_000_000), "bfloat16")
 WINDOWS = ClearSpec(16)
 VERSIONS = {"clear-flux": "0.1.0", "torch": "2.11.0"}
 

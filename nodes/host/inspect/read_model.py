@@ -9,10 +9,9 @@ from comfy.model_patcher import ModelPatcher
 
 from ....clear_core.inspection.facts import Inspection, ModelFacts, Size
 from ....clear_core.layout import TOKEN_PIXELS
-from ....clear_core.memory import activation_budget
 from ....clear_core.sdedit import Stage, choose_tiles, plan_stages
 from ..model.family import model_shape
-from ..model.memory import activations_of
+from ..model.memory_plan import memory_plan
 from ..model.read import backend_of, clear_of, compute_dtype, weights_of
 from ..model.throughput import last_throughput
 from ..pack import versions
@@ -53,7 +52,7 @@ def inspect_model(model: ModelPatcher, source: Size, upscale_by: float, origin: 
 
 def model_facts(model: ModelPatcher) -> ModelFacts:
     """Facts about the model itself."""
-    return ModelFacts(model_shape(model), activations_of(model), dtype_name(model), model.model_size())
+    return ModelFacts(model_shape(model), memory_plan(model), dtype_name(model))
 
 
 def dtype_name(model: ModelPatcher) -> str:
@@ -65,9 +64,7 @@ def dtype_name(model: ModelPatcher) -> str:
 def tile_words(model: ModelPatcher, stage: Stage, batch: int) -> str:
     """The tiles of CLEARUpscale for this frame with its default settings."""
     total = comfy.model_management.get_total_memory(model.load_device)
-    tiles = choose_tiles(
-        stage.grid, activations=activations_of(model), budget=activation_budget(total, model.model_size()), batch=batch
-    )
+    tiles = choose_tiles(stage.grid, memory=memory_plan(model), total=total, batch=batch)
     if tiles.is_whole:
         return "the whole frame at once"
     return f"{len(tiles.tiles)} tiles of {tiles.tile[1] * TOKEN_PIXELS} x {tiles.tile[0] * TOKEN_PIXELS} px"

@@ -10,6 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from ....clear_core.attention import check_backend
 from ....clear_core.attention.pool import blend_with_mean
 from ....clear_core.dense_blocks import parse_dense_blocks
+from ....clear_core.memory import CHUNK_TOKENS
 from ....clear_core.number_checks import check_number
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
@@ -83,8 +84,7 @@ def apply_clear(
             f"windows on {shape.family.name} are experimental: it shares FLUX.1's blocks, but "
             "nobody has distilled weights for it.",
         )
-    else:
-        MemoryPatch().install(clone)
+    MemoryPatch(None if shape.is_relative else CHUNK_TOKENS).install(clone)
     StopWatch.of(clone).install(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, patch)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, ControlPatch(patch))

@@ -17,14 +17,22 @@ from torch import Tensor, nn
 FORWARDS = {kind: kind.forward for kind in (DoubleStreamBlock, SingleStreamBlock)}
 
 
-def is_plain(block: nn.Module) -> bool:
-    """Whether a block is FLUX.1's and the host's.
+def own_forward(block: nn.Module) -> Any:
+    """The ``forward`` that was set on a block itself, or None."""
+    return vars(block).get("forward")
+
+
+def is_plain(block: nn.Module, set_forward: Any = None) -> bool:
+    """Whether a block is FLUX.1's and the host's, with ``set_forward`` on itself.
 
     Newer models have variants under the same name, and third-party packs replace blocks by a class or a ``forward`` of
     their own (NAG) or add hooks; all these are left to themselves.
     """
     forward = FORWARDS.get(type(block))
-    if forward is None or type(block).forward is not forward or "forward" in vars(block):
+    if forward is None or type(block).forward is not forward:
+        return False
+    # The host takes a patched ``forward`` back by setting the class's own on the block.
+    if set_forward is not None and getattr(set_forward, "__func__", None) is not forward:
         return False
     if forward.__module__ != type(block).__module__:  # Replaced before this pack was loaded.
         return False

@@ -23,15 +23,20 @@ class HostFamily:
         blocks: Attributes of the diffusion model that hold the double and the single blocks.
         embedder: Attribute of the diffusion model that holds the position embedder, an ``EmbedND``.
         references: Keyword of ``apply_model`` that holds reference latents; None if the family takes none.
+        calls_post_input: Whether its forward calls ``post_input`` patches, and keeps what they return.
     """
 
     family: Family
     blocks: tuple[str, str] = ("double_blocks", "single_blocks")
     embedder: str = "pe_embedder"
     references: str | None = None
+    calls_post_input: bool = False
 
 
-HOST_FAMILIES = {"flux": HostFamily(FLUX1, references="ref_latents"), "chroma": HostFamily(CHROMA)}
+HOST_FAMILIES = {
+    "flux": HostFamily(FLUX1, references="ref_latents", calls_post_input=True),
+    "chroma": HostFamily(CHROMA),
+}
 """By ``image_model`` in the host's ``unet_config``."""
 
 

@@ -12,11 +12,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-Ratio = Callable[[Any, Any], float]
-"""Our estimate over the host's, from (base model, shape of the latent)."""
+Required = Callable[[Any, Any], float | None]
+"""Bytes from (base model, shape of the latent); None leaves it to the host."""
 
-# Which base model gets which ratio in this context: in another thread, the same model keeps the host's own estimate.
-_scaled: ContextVar[tuple[Any, Ratio] | None] = ContextVar("clear_memory_estimate", default=None)
+# Which base model gets which estimate in this context: in another thread, the same model keeps the host's own.
+_current: ContextVar[tuple[Any, Required] | None] = ContextVar("clear_memory_estimate", default=None)
 
 NAME = "memory_required"
 
@@ -40,20 +40,14 @@ class Estimate:
 
     def __call__(self, input_shape: Any, *args: Any, **kwargs: Any) -> float:
         """Bytes for a latent of this shape, as the host asks for them."""
-        required = self.own(input_shape, *args, **kwargs)
-        scaled = _scaled.get()
-        if scaled is None or scaled[0] is not self.base:
-            return required
-        token = _scaled.set(None)  # The ratio itself asks for the host's estimate.
-        try:
-            return required * scaled[1](self.base, input_shape)
-        finally:
-            _scaled.reset(token)
+        current = _current.get()
+        ours = current[1](self.base, input_shape) if current is not None and current[0] is self.base else None
+        return self.own(input_shape, *args, **kwargs) if ours is None else ours
 
 
 @contextmanager
-def scaled_estimate(base: Any, ratio: Ratio) -> Generator[None]:
-    """Scale ``base.memory_required`` inside, in this context only.
+def own_estimate(base: Any, required: Required) -> Generator[None]:
+    """Put ``required`` in place of ``base.memory_required`` inside, in this context only.
 
     A factor on the shared base model would count for every sampling that is prepared meanwhile; and two of them that
     end in the order of their beginning would leave it changed for good.
@@ -64,11 +58,11 @@ def scaled_estimate(base: Any, ratio: Ratio) -> Generator[None]:
             estimate = _estimates[id(base)] = Estimate(base, base.memory_required)
             object.__setattr__(base, NAME, estimate)
         estimate.users += 1
-    token = _scaled.set((base, ratio))
+    token = _current.set((base, required))
     try:
         yield
     finally:
-        _scaled.reset(token)
+        _current.reset(token)
         with _lock:
             estimate.users -= 1
             if not estimate.users:

@@ -20,7 +20,8 @@ from ....clear_core.inspection.facts import Throughput
 from ....clear_core.layout import TOKEN_PIXELS, token_grid
 from .call_counter import CallCounter, start_counting, stop_counting
 from .family import model_shape
-from .memory import activations_of, sequence_tokens
+from .memory_plan import activations_of
+from .sequence import sequence_tokens
 from .tile_frame import KEY as FRAME_PART
 
 KEY = "clear_flux_pace"

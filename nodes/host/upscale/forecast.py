@@ -9,12 +9,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....clear_core.inspection.units import time_words
-from ....clear_core.layout import SequenceLayout, token_grid
-from ....clear_core.memory import FLUX_TEXT
 from ....clear_core.sdedit import TileLayout
 from ..model.call_counter import CallCounter
-from ..model.family import model_shape
 from ..model.read import effective_of
+from ..model.sequence import sampler_conds, sequence_of
 from ..model.throughput import StopWatch, last_throughput, running
 
 # Counted over planned work by sampler: about 2 for samplers that evaluate the model twice a step, less if a
@@ -32,21 +30,10 @@ def step_gflops(model: ModelPatcher, tiles: TileLayout, conds: list[Any], batch:
     """
     planned = CallCounter()
     for tile in tiles.tiles:
-        for cond in conds:
+        for cond in sampler_conds(conds):
             layout = sequence_of(model, cond, (tile.height, tile.width))
             planned.add(batch, layout.length, effective_of(model, layout, tiles.grid).pairs, "")
     return StopWatch.of(model).gflops(planned)
-
-
-def sequence_of(model: ModelPatcher, cond: Any, grid: tuple[int, int]) -> SequenceLayout:
-    """The sequence that a conditioning of the host, (text, extras), makes with an image of this grid."""
-    text, extras = cond[0], cond[1]
-    references = 0
-    if model_shape(model).family.takes_references:
-        for latent in extras.get("reference_latents") or ():
-            height, width = token_grid(*latent.shape[-2:])
-            references += height * width
-    return SequenceLayout(text.shape[1] if isinstance(text, Tensor) else FLUX_TEXT, grid, references)
 
 
 def time_text(planned: float, sampler_name: str) -> str:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ....clear_core.effective import Effective
 from ....clear_core.inspection.units import percent
-from ....clear_core.layout import TOKEN_PIXELS, SequenceLayout
-from ....clear_core.memory import FLUX_TEXT, GIB
+from ....clear_core.layout import TOKEN_PIXELS
+from ....clear_core.memory import GIB
 from ....clear_core.sdedit import Stage
-from ..model.memory import activations_of
 from ..model.read import backend_of, clear_of, effective_of, has_windows, weights_of
+from ..model.sequence import sampler_conds, sequence_of
 from ..pack import versions
 from .sigma_shift import with_shift
 from .stage import StageInputs, StageSettings, sampled_tiles
@@ -39,7 +39,7 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
     mask = StageMask.of(inputs.mask, stage)
     tiles = sampled_tiles(stage, inputs, settings, batch, mask)
     vae_tile = settings.vae_tile(inputs.vae, stage)
-    memory = activations_of(inputs.model).peak_bytes(tiles.tile[0] * tiles.tile[1] + FLUX_TEXT, batch=batch) / GIB
+    memory = inputs.memory().peak_bytes(tiles.tile[0] * tiles.tile[1], batch) / GIB
     height, width = stage.size
     padded = "" if stage.padded == stage.size else f" (padded to {stage.padded[1]} x {stage.padded[0]})"
     shape = (
@@ -61,9 +61,9 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
 def effect_words(inputs: StageInputs, stage: Stage, settings: StageSettings, batch: int) -> str:
     """What CLEAR's settings come to at a stage's size, for the first prompt: of each tile if there are tiles."""
     model = inputs.model
-    text = inputs.positive[0][0].shape[1] if inputs.positive else FLUX_TEXT
-    tile = settings.tiles(model, stage, batch).tile
-    effective = effective_of(model, SequenceLayout(text, tile), stage.grid)
+    first = next(iter(sampler_conds(inputs.positive)), {})
+    tile = settings.tiles(inputs, stage, batch).tile
+    effective = effective_of(model, sequence_of(model, first, tile), stage.grid)
     return (
         f"stage {stage.number} attention: {window_words(effective)}, ntk {effective.ntk_factor:g}, "
         f"scale {effective.scale:.6f} ({'proportional' if effective.proportional else 'plain'}), "

@@ -19,11 +19,12 @@ import latent_preview
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ....clear_core.call_memory import MemoryPlan
 from ....clear_core.layout import TOKEN_PIXELS
-from ....clear_core.memory import activation_budget
 from ....clear_core.number_checks import check_number
 from ....clear_core.sdedit import DEFAULT_OVERLAP, Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
-from ..model.memory import activations_of
+from ..model.memory_plan import memory_plan
+from ..model.sequence import sampler_conds
 from ..model.throughput import timed
 from .forecast import StageForecast, step_gflops
 from .progress import StageProgress
@@ -62,16 +63,16 @@ class StageSettings:
         for name in ("cfg", "shift"):
             check_number(name, getattr(self, name), 0)
 
-    def tiles(self, model: ModelPatcher, stage: Stage, batch: int = 1) -> TileLayout:
+    def tiles(self, inputs: StageInputs, stage: Stage, batch: int = 1) -> TileLayout:
         """Whole frame or tiles: as set, or by a rule that uses the card's total memory, never its free memory."""
-        total = comfy.model_management.get_total_memory(model.load_device)
+        total = comfy.model_management.get_total_memory(inputs.model.load_device)
         return choose_tiles(
             stage.grid,
             tile_height=self.tile_height,
             tile_width=self.tile_width,
             overlap=self.tile_overlap,
-            activations=activations_of(model),
-            budget=activation_budget(total, model.model_size()),
+            memory=inputs.memory(),
+            total=total,
             batch=batch,
         )
 
@@ -101,6 +102,10 @@ class StageInputs:
     upscale_model: Any = None
     mask: Tensor | None = None
 
+    def memory(self) -> MemoryPlan:
+        """What the calls take: with all prompts, as the host is told, since some samplers use the negative at cfg 1."""
+        return memory_plan(self.model, sampler_conds([*self.positive, *(self.negative or ())]))
+
     def evaluated(self, cfg: float) -> list[Any]:
         """The conditionings that the host evaluates: without the negative ones if cfg is 1."""
         keeps_all = self.model.model_options.get("disable_cfg1_optimization", False)
@@ -112,7 +117,7 @@ def sampled_tiles(
     stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int, mask: StageMask | None
 ) -> TileLayout:
     """The tiles of a stage, without those that nobody needs under its mask."""
-    tiles = settings.tiles(inputs.model, stage, batch)
+    tiles = settings.tiles(inputs, stage, batch)
     return tiles if mask is None else mask.needed(tiles, inputs.model)
 
 
