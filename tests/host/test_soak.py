@@ -200,3 +200,4 @@ def test_a_long_session_leaves_nothing_behind(soak_server):
     more = sorted(grown(empty["kinds"], last_empty["kinds"]).items(), key=lambda item: item[1][0] - item[1][1])
     assert not left, "\n".join([*left, f"kinds: {more[:20]}"])
     assert last_empty["changed"] == last_empty["unbounded"] == []
+    assert held["hooks"] == held["own_forwards"] == 0

@@ -68,9 +68,9 @@ class Combination:
     cache_type: str
 
     @property
-    def may_be_refused(self) -> bool:
-        """Whether one sentence is an answer too: pictures that the stock graph does not take either."""
-        return self.channels < 3 or self.dtype == "bytes"
+    def is_refused(self) -> bool:
+        """Whether one sentence is the answer: the stock graph does not take such pictures either."""
+        return self.dtype == "bytes"
 
     @property
     def steps(self) -> int:
