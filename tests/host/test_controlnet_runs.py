@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.host.support_comfy.control_cases import RADIUS, SIGMA, noise, prompt, run
-from tests.host.support_comfy.sampling import relative_error
+from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.sampling import relative_error, run_node
 
 
 def attributes(control: Any) -> dict[str, Any]:
@@ -134,3 +136,31 @@ def test_another_sampler_may_use_the_controlnet_at_the_same_time(tiny_flux, clea
         thread.join()
     for result, wanted in zip(results, expected, strict=True):
         assert torch.equal(result, wanted)
+
+
+@pytest.mark.parametrize(
+    "tiles", [{}, {"tile_width": 48, "tile_height": 64, "tile_overlap": 16}], ids=["whole", "tiles"]
+)
+def test_the_old_apply_node_needs_no_negative_prompt(host, tiny_flux, clear_node, load, tiles):
+    """Without one the host finds nothing to put the ControlNet on, and divides by zero."""
+    if "ClearTestPixels" not in host.nodes.NODE_CLASS_MAPPINGS:
+        host.load_file(Path(__file__).parent / "support_comfy" / "test_only_pixels.py")
+    image = picture(32, 32)
+    (positive,) = run_node(
+        host.stock("ControlNetApply"), conditioning=prompt(), control_net=load("xlabs"), image=image, strength=0.8
+    )
+    inputs = {
+        "image": image,
+        "model": clear_node(tiny_flux(), radius=3),
+        "vae": run_node(host.stock("ClearTestPixels"))[0],
+        "steps": 2,
+        **tiles,
+    }
+
+    def latent(**more: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return run_node(host.stock("CLEARUpscale"), **inputs, **more)[1]["samples"]
+
+    alone = latent(positive=positive)
+    assert torch.equal(alone, latent(positive=positive, negative=prompt(8)))
+    assert relative_error(latent(positive=prompt()), alone) > 1e-4

@@ -106,6 +106,17 @@ class StageInputs:
         """What the calls take: with all prompts, as the host is told, since some samplers use the negative at cfg 1."""
         return memory_plan(self.model, sampler_conds([*self.positive, *(self.negative or ())]))
 
+    @property
+    def conditionings(self) -> tuple[list[Any], list[Any]]:
+        """The positive and the negative ones, as the host's sampler takes them.
+
+        ControlNets of the stock node Apply ControlNet (OLD) ask for a negative one to share them with, and the host
+        fails if there is none.
+        """
+        if self.negative:
+            return self.positive, self.negative
+        return [[text, {**extras, "control_apply_to_uncond": False}] for text, extras in self.positive], []
+
     def evaluated(self, cfg: float) -> list[Any]:
         """The conditionings that the host evaluates: without the negative ones if cfg is 1."""
         keeps_all = self.model.model_options.get("disable_cfg1_optimization", False)
@@ -224,8 +235,7 @@ def denoise(
         settings.cfg,
         settings.sampler_name,
         settings.scheduler,
-        inputs.positive,
-        inputs.negative or [],
+        *inputs.conditionings,
         latent,
         denoise=stage.denoise,
         noise_mask=noise_mask,

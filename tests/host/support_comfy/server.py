@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,23 @@ class Server:
         except urllib.error.HTTPError as error:
             raise RefusedPromptError(json.load(error)) from None
 
-    def run(self, graph: Graph, seconds: float = 240) -> dict[str, Any]:
+    def tell(self, path: str, body: Any = None) -> None:
+        """A POST of JSON whose answer has no body."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def run(
+        self, graph: Graph, seconds: float = 240, pause: float = 0.1, meanwhile: Callable[[], None] | None = None
+    ) -> dict[str, Any]:
         """Runs a workflow to its end and returns its entry in the server's history.
+
+        Args:
+            graph: The workflow.
+            seconds: How long it may take.
+            pause: Seconds between two questions.
+            meanwhile: Called between them.
 
         Raises:
             RefusedPromptError: The workflow did not pass the server's checks.
@@ -178,7 +193,9 @@ class Server:
             entry = self.get(f"/history/{prompt}").get(prompt)
             if entry and entry["status"]["status_str"] in ("success", "error"):
                 return entry
-            time.sleep(0.1)
+            if meanwhile is not None:
+                meanwhile()
+            time.sleep(pause)
         raise TimeoutError(f"the workflow did not end within {seconds} s:\n{self.log}")
 
 
