@@ -21,6 +21,9 @@ TEST_NODE = Path(__file__).with_name("test_only_node.py")
 BOOT_SECONDS = 240
 """How long a server may take to answer; ten seconds is usual, but test machines are busy."""
 
+ANSWER_SECONDS = 120
+"""How long one answer may take: a busy machine keeps a server waiting."""
+
 
 class RefusedPromptError(Exception):
     """The server did not take a workflow; ``errors`` holds its answer."""
@@ -147,7 +150,7 @@ class Server:
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=ANSWER_SECONDS) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: Any) -> Any:
@@ -160,7 +163,7 @@ class Server:
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise RefusedPromptError(json.load(error)) from None
@@ -170,7 +173,7 @@ class Server:
         request = urllib.request.Request(
             self.url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
         )
-        urllib.request.urlopen(request, timeout=30).close()
+        urllib.request.urlopen(request, timeout=ANSWER_SECONDS).close()
 
     def run(
         self, graph: Graph, seconds: float = 240, pause: float = 0.1, meanwhile: Callable[[], None] | None = None

@@ -228,4 +228,4 @@ async def get_state(request):
 @PromptServer.instance.routes.get("/clear_test/now")
 async def get_now(request):
     loaded = len(comfy.model_management.current_loaded_models)
-    return web.json_response({"waiting": waiting.is_set(), "loaded": loaded, "resident": resident_bytes()})
+    return web.json_response({"waiting": waiting.is_set(), "loaded": loaded})
