@@ -89,6 +89,8 @@ class PositionEmbedder(torch.nn.Module):
     def forward(self, ids: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - torch's disable
         """(B, tokens, axes) ids to (B, 1, tokens, D / 2, 2, 2) rotations."""
         call = _running.get()
+        if call.part is not None:
+            call.part.run.asked = True
         if call.layout is not None:
             placed = place_image(ids, call.layout, call.part, call.rope_options, call.references_follow)
             if placed is None:
@@ -143,7 +145,15 @@ class PositionsPatch:
             rope_options=options.get("rope_options"),
             references_follow=extra.get("ref_latents_method") == "uxo",
         ):
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
+            out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
+        # A cache answers later calls without the model, the first one never.
+        if part is not None and isinstance(embedder, PositionEmbedder) and not part.run.asked:
+            self.notices.log_once(
+                "not asked",
+                "the model did not ask its position embedder (another node computes it by itself), so the positions "
+                "of a tile cannot be moved to its place in the frame.",
+            )
+        return out
 
 
 def tokens_of(latent: Tensor) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....clear_core.sdedit import Tile, TileLayout
 from ..model.rope_embedder import install_embedder
-from ..model.tile_frame import KEY, FramePart
+from ..model.tile_frame import KEY, FramePart, TileRun
 from .crop_conditioning import Cond, crop_cond
 from .crop_picture import PictureCrop
 from .tile_state import TileState
@@ -31,12 +31,14 @@ class TiledModel:
         on_tile: Called after every tile with (tiles done, tiles) of this call; an exception from it ends the run.
         controls: Cropped ControlNets of this run.
         state: What other nodes keep from one call of this run to the next.
+        run: What the model is told of this run.
     """
 
     layout: TileLayout
     on_tile: Callable[[int, int], None]
     controls: dict[Any, Any] = field(default_factory=dict)
     state: TileState = field(default_factory=TileState)
+    run: TileRun = field(default_factory=TileRun)
 
     def install(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of ``model`` that runs in tiles."""
@@ -54,7 +56,7 @@ class TiledModel:
     ) -> Any:
         """Begin a run, and make the host reserve memory for a tile, not for the frame."""
         self.controls.clear()
-        self.state = TileState(self.state.notices)
+        self.state, self.run = TileState(self.state.notices), TileRun()
         rows, columns = self.layout.tiles[0].latents
         shape = [*noise_shape[:2], rows.stop - rows.start, columns.stop - columns.start]
         return executor(model, shape, *args, **kwargs)
@@ -102,5 +104,5 @@ class TiledModel:
 
     def options_of(self, tile: Tile, model_options: dict[str, Any]) -> dict[str, Any]:
         """The model options of one tile's calls, with its position."""
-        options = {**model_options.get("transformer_options", {}), KEY: FramePart(self.layout.grid, tile)}
+        options = {**model_options.get("transformer_options", {}), KEY: FramePart(self.layout.grid, tile, self.run)}
         return {**model_options, "transformer_options": options}

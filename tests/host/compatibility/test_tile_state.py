@@ -11,7 +11,8 @@ import torch
 
 from tests.host.compatibility.test_own_forward import of_another_host
 from tests.host.support_comfy.boot import Recorder
-from tests.host.support_comfy.graph_inputs import prompt
+from tests.host.support_comfy.graph_inputs import noise, prompt
+from tests.host.support_comfy.positions import recorded_ids
 from tests.host.support_comfy.sampling import relative_error, run_node
 
 STEPS, TILES = 8, 2
@@ -86,3 +87,22 @@ def test_wavespeed(host, sample, use_pack):
         )[0]
 
     saves_as_much_in_tiles(sample, cached)
+
+
+def test_teacaches_own_forward_places_tiles(host, tiny_flux, predict, in_tiles, use_pack):
+    """It calls no patch of the host's, and asks the model's embedder."""
+    use_pack("ComfyUI-TeaCache", missing={"comfy.ldm.lightricks.model.precompute_freqs_cis": None})
+    forward = importlib.import_module(host.stock("TeaCache").__module__).teacache_flux_forward
+    model = tiny_flux(depth=1, depth_single_blocks=1)
+    flux = model.get_model_object("diffusion_model")
+
+    def own(*args: Any, timestep_zero_index: Any = None, **kwargs: Any) -> torch.Tensor:
+        options = {**kwargs.pop("transformer_options"), "enable_teacache": False}
+        return forward(flux, *args, transformer_options=options, **kwargs)
+
+    model.add_object_patch("diffusion_model.forward_orig", own)
+    with recorded_ids() as seen, Recorder() as log:
+        predict(in_tiles(model), noise(16, 32), 0.6, prompt())
+    starts = [tuple(ids[-80, 1:].tolist()) for ids in seen]
+    assert starts == [(0, 0), (0, 6)] and [tuple(ids[-1, 1:].tolist()) for ids in seen] == [(7, 9), (7, 15)]
+    assert [line for line in log.messages() if "CLEAR" in line] == []
