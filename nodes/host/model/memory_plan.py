@@ -37,8 +37,14 @@ def memory_plan(model: ModelPatcher, conds: Iterable[Cond] = ()) -> MemoryPlan:
     """
     conds = list(conds)
     calls = dict.fromkeys(call_memory(model, cond) for cond in conds or [{}])
-    models = {id(each): each for cond in conds for control in chain_of(cond) for each in control.get_models_only_self()}
+    controls = [cond["control"] for cond in conds if cond.get("control") is not None]
+    models = {id(each): each for control in controls for each in control.get_models() if is_beside(each, model)}
     return MemoryPlan(tuple(calls), model.model_size() + sum(each.model_size() for each in models.values()))
+
+
+def is_beside(one: ModelPatcher, model: ModelPatcher) -> bool:
+    """Whether both lie on one card: a ControlNet may have clones for others."""
+    return one.load_device == model.load_device
 
 
 def call_memory(model: ModelPatcher, cond: Cond) -> CallMemory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -97,8 +98,9 @@ def test_teacaches_own_forward_places_tiles(host, tiny_flux, predict, in_tiles, 
     flux = model.get_model_object("diffusion_model")
 
     def own(*args: Any, timestep_zero_index: Any = None, **kwargs: Any) -> torch.Tensor:
-        options = {**kwargs.pop("transformer_options"), "enable_teacache": False}
-        return forward(flux, *args, transformer_options=options, **kwargs)
+        given = inspect.signature(forward).bind(flux, *args, **kwargs)
+        given.arguments["transformer_options"] = {**given.arguments["transformer_options"], "enable_teacache": False}
+        return forward(*given.args, **given.kwargs)
 
     model.add_object_patch("diffusion_model.forward_orig", own)
     with recorded_ids() as seen, Recorder() as log:
