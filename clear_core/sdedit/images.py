@@ -68,8 +68,8 @@ def as_float(values: Tensor) -> Tensor:
 
 def check_finite(values: Tensor, name: str) -> None:
     """Raises a ValueError if ``values`` has NaN or infinite ones; ``name`` is what to call it."""
-    # Without a copy: both ends are NaN if one value is.
-    if not all(end.isfinite() for end in values.aminmax()):
+    # Both ends are NaN if one value is; of a picture this makes no copy.
+    if not all(end.isfinite() for end in as_float(values).aminmax()):
         raise ValueError(
             f"{name} has NaN or infinite values; expected finite numbers: look at the node that made it, which may "
             "need a higher precision."

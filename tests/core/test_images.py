@@ -34,6 +34,13 @@ def test_a_picture_has_three_channels_of_floats(channels, dtype):
     assert torch.equal(out, image[..., used].to(out))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_finite_numbers_of_any_type_pass(dtype):
+    check_finite(MASKS.to(dtype), "hat")
+    with pytest.raises(ValueError, match="hat"):
+        check_finite((MASKS * NAN).to(dtype), "hat")
+
+
 @pytest.mark.parametrize(
     ("refuse", "words"),
     [
