@@ -13,7 +13,7 @@ from tools import check
 from tools.environment import RefusedError, tool_requirements
 
 PROJECT = Path(__file__).resolve().parents[2]
-SLICE = ("pyproject.toml", "clear_core/spec.py")  # enough for a tool that reads file by file, and quick
+SLICE = ("pyproject.toml", "clear_core/spec.py", "clear_core/wording.py")  # enough for a tool that reads file by file
 
 
 def copy_of(names: tuple[str, ...], root: Path) -> None:

@@ -65,12 +65,12 @@ def soak_server(server_base: Path) -> Iterator[Server]:
     left.save(server_base / "input" / "left.png")
     helper = PROJECT / "demo" / "comfyui" / "tiny_flux_text_and_pixels.py"
     (custom / helper.name).symlink_to(helper)  # it finds the demo from its real place
-    for name in ("test_only_pixels.py", "test_only_probe.py"):
+    for name in ("test_only_pixels.py", "probe_node.py"):
         shutil.copyfile(SUPPORT / name, custom / name)
     checkout, python = Path(sys.modules["nodes"].__file__).parent, Path(sys.executable)
     with Server(checkout, python, server_base, "WARNING") as running:
         yield running
-    for name in (helper.name, "test_only_pixels.py", "test_only_probe.py"):
+    for name in (helper.name, "test_only_pixels.py", "probe_node.py"):
         (custom / name).unlink()
 
 
