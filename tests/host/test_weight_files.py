@@ -108,7 +108,7 @@ def used_file(pack, model) -> Path:
 
 
 @pytest.fixture
-def second_folder(tmp_path, pack):
+def second_folder(tmp_path, pack, clear_folder):
     """A second folder of weights, as extra_model_paths.yaml adds it."""
     import folder_paths
 
@@ -116,6 +116,8 @@ def second_folder(tmp_path, pack):
     folders.append(str(tmp_path))
     yield tmp_path
     folders.remove(str(tmp_path))
+    (clear_folder / "clear_local_6.safetensors").unlink(missing_ok=True)
+    folder_paths.filename_list_cache.pop("clear", None)  # The host does not look for folders that are gone.
 
 
 def test_two_files_of_one_name_are_said_with_their_folders(
