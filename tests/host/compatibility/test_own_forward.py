@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,26 @@ def of_another_host(error: str) -> str | None:
     return None
 
 
+def with_teacache(host: Any, model: Any) -> Any:
+    """A model with TeaCache at a threshold that skips steps."""
+    return run_node(
+        host.stock("TeaCache"),
+        model=model,
+        model_type="flux",
+        rel_l1_thresh=10.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        cache_device="cpu",
+    )[0]
+
+
+def with_first_block_cache(host: Any, model: Any) -> Any:
+    """A model with WaveSpeed's First Block Cache at a threshold that skips steps."""
+    return run_node(
+        host.stock("ApplyFBCacheOnModel"), model=model, object_to_patch="diffusion_model", residual_diff_threshold=0.4
+    )[0]
+
+
 @pytest.fixture
 def build(tiny_flux: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: tiny_flux(depth=2, depth_single_blocks=1)
@@ -75,17 +96,7 @@ def test_teacache(cell, host, build, clear_node, run, use_pack, order):
     use_pack("ComfyUI-TeaCache", missing={"comfy.ldm.lightricks.model.precompute_freqs_cis": None})
     cell.note = "loaded with a stand-in for a video function that this ComfyUI has no more"
 
-    def cached(model: Any) -> Any:
-        return run_node(
-            host.stock("TeaCache"),
-            model=model,
-            model_type="flux",
-            rel_l1_thresh=10.0,
-            start_percent=0.0,
-            end_percent=1.0,
-            cache_device="cpu",
-        )[0]
-
+    cached = partial(with_teacache, host)
     bypassed(
         cell, order, build, clear_node, cached, lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=8)
     )
@@ -96,14 +107,7 @@ def test_teacache(cell, host, build, clear_node, run, use_pack, order):
 def test_wavespeed(cell, host, build, clear_node, run, use_pack, order):
     use_pack("Comfy-WaveSpeed")
 
-    def cached(model: Any) -> Any:
-        return run_node(
-            host.stock("ApplyFBCacheOnModel"),
-            model=model,
-            object_to_patch="diffusion_model",
-            residual_diff_threshold=0.4,
-        )[0]
-
+    cached = partial(with_first_block_cache, host)
     bypassed(
         cell, order, build, clear_node, cached, lambda model: run(model, prompt(), torch.zeros(1, 16, 12, 14), steps=8)
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from tests.host.compatibility.test_own_forward import of_another_host
+from tests.host.compatibility.test_own_forward import of_another_host, with_first_block_cache, with_teacache
 from tests.host.support_comfy.boot import Recorder
 from tests.host.support_comfy.graph_inputs import noise, prompt
 from tests.host.support_comfy.positions import recorded_ids
-from tests.host.support_comfy.sampling import relative_error, run_node
+from tests.host.support_comfy.sampling import relative_error
 
 STEPS, TILES = 8, 2
 
@@ -62,32 +63,13 @@ def saves_as_much_in_tiles(sample: Callable[..., Any], node: Callable[[Any], Any
 def test_teacache(host, sample, use_pack):
     use_pack("ComfyUI-TeaCache", missing={"comfy.ldm.lightricks.model.precompute_freqs_cis": None})
 
-    def cached(model: Any) -> Any:
-        return run_node(
-            host.stock("TeaCache"),
-            model=model,
-            model_type="flux",
-            rel_l1_thresh=10.0,
-            start_percent=0.0,
-            end_percent=1.0,
-            cache_device="cpu",
-        )[0]
-
-    saves_as_much_in_tiles(sample, cached)
+    saves_as_much_in_tiles(sample, partial(with_teacache, host))
 
 
 def test_wavespeed(host, sample, use_pack):
     use_pack("Comfy-WaveSpeed")
 
-    def cached(model: Any) -> Any:
-        return run_node(
-            host.stock("ApplyFBCacheOnModel"),
-            model=model,
-            object_to_patch="diffusion_model",
-            residual_diff_threshold=0.4,
-        )[0]
-
-    saves_as_much_in_tiles(sample, cached)
+    saves_as_much_in_tiles(sample, partial(with_first_block_cache, host))
 
 
 def test_teacaches_own_forward_places_tiles(host, tiny_flux, predict, in_tiles, use_pack):
