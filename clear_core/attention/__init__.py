@@ -2,7 +2,7 @@
 
 from .api import clear_attention
 from .bias import AttentionBias, ImageBias
-from .choose import BACKENDS, check_backend, explain_backend, unavailable_reason
+from .choose import BACKENDS, check_backend, device_fault, explain_backend, unavailable_reason
 
 __all__ = [
     "BACKENDS",
@@ -10,6 +10,7 @@ __all__ = [
     "ImageBias",
     "check_backend",
     "clear_attention",
+    "device_fault",
     "explain_backend",
     "unavailable_reason",
 ]

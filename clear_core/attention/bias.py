@@ -113,6 +113,10 @@ class AttentionBias:
         """The bias of one item of the batch."""
         return self if self.tensor.shape[0] == 1 else replace(self, tensor=self.tensor[index : index + 1])
 
+    def of_heads(self, heads: slice) -> AttentionBias:
+        """The bias of some heads."""
+        return self if self.tensor.shape[1] == 1 else replace(self, tensor=self.tensor[:, heads])
+
     def rows(self, queries: slice, dtype: torch.dtype, pooled: int = 0) -> Tensor:
         """What is added to the scores of some queries, over text, image, reference and ``pooled`` keys.
 

@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import torch
 
-_LEAST, _MOST = 64 * 2**20, 2**30
-_CPU_DEFAULT = 128 * 2**20
+from .fused import SCORE_BYTES
+
+_ON_CPU = 128 * 2**20
+_ELSEWHERE = 256 * 2**20
 
 # Query-key pairs of one call on a CPU, about a third of a second on two cores at a head size of 128.
 CPU_PAIRS = 2**26
 
 
 def default_chunk_bytes(device: torch.device) -> int:
-    """Memory in bytes for one chunk if the caller sets no limit: an eighth of the free memory, 64 MiB to 1 GiB.
+    """Memory in bytes for one chunk if the caller sets no limit.
 
-    On a CPU it is 128 MiB: larger chunks leave its caches and are slower.
+    It does not follow the free memory: a host that keeps weights on the card until it is full would make the chunks
+    small, and libraries plan anew for chunks of another size. Larger ones leave a CPU's caches and are slower; a few
+    tiles keep all of a card busy.
     """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # Memory that torch has reserved and not handed out is free as well.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    elif device.type == "mps":
-        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    elif device.type == "cpu":
-        return _CPU_DEFAULT
-    else:
-        return _LEAST
-    return min(max(free // 8, _LEAST), _MOST)
+    return _ON_CPU if device.type == "cpu" else _ELSEWHERE
 
 
-def queries_at_once(device: torch.device, pairs_per_query: int, chunk_bytes: int) -> int:
-    """Number of queries of one unmasked attention call.
+def queries_at_once(device: torch.device, pairs_per_query: int, chunk_bytes: int, fused: bool) -> int:
+    """Number of queries of one attention call.
 
     Args:
         pairs_per_query: Query-key pairs of one query over batch, heads and keys.
         chunk_bytes: Memory limit of the call.
+        fused: Whether attention keeps no scores in memory.
     """
-    if device.type == "cuda":
-        # Fused and fast: nothing is materialised, and splitting would leave most of the card idle.
-        return 2**31
     if device.type == "cpu":
         return max(64, CPU_PAIRS // pairs_per_query)
-    # Elsewhere attention may write its scores out, in float32 and again in the values' dtype.
-    return max(1, chunk_bytes // (8 * pairs_per_query))
+    # A fused kernel is fast, and splitting would leave most of the card idle.
+    return 2**31 if fused else max(1, chunk_bytes // (SCORE_BYTES * pairs_per_query))

@@ -15,6 +15,7 @@ from ..layout import SequenceLayout
 from ..spec import ClearSpec
 from .bias import AttentionBias
 from .budget import default_chunk_bytes
+from .fused import is_fused
 from .pool import pool_tokens
 
 
@@ -28,6 +29,15 @@ class Attended(NamedTuple):
 
     out: Tensor
     lse: Tensor | None
+
+    def of_item(self, index: int) -> Attended:
+        """The rows of one item of the batch, as views."""
+        item = slice(index, index + 1)
+        return Attended(self.out[item], None if self.lse is None else self.lse[item])
+
+    def of_heads(self, heads: slice) -> Attended:
+        """The rows of some heads, as views."""
+        return Attended(self.out[:, heads], None if self.lse is None else self.lse[:, heads])
 
 
 class CallKind(NamedTuple):
@@ -106,6 +116,11 @@ class AttentionCall:
         """Memory in bytes for one chunk of work: ``chunk_bytes``, or by the free memory."""
         return default_chunk_bytes(self.q.device) if self.chunk_bytes is None else self.chunk_bytes
 
+    @property
+    def fused(self) -> bool:
+        """Whether the device's attention keeps no scores in memory for such a call."""
+        return is_fused(self.q.device, self.q.dtype, self.q.shape[-1], self.bias is not None)
+
     def empty_result(self) -> Attended:
         """Uninitialised. ``out`` is laid out token by token, so that the model's (B, L, heads * D) is a view of it."""
         batch, heads, length, head_dim = self.q.shape
@@ -116,7 +131,8 @@ class AttentionCall:
         """The same call for some of the heads."""
         if heads == slice(0, self.q.shape[1]):
             return self
-        return replace(self, q=self.q[:, heads], k=self.k[:, heads], v=self.v[:, heads])
+        bias = None if self.bias is None else self.bias.of_heads(heads)
+        return replace(self, q=self.q[:, heads], k=self.k[:, heads], v=self.v[:, heads], bias=bias)
 
     def of_item(self, index: int) -> AttentionCall:
         """The same call for one item of the batch."""

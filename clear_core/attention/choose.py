@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 
@@ -30,6 +29,9 @@ BACKENDS = ("auto", *(backend.name for backend in REGISTRY))
 _SELF_TEST_TOLERANCE = 0.03
 
 _logged: set[str] = set()
+
+# What self-tests said, by backend, device, dtype, padded head size and whether the log-sum-exp is wanted.
+_verdicts: dict[tuple[str, torch.device, torch.dtype, int, bool], str | None] = {}
 
 # Kernels that failed after their self-test, and the error; they are not tried again.
 _dropped: dict[tuple[str, torch.device, torch.dtype, int, bool], str] = {}
@@ -86,6 +88,14 @@ def unavailable_reason(
     return _hand_over(backend, kind) or _refusal(backend, kind)
 
 
+def device_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why no backend is right on a device, as the end of a sentence; None if one is.
+
+    The first question about a device whose attention is known for faults runs a small self-test.
+    """
+    return unavailable_reason(GATHER.name, device, dtype, head_dim) if _is_unproven(device) else None
+
+
 def run_backend(name: str, call: AttentionCall) -> Attended:
     """Runs the backend of that name, or the one that "auto" stands for.
 
@@ -105,11 +115,14 @@ def run_backend(name: str, call: AttentionCall) -> Attended:
             backend = GATHER
         elif (reason := _refusal(backend, kind)) is not None:
             raise ValueError(f"backend is {quoted(name)}, but {reason}; use 'auto' or 'gather'.")
+    if backend is GATHER and (reason := device_fault(kind.device, kind.dtype, kind.head_dim)) is not None:
+        raise ValueError(f"windows cannot be computed on {kind.device}: {reason}; use another version of torch.")
     try:
         return backend.run(call)
     except KernelError as error:
-        _dropped[_kernel(backend, kind)] = str(error)
-        _log_once(f"{backend.title} is not used because {_hand_over(backend, kind)}.")
+        if not error.no_memory:
+            _dropped[_kernel(backend, kind)] = str(error)
+        _log_once(f"{backend.title} is not used because its kernel failed ({error}).")
     return GATHER.run(call)
 
 
@@ -158,7 +171,7 @@ def _backend(name: str) -> Backend:
 def _refusal(backend: Backend, kind: CallKind) -> str | None:
     """Why such a call cannot run here at all, self-test included, as the end of a sentence; None if it can."""
     reason = backend.unavailable(kind)
-    if reason is None and backend.compiled:
+    if reason is None and (backend.compiled or _is_unproven(kind.device)):
         return _self_test(backend, kind.device, kind.dtype, padded_head_dim(kind.head_dim), kind.return_lse)
     return reason
 
@@ -182,15 +195,36 @@ def _log_once(cause: str) -> None:
         logger.warning("CLEAR attention: %s The results are the same, from gathered tiles.", cause)
 
 
-@lru_cache(maxsize=64)
+def _is_unproven(device: torch.device) -> bool:
+    """Whether torch's own attention is known to be wrong on some devices of this kind: gathered tiles rest on it."""
+    return device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip is not None)
+
+
 def _self_test(
     backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
 ) -> str | None:
-    """Runs a kernel on a small odd case beside the reference; the error as the end of a sentence, or None."""
+    """Why a kernel fails a small test, as the end of a sentence, or None. Asked once; a lack of memory is no answer."""
+    case = (backend.name, device, dtype, head_dim, return_lse)
+    if case not in _verdicts:
+        try:
+            _verdicts[case] = _run_self_test(backend, device, dtype, head_dim, return_lse)
+        except (KernelError, torch.OutOfMemoryError) as error:
+            reason = f"its kernel does not run here ({str(error).splitlines()[0]})"
+            if isinstance(error, torch.OutOfMemoryError) or error.no_memory:
+                # Hosts fill a card with weights; the next call may find room.
+                return reason
+            _verdicts[case] = reason
+    return _verdicts[case]
+
+
+def _run_self_test(
+    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
+) -> str | None:
+    """A small odd case beside the reference in float32 on a CPU, with V a view into wider rows as models have it."""
     layout = SequenceLayout(7, (20, 13), 2)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, layout.length, head_dim, generator=generator).to(device, dtype) for _ in range(3))
-
+    wide = torch.randn(3, 1, layout.length, 2, 2 * head_dim, generator=generator).to(device, dtype)
+    q, k, v = (one[..., head_dim:].transpose(1, 2) for one in wide)
     call = AttentionCall(
         q=q,
         k=k,
@@ -206,13 +240,11 @@ def _self_test(
         return_lse=return_lse,
         needs_grad=False,
     )
-    try:
-        found = backend.run(call)
-    except (KernelError, torch.OutOfMemoryError) as error:
-        return f"its kernel does not run here ({str(error).splitlines()[0]})"
-    expected = DENSE.run(replace(call, q=q.float(), k=k.float(), v=v.float()))
+    found = backend.run(call)
+    # The device's own attention may be what is wrong.
+    expected = DENSE.run(replace(call, q=q.float().cpu(), k=k.float().cpu(), v=v.float().cpu()))
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
-    error = max(float((a.float() - b).abs().max()) for a, b in pairs)
+    error = max(float((a.float().cpu() - b).abs().max()) for a, b in pairs)
     if not error < _SELF_TEST_TOLERANCE:
         return f"its kernel is off by {error:.2g} in a small test on {device}"
     return None

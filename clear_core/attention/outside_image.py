@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from .budget import queries_at_once
 from .call import Attended, AttentionCall, head_groups
+from .fused import plain
 from .lse import attend_with_lse
 
 
@@ -15,28 +16,27 @@ def attend_outside_image(call: AttentionCall, result: Attended) -> None:
 
     Kept out of the windowed launch: these rows attend to every key and would dominate its run time.
     """
-    q, image, length = call.q, call.image_queries, call.q.shape[2]
+    image, length = call.image_queries, call.q.shape[2]
     if image.start == 0 and image.stop == length:
         return
-    for heads in head_groups(q.shape[1], _heads_at_once(call)):
-        step = _queries_at_once(call, heads.stop - heads.start)
-        for first, stop in ((0, image.start), (image.stop, length)):
-            for start in range(first, stop, step):
-                _attend_rows(call, result, heads, slice(start, min(start + step, stop)))
-                call.on_chunk()
+    for heads in head_groups(call.q.shape[1], _heads_at_once(call)):
+        _attend_heads(call.of_heads(heads), result.of_heads(heads))
 
 
-def _attend_rows(call: AttentionCall, result: Attended, heads: slice, rows: slice) -> None:
-    q, k, v = call.q[:, heads, rows], call.k[:, heads], call.v[:, heads]
-    mask = None if call.bias is None else call.bias.rows(rows, q.dtype)
-    if mask is not None and mask.shape[1] > 1:
-        mask = mask[:, heads]
-    if result.lse is None:
-        result.out[:, heads, rows] = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scale)
-    else:
-        result.out[:, heads, rows], result.lse[:, heads, rows] = attend_with_lse(
-            q, k, v, scale=call.scale, mask=mask, needs_grad=call.needs_grad
-        )
+def _attend_heads(call: AttentionCall, result: Attended) -> None:
+    q, k, v, image = call.q, plain(call.k), plain(call.v), call.image_queries
+    step = _queries_at_once(call)
+    for first, stop in ((0, image.start), (image.stop, q.shape[2])):
+        for start in range(first, stop, step):
+            rows = slice(start, min(start + step, stop))
+            queries, mask = plain(q[:, :, rows]), None if call.bias is None else call.bias.rows(rows, q.dtype)
+            if result.lse is None:
+                result.out[:, :, rows] = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=call.scale)
+            else:
+                result.out[:, :, rows], result.lse[:, :, rows] = attend_with_lse(
+                    queries, k, v, scale=call.scale, mask=mask, needs_grad=call.needs_grad
+                )
+            call.on_chunk()
 
 
 def _heads_at_once(call: AttentionCall) -> int:
@@ -51,10 +51,10 @@ def _heads_at_once(call: AttentionCall) -> int:
     return call.chunk_limit // (2 * k.shape[0] * k.shape[2] * k.shape[3] * k.element_size())
 
 
-def _queries_at_once(call: AttentionCall, heads: int) -> int:
-    """Number of queries of one attention call of so many heads."""
+def _queries_at_once(call: AttentionCall) -> int:
+    """Number of queries of one attention call."""
     q, keys = call.q, call.layout.length
-    step = queries_at_once(q.device, q.shape[0] * heads * keys, call.chunk_limit)
+    step = queries_at_once(q.device, q.shape[0] * q.shape[1] * keys, call.chunk_limit, call.fused)
     if call.bias is None:
         return step
     # The kernel may want a copy besides the one in q's dtype.

@@ -29,12 +29,13 @@ def border_gain(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     d = weight.shape[0]
     rows, cols = (-(-side // d) for side in grid)
     # Of each cell the sum of the weights that are there, and of their magnitudes.
-    present = torch.zeros(2, rows, cols, dtype=weight.dtype, device=weight.device)
-    both = torch.stack([weight, weight.abs()])
-    for i in range(d):
-        for j in range(d):
-            present[:, : len(range(i, grid[0], d)), : len(range(j, grid[1], d))] += both[:, i, j, None, None]
-    signed, magnitude = present
+    in_rows, in_cols = (
+        torch.arange(count * d, device=weight.device).view(count, d) < side
+        for count, side in zip((rows, cols), grid, strict=True)
+    )
+    # No matrix product: a card may be set to take one in fewer digits.
+    there = (in_rows[:, None, :, None] & in_cols[None, :, None, :]) * torch.stack([weight, weight.abs()])[:, None, None]
+    signed, magnitude = there.sum(dim=(-2, -1))
     # Weights of both signs may cancel in what is left of a cut cell; without a bound its key would blow up. Weights
     # of one sign never reach the bound.
     bound = d * d * weight.abs().sum() / magnitude
@@ -63,5 +64,5 @@ def pool_tokens(tokens: Tensor, grid: tuple[int, int], weight: Tensor) -> Tensor
         for j in range(d):
             part = image[:, :, i::d, j::d]
             if part.numel():
-                summed[:, :, : part.shape[2], : part.shape[3]] += part.float() * weight[i, j]
+                summed[:, :, : part.shape[2], : part.shape[3]].addcmul_(part, weight[i, j])
     return (summed * gain[..., None]).to(tokens.dtype).flatten(2, 3)

@@ -88,6 +88,7 @@ def test_a_budget_of_64_mib_is_kept_at_4k(heads, radius, down_factor, dtype, tmp
     def run():
         assert clear_attention(q, k, v, chunk_bytes=budget, **options).shape == q.shape
 
+    run()  # What is kept for all calls of a layout is made here.
     peak = peak_allocated(run, tmp_path)
     assert q.nbytes < peak <= q.nbytes + 1.1 * budget
 

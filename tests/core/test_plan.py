@@ -10,8 +10,11 @@ import torch
 
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
-from clear_core.attention.backends.flex.block_mask import kernel_lists, window_mask_mod
+from clear_core.attention.backends.flex.block_mask import kernel_lists, mask_by_division, mask_by_table
+from clear_core.attention.tiling import gathered
 from clear_core.attention.tiling.classes import tile_classes
+from clear_core.attention.tiling.gathered import GatheredKeys
+from clear_core.attention.tiling.kept import KeptValues
 from clear_core.attention.tiling.order import KEY_BLOCK, QUERY_BLOCK, TileOrder, copy_from_tiles, copy_to_tiles
 from clear_core.attention.tiling.plan import tile_plan
 
@@ -59,8 +62,9 @@ def test_lists_and_mask_are_the_oracles(layout, spec, rows):
     plan = tile_plan(layout, spec, CPU, rows)
     expected, real = oracle_in_tile_order(plan)
     query, key = torch.arange(expected.shape[0])[:, None], torch.arange(expected.shape[1])
-    mask = window_mask_mod(plan)(0, 0, query, key)
-    assert torch.equal(mask[real], expected[real])
+    for form in (mask_by_division, mask_by_table):
+        mask = form(plan)(0, 0, query, key)
+        assert torch.equal(mask[real], expected[real])
 
     partial_count, partial, full_count, full = (one[0, 0] for one in kernel_lists(plan))
     assert partial.shape == full.shape
@@ -165,3 +169,46 @@ def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius
     wanted = torch.zeros(height, width, dtype=torch.int64)
     wanted[rows.start : rows.stop] = 1
     assert torch.equal(times_seen, wanted.flatten())
+
+
+# ---- what gathered attention keeps ----
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (16, 32), (32, 32)], ids=str)
+@pytest.mark.parametrize("radius", [8, 16, 32])
+def test_what_is_kept_for_512_x_512_takes_less_than_64_mib(radius, tile, monkeypatch):
+    monkeypatch.setattr(gathered, "query_tile", lambda device, radius: tile)
+    keys = GatheredKeys(ClearSpec(radius), CPU, range(512), shared=True, ahead=512)
+    plan = gathered._make(SequenceLayout(512, (512, 512)), keys, tile)
+    assert 2**20 < plan.nbytes < 64 * 2**20
+    assert sum(one.queries.numel() for one in plan.classes) == 512 * 512
+
+
+class Value:
+    def __init__(self, nbytes):
+        self.nbytes = nbytes
+
+
+def test_kept_values_are_bounded_by_their_bytes():
+    kept, made = KeptValues(100), []
+
+    def value(name, nbytes=40):
+        return kept.get(name, lambda: made.append(name) or Value(nbytes))
+
+    first = value("a")
+    assert value("a") is first and made == ["a"]
+    value("b")
+    value("a")
+    value("c")  # b was asked for least recently
+    assert kept.nbytes == 80 and value("a") is first and made == ["a", "b", "c"]
+    huge = value("d", 1000)
+    assert value("d", 1000) is huge and kept.nbytes == 1000
+
+
+def test_kept_values_from_several_threads_are_the_same():
+    kept = KeptValues(10**6)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        values = list(pool.map(lambda i: kept.get(i % 7, lambda: Value(1)), range(700)))
+    for i, value in enumerate(values):
+        assert value is values[i % 7]
+    assert kept.nbytes == 7

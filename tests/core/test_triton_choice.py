@@ -55,6 +55,7 @@ def test_a_named_triton_is_refused_with_the_reason(monkeypatch):
 def test_auto_never_takes_triton(flex, monkeypatch):
     monkeypatch.setattr(choose, "_self_test", lambda backend, *case: flex if backend.name == "flex" else None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert explain_backend(CUDA, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] != "triton"
 
 

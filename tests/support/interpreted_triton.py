@@ -173,7 +173,7 @@ def refusal_of_another_window() -> str | None:
     sizes = triton_launch.kernel_sizes
     triton_launch.kernel_sizes = lambda plan, heads: {**sizes(plan, heads), "inside": (plan.spec.radius + 1) ** 2}
     try:
-        return choose._self_test.__wrapped__(choose.TRITON, torch.device("cpu"), torch.float32, 16, True)
+        return choose._run_self_test(choose.TRITON, torch.device("cpu"), torch.float32, 16, True)
     finally:
         triton_launch.kernel_sizes = sizes
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
+
 from ..call import Attended, AttentionCall, CallKind
 
 
@@ -43,14 +45,30 @@ class Backend(Protocol):
         ...
 
 
+# Older cards have no bfloat16 and too little shared memory; what Triton compiles for them fails or uses no tensor core.
+OLDEST_CAPABILITY = (8, 0)
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why kernels that Triton compiles are not for this CUDA device, as the end of a sentence; None if they are."""
+    if torch.version.hip is not None:
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= OLDEST_CAPABILITY:
+        return None
+    return f"it needs compute capability 8.0 and above, and {device} has {'.'.join(map(str, capability))}"
+
+
 class KernelError(RuntimeError):
     """A kernel could not be compiled or run. The message is one line.
 
     Attributes:
         backend: Name of the backend.
+        no_memory: Whether memory was short, which says nothing about the kernel.
     """
 
     def __init__(self, backend: str, cause: BaseException) -> None:
         line = (str(cause).strip() or "no message").splitlines()[0]
         super().__init__(f"{type(cause).__name__}: {line}")
         self.backend = backend
+        self.no_memory = "out of memory" in str(cause).lower()

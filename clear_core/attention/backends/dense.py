@@ -13,6 +13,7 @@ from torch import Tensor
 from ...layout import SequenceLayout
 from ...spec import ClearSpec
 from ..call import Attended, AttentionCall, CallKind
+from ..fused import SCORE_BYTES, plain
 from ..lse import log_sum_exp
 
 # Elements in one boolean mask: 64 MiB; a few image rows at 4K.
@@ -61,11 +62,14 @@ class DenseBackend:
         pooled = call.pooled()
         if pooled is not None:
             keys, values = torch.cat([keys, pooled[0]], dim=2), torch.cat([values, pooled[1]], dim=2)
+        plain_keys, plain_values = plain(call.k), plain(call.v)
+        if pooled is None:
+            keys, values = plain_keys, plain_values
         outs: list[Tensor] = []
         sums: list[Tensor] = []
         for queries, rows in _pieces(call, keys.shape[2]):
-            q = call.q[:, :, queries]
-            k, v = (call.k, call.v) if rows is None else (keys, values)
+            q = plain(call.q[:, :, queries])
+            k, v = (plain_keys, plain_values) if rows is None else (keys, values)
             mask = None if rows is None else image_rows_mask(rows, call.layout, call.spec, q.device)
             if call.bias is not None:
                 added = call.bias.rows(queries, q.dtype, k.shape[2] - call.layout.length)
@@ -93,6 +97,10 @@ def _pieces(call: AttentionCall, image_keys: int) -> list[tuple[slice, range | N
     chunk = MASK_ELEMENTS if call.chunk_bytes is None else call.chunk_bytes // (1 + call.q.element_size())
     elements = max(1, chunk // masks)
     step = max(1, length if call.bias is None else elements // layout.length)
+    if not call.fused:
+        scores = call.chunk_limit // (SCORE_BYTES * call.q.shape[0] * call.q.shape[1])
+        elements = max(1, min(elements, scores))
+        step = max(1, min(step, scores // layout.length))
     # Text and reference queries see every token of the sequence; so do image queries if windows cover the grid.
     unwindowed = ((0, image.start), (image.stop, length)) if windowed else ((0, length),)
     pieces: list[tuple[slice, range | None]] = [

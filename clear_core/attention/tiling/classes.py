@@ -39,22 +39,25 @@ class TileClass:
         """Keys of one tile."""
         return len(self.key_y)
 
-    def offsets_and_mask(self, width: int, spec: ClearSpec) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of a tile's queries and keys relative to its first token, and the window between them.
+    def offsets(self, width: int) -> tuple[Tensor, Tensor]:
+        """Indices of a tile's queries and keys relative to its first token, (queries,) and (keys,) int64.
 
         Args:
             width: Of the row-major image in tokens.
-
-        Returns:
-            (queries,) int64, (keys,) int64 and bool (queries, keys).
         """
+        y, x = self._query_places()
+        return (y.long() * width + x).flatten(), self.key_y.long() * width + self.key_x
+
+    def window(self, spec: ClearSpec) -> Tensor:
+        """Which keys each query of a tile sees, bool (queries, keys)."""
+        y, x = self._query_places()
+        return spec.sees((y - self.key_y)[:, None], (x[:, None] - self.key_x)[None]).flatten(0, 1)
+
+    def _query_places(self) -> tuple[Tensor, Tensor]:
+        """Rows (height, 1) and columns (width,) of a tile's queries, int32."""
         device = self.key_y.device
         y = torch.arange(self.size[0], dtype=torch.int32, device=device)
-        x = torch.arange(self.size[1], dtype=torch.int32, device=device)
-        queries = (y[:, None].long() * width + x).flatten()
-        keys = self.key_y.long() * width + self.key_x
-        window = spec.sees((y[:, None] - self.key_y)[:, None], (x[:, None] - self.key_x)[None])
-        return queries, keys, window.flatten(0, 1)
+        return y[:, None], torch.arange(self.size[1], dtype=torch.int32, device=device)
 
 
 def query_tile(device: torch.device, radius: int) -> tuple[int, int]:
@@ -66,6 +69,11 @@ def query_tile(device: torch.device, radius: int) -> tuple[int, int]:
     if device.type == "cpu":
         return 16, 16
     return (16, 32) if radius <= 16 else (32, 32)
+
+
+def tile_slack(tile: int) -> int:
+    """By how many tokens the side of a tile may differ from the one it should have."""
+    return tile // 8
 
 
 @lru_cache(maxsize=16)
@@ -100,20 +108,36 @@ def tile_classes(
         return tuple(classes)
 
 
-def _axis_classes(side: int, queries: range, tile: int, radius: int) -> dict[tuple[int, int, int], list[int]]:
-    """Starts of the tiles along one axis, by (tile length, neighbours before the tile, tokens of the neighbourhood).
+# Tiles along one axis by (tile length, neighbours before the tile, tokens of the neighbourhood): their first tokens.
+AxisClasses = dict[tuple[int, int, int], list[int]]
 
-    The queries are split evenly, so that no tile is a thin rest with keys for a whole one.
+
+def _axis_classes(side: int, queries: range, tile: int, radius: int) -> AxisClasses:
+    """Tiles along one axis.
+
+    All but the last have one length near ``tile``: the one with the fewest classes, and of these the one with the
+    fullest last tile, since a thin rest needs the keys of a whole one.
 
     Args:
         side: Tokens of the grid along the axis.
         queries: Those of them that are queries.
     """
-    length = len(queries)
-    count = max(1, round(length / tile))
-    bounds = [queries.start + length * i // count for i in range(count + 1)]
-    classes: dict[tuple[int, int, int], list[int]] = {}
-    for start, stop in pairwise(bounds):
+    slack = tile_slack(tile)
+    if len(queries) <= tile + slack:
+        return _tiles_of_length(side, queries, len(queries), radius)
+    lengths = range(tile - slack, tile + slack + 1)
+    splits = {length: _tiles_of_length(side, queries, length, radius) for length in lengths}
+
+    def cost(length: int) -> tuple[int, float, int]:
+        missing = -len(queries) % length
+        return len(splits[length]), missing / length, abs(length - tile)
+
+    return splits[min(lengths, key=cost)]
+
+
+def _tiles_of_length(side: int, queries: range, length: int, radius: int) -> AxisClasses:
+    classes: AxisClasses = {}
+    for start, stop in pairwise([*range(queries.start, queries.stop, length), queries.stop]):
         first, last = max(0, start - radius + 1), min(side, stop + radius - 1)
         classes.setdefault((stop - start, start - first, last - first), []).append(start)
     return classes

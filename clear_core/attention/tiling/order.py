@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -65,6 +66,13 @@ class TileOrder:
     def tokens(self) -> int:
         """Number of tokens, padding included."""
         return self.query_tiles * QUERY_BLOCK
+
+    def row_and_column(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """(row, column) of key tiles in the grid of key tiles, int32, from their indices in tile order."""
+        tiles = tiles.to(torch.int32)
+        query_tile, second = tiles // 2, tiles % 2
+        row, col = query_tile // self.tiles[1], query_tile % self.tiles[1]
+        return (row * 2 + second, col) if self.upright else (row, col * 2 + second)
 
     @property
     def padded_grid(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
-from ....clear_core.attention import clear_attention
+from ....clear_core.attention import clear_attention, device_fault
 from ....clear_core.dense_blocks import BlockId
 from ....clear_core.effective import Effective
 from ....clear_core.families import ModelShape
@@ -243,6 +243,9 @@ class WindowCall:
                 f"{self.layout.grid[0]} x {self.layout.grid[1]} image and {self.layout.reference} reference tokens "
                 "were expected (another node changed them)"
             )
+        fault = device_fault(q.device, q.dtype, q.shape[-1])
+        if fault is not None:
+            return f"the attention of this torch ({torch.__version__}) is wrong on {q.device} ({fault})"
         mask = _argument("mask", 4, args, kwargs)
         return None if mask is None else misfit(mask, q)
 

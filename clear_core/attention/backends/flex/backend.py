@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from ...call import Attended, AttentionCall, CallKind, head_groups, padded_head_
 from ...outside_image import attend_outside_image
 from ...tiling.order import KEY_BLOCK, QUERY_BLOCK, copy_from_tiles, copy_to_tiles
 from ...tiling.plan import TilePlan, tile_plan
-from ..base import KernelError
+from ..base import KernelError, too_old
 from .block_mask import PAST_SPECIAL, block_mask, key_count
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,23 +52,30 @@ class FlexBackend:
                 return "FlexAttention has no gradient on a CPU"
             if kind.return_lse:
                 return "FlexAttention returns no log-sum-exp on a CPU"
-        elif importlib.util.find_spec("triton") is None:
+            return None
+        if importlib.util.find_spec("triton") is None:
             return "Triton is not installed"
-        return None
+        if kind.dtype == torch.float32:
+            return "FlexAttention's kernel in float32 needs more shared memory than most cards have"
+        return too_old(kind.device)
 
     def preferred(self, kind: CallKind) -> str | None:
         return f"FlexAttention's compiled kernel works on {kind.device}." if kind.device.type == "cuda" else None
 
     def run(self, call: AttentionCall) -> Attended:
         """A chunk is a group of heads; by default all of them."""
-        result = call.empty_result()
+        result: Attended | None = None
         if call.query_rows:
             plan = tile_plan(call.layout, call.spec, call.q.device, call.query_rows)
             mask = block_mask(plan, call.needs_grad)
             for heads in _head_groups(call, plan):
-                lse = None if result.lse is None else result.lse[:, heads]
-                _attend_image(call.of_heads(heads), Attended(result.out[:, heads], lse), plan, mask)
+                tiled = _run_kernel(call.of_heads(heads), plan, mask)
+                # Made once the kernel's inputs are gone: they are three times as large.
+                result = result or call.empty_result()
+                _copy_image(tiled, call.of_heads(heads), result.of_heads(heads), plan)
+                del tiled
                 call.on_chunk()
+        result = result or call.empty_result()
         attend_outside_image(call, result)
         return result
 
@@ -87,26 +95,33 @@ def _head_groups(call: AttentionCall, plan: TilePlan) -> list[slice]:
     return head_groups(heads, most, least=2 if batch == 1 else 1)
 
 
-def _attend_image(call: AttentionCall, result: Attended, plan: TilePlan, mask: Any) -> None:
-    """Writes the image rows of ``result``."""
-    q, image = call.q, call.image_queries
-    head_dim = q.shape[-1]
+def _run_kernel(call: AttentionCall, plan: TilePlan, mask: Any) -> Attended:
+    """The image rows in tile order: output (B * heads, 1, queries, head size), both padded, and log-sum-exp."""
+    q = call.q
     queries, filled = _kernel_input(q, plan.queries.tokens)
-    copy_to_tiles(q[:, :, image], filled[..., :head_dim], plan.queries)
+    copy_to_tiles(q[:, :, call.image_queries], filled[..., : q.shape[-1]], plan.queries)
     keys, values = (_prefix_and_tiles(call, one, plan) for one in (call.k, call.v))
-    options, score_mod = _kernel_options(q.device, q.dtype), _score_mod(call.scale)
+    options, score_mod = _kernel_options(q.device), _score_mod(call.scale)
+    compiled = _compiled(torch.get_num_threads() if q.device.type == "cpu" else 0)
     try:
-        compiled = _compiled(torch.get_num_threads() if q.device.type == "cpu" else 0)
-        found = compiled(queries, keys, values, mask, score_mod, options, result.lse is not None)
+        with _guards_in_python():
+            found = compiled(queries, keys, values, mask, score_mod, options, call.return_lse)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         # Compilers raise errors of many kinds, most of them private.
         raise KernelError(FLEX.name, error) from error
-    out, lse = (found, None) if result.lse is None else found
-    copy_from_tiles(out.view(filled.shape)[..., :head_dim], result.out[:, :, image], plan.queries)
-    if result.lse is not None and lse is not None:
-        copy_from_tiles(lse.view(*filled.shape[:3], 1), result.lse[:, :, image, None], plan.queries)
+    return Attended(*found) if call.return_lse else Attended(found, None)
+
+
+def _copy_image(tiled: Attended, call: AttentionCall, result: Attended, plan: TilePlan) -> None:
+    """Writes the image rows of ``result``."""
+    batch, heads, _, head_dim = call.q.shape
+    out = tiled.out.view(batch, heads, plan.queries.tokens, -1)
+    copy_from_tiles(out[..., :head_dim], result.out[:, :, call.image_queries], plan.queries)
+    if tiled.lse is not None and result.lse is not None:
+        lse = tiled.lse.view(batch, heads, plan.queries.tokens, 1)
+        copy_from_tiles(lse, result.lse[:, :, call.image_queries, None], plan.queries)
 
 
 # ---- the kernel ----
@@ -154,12 +169,21 @@ def _compiled(threads: int) -> Callable[..., Any]:
     return torch.compile(_fused, dynamic=True, fullgraph=True, options=options)
 
 
+def _guards_in_python() -> AbstractContextManager[object]:
+    """torch 2.8 and 2.9 compile guards on sizes with a C++ compiler, which Windows lacks (pytorch issue 157458)."""
+    config: Any = torch._dynamo.config
+    if getattr(config, "enable_cpp_symbolic_shape_guards", False):
+        return config.patch(enable_cpp_symbolic_shape_guards=False)
+    return nullcontext()
+
+
 @lru_cache(maxsize=16)
-def _kernel_options(device: torch.device, dtype: torch.dtype) -> dict[str, int] | None:
+def _kernel_options(device: torch.device) -> dict[str, int] | None:
     """Block sizes that divide the tiles', and few enough pipeline stages for the card's shared memory."""
-    if device.type != "cuda" or dtype == torch.float32:
+    if device.type != "cuda":
         return None
-    options = {"BLOCK_M": QUERY_BLOCK, "BLOCK_N": KEY_BLOCK}
+    # Lengths are multiples of the blocks. Without fwd_ the backward kernel, whose blocks are others, would take it too.
+    options: dict[str, int] = {"BLOCK_M": QUERY_BLOCK, "BLOCK_N": KEY_BLOCK, "fwd_IS_DIVISIBLE": True}
     # 99 KB of shared memory on compute capability 8.6, 8.9 and 12.x; 163 KB and more on 8.0, 9.0 and 10.0.
     if torch.version.hip is None and torch.cuda.get_device_capability(device) not in ((8, 0), (9, 0), (10, 0)):
         options["num_stages"] = 2

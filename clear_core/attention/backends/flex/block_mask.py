@@ -23,8 +23,15 @@ def key_count(plan: TilePlan) -> int:
     return plan.prefix_blocks * KEY_BLOCK + plan.keys.tokens
 
 
+# Each block of a model asks for the same one.
+@lru_cache(maxsize=4)
 def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
-    """The ``BlockMask`` of a plan."""
+    """The ``BlockMask`` of a plan; shared and never changed."""
+    with torch.inference_mode(False):
+        return _block_mask(plan, needs_grad)
+
+
+def _block_mask(plan: TilePlan, needs_grad: bool) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
     known = inspect.signature(BlockMask.from_kv_blocks).parameters
@@ -73,12 +80,19 @@ def kernel_lists(plan: TilePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return partial_count[None, None], partial, full_count[None, None], full
 
 
-def window_mask_mod(plan: TilePlan) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Whether a query sees a key, from their indices in the kernel's order.
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-    Plain integers, not tensors: the compiler makes them symbols, so one kernel serves every grid, radius and range of
-    query rows. There must be ten or more of them: the C++ backend replaces its own symbol "ks<count>" as text, and a
-    count of one digit would be found inside the names of these.
+
+def window_mask_mod(plan: TilePlan) -> MaskMod:
+    """Whether a query sees a key, from their indices in the kernel's order."""
+    return mask_by_table(plan) if plan.partial.device.type == "cuda" else mask_by_division(plan)
+
+
+def mask_by_division(plan: TilePlan) -> MaskMod:
+    """The mask of plain integers: the compiler makes them symbols, so one kernel serves every grid, radius and range.
+
+    There must be ten or more of them: the C++ backend replaces its own symbol "ks<count>" as text, and a count of one
+    digit would be found inside the names of these. It also fails on tensors, so this is the form for a CPU.
     """
     prefix = plan.prefix + PAST_SPECIAL
     image = plan.prefix_blocks * KEY_BLOCK + PAST_SPECIAL
@@ -109,3 +123,47 @@ def window_mask_mod(plan: TilePlan) -> Callable[[Tensor, Tensor, Tensor, Tensor]
         return (key < prefix - PAST_SPECIAL) | (window & real)
 
     return mask_mod
+
+
+# A row and a column of key tiles in one int32.
+_ROW_SHIFT = 16
+
+
+def mask_by_table(plan: TilePlan) -> MaskMod:
+    """The mask for cards: the place of a token's key tile is looked up, and the rest are shifts.
+
+    A division by a number that is known at run time only takes a card many instructions, for every column of a block.
+    """
+    table = _tile_places(plan)
+    prefix = plan.prefix + PAST_SPECIAL
+    image = plan.prefix_blocks * KEY_BLOCK + PAST_SPECIAL
+    first_row = plan.query_rows.start + PAST_SPECIAL
+    height = plan.layout.grid[0] + PAST_SPECIAL
+    width = plan.layout.grid[1] + PAST_SPECIAL
+    inside = plan.spec.inside + PAST_SPECIAL
+    block_bits, side_bits = KEY_BLOCK.bit_length() - 1, KEY_TILE_SIDE.bit_length() - 1
+
+    def position(token: Tensor) -> tuple[Tensor, Tensor]:
+        """(y, x) of a token in tile order; that of the first tile for a negative one."""
+        place = table[(token >> block_bits).clamp(min=0)]
+        y = ((place >> _ROW_SHIFT) << side_bits) + ((token >> side_bits) & (KEY_TILE_SIDE - 1))
+        x = ((place & (2**_ROW_SHIFT - 1)) << side_bits) + (token & (KEY_TILE_SIDE - 1))
+        return y, x
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        query_y, query_x = position(query)
+        key_y, key_x = position(key - (image - PAST_SPECIAL))
+        dy, dx = query_y + (first_row - PAST_SPECIAL) - key_y, query_x - key_x
+        window = (dy * dy + dx * dx < inside - PAST_SPECIAL) & (key >= image - PAST_SPECIAL)
+        real = (key_y < height - PAST_SPECIAL) & (key_x < width - PAST_SPECIAL)
+        return (key < prefix - PAST_SPECIAL) | (window & real)
+
+    return mask_mod
+
+
+def _tile_places(plan: TilePlan) -> Tensor:
+    """(key tiles,) int32, row * 2**16 + column of each key tile; for queries too, whose order has the same columns."""
+    order = plan.keys if plan.keys.query_tiles >= plan.queries.query_tiles else plan.queries
+    tiles = torch.arange(2 * order.query_tiles, dtype=torch.int32, device=plan.partial.device)
+    row, column = order.row_and_column(tiles)
+    return (row << _ROW_SHIFT) + column

@@ -14,14 +14,11 @@ from torch import Tensor
 from ...call import Attended, AttentionCall, CallKind, head_groups
 from ...outside_image import attend_outside_image
 from ...tiling.plan import TilePlan, tile_plan
-from ..base import KernelError
+from ..base import KernelError, too_old
 from .block_shapes import shapes_for
 from .launch import KernelTensors, interpreted, launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# Older cards have no bfloat16, and Triton no longer compiles for them.
-OLDEST_CAPABILITY = (8, 0)
 
 
 class TritonBackend:
@@ -42,12 +39,7 @@ class TritonBackend:
             return f"the Triton kernel does not take {kind.dtype}"
         if kind.needs_grad:
             return "the Triton kernel has no gradient"
-        if device.type == "cuda" and torch.version.hip is None:
-            capability = torch.cuda.get_device_capability(device)
-            if capability < OLDEST_CAPABILITY:
-                found = ".".join(map(str, capability))
-                return f"Triton compiles for compute capability 8.0 and above, and {device} has {found}"
-        return None
+        return too_old(device) if device.type == "cuda" else None
 
     def preferred(self, kind: CallKind) -> str | None:
         return None

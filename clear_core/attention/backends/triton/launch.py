@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...call import padded_head_dim
-from ...tiling.order import KEY_TILE_SIDE, QUERY_BLOCK, TileOrder, query_tile_size
+from ...tiling.order import KEY_TILE_SIDE, QUERY_BLOCK, query_tile_size
 from ...tiling.plan import TilePlan
 
 # Squares of distances in a visited tile stay below 2**24, where float32 is exact, up to this radius.
@@ -151,7 +151,7 @@ class TileLists(NamedTuple):
 def tile_lists(plan: TilePlan) -> TileLists:
     """The plan's lists, key tiles written as row * 2**16 + column, tiles cut by the border behind the others."""
     with torch.inference_mode(False):
-        row, col = _row_and_column(plan.partial, plan.keys)
+        row, col = plan.keys.row_and_column(plan.partial)
         height, width = plan.layout.grid
         border = ((row + 1) * KEY_TILE_SIDE > height) | ((col + 1) * KEY_TILE_SIDE > width)
         unused = torch.arange(row.shape[1], device=row.device) >= plan.partial_count[:, None]
@@ -159,16 +159,8 @@ def tile_lists(plan: TilePlan) -> TileLists:
         order = (border | unused).to(torch.int8).argsort(dim=1, stable=True)
         circle_count = (~border & ~unused).sum(dim=1, dtype=torch.int32)
         partial = (row * 2**16 + col).gather(1, order)
-        row, col = _row_and_column(plan.full, plan.keys)
+        row, col = plan.keys.row_and_column(plan.full)
         return TileLists(partial, circle_count, plan.partial_count, row * 2**16 + col, plan.full_count)
-
-
-def _row_and_column(tiles: Tensor, order: TileOrder) -> tuple[Tensor, Tensor]:
-    """(row, column) of key tiles, from their indices in tile order."""
-    tiles = tiles.to(torch.int32)
-    query_tile, second = tiles // 2, tiles % 2
-    row, col = query_tile // order.tiles[1], query_tile % order.tiles[1]
-    return (row * 2 + second, col) if order.upright else (row, col * 2 + second)
 
 
 def _current_device(device: torch.device) -> AbstractContextManager[Any]:
