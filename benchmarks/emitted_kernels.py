@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def module_of(source: str, name: str, folder: Path) -> ModuleType:
 
 
 @contextmanager
-def _noted_options() -> Iterator[dict[str, Any]]:
+def _noted_options() -> Generator[dict[str, Any]]:
     """The decorators of kernels note their options and leave the function as it is."""
     from torch._inductor.runtime import triton_helpers, triton_heuristics
 

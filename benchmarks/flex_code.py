@@ -13,9 +13,10 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -121,23 +122,22 @@ def _on_card(plan: TilePlan, card: torch.device, fake: Any) -> TilePlan:
 
 
 @contextmanager
-def _form(before: bool) -> Iterator[None]:
+def _form(before: bool) -> Generator[None]:
     """The mask by division and blocks whose bounds are checked, if ``before``."""
     with ExitStack() as stack:
         if before:
             options = flex._kernel_options.__wrapped__
 
-            def checked(device: torch.device) -> Any:
-                return {name: value for name, value in options(device).items() if name != "fwd_IS_DIVISIBLE"}
+            def checked(device: torch.device) -> dict[str, int]:
+                return {name: value for name, value in (options(device) or {}).items() if name != "fwd_IS_DIVISIBLE"}
 
-            checked.cache_clear = lambda: None
-            stack.enter_context(mock.patch.object(flex, "_kernel_options", checked))
+            stack.enter_context(mock.patch.object(flex, "_kernel_options", lru_cache(checked)))
             stack.enter_context(mock.patch.object(block_mask, "mask_by_table", block_mask.mask_by_division))
         yield
 
 
 @contextmanager
-def _kept_code() -> Iterator[list[Any]]:
+def _kept_code() -> Generator[list[Any]]:
     """Module and argument expressions of what is compiled meanwhile; the compiler stops once it has written them."""
     from torch._inductor import compile_fx, config
     from torch._inductor.graph import GraphLowering
@@ -147,9 +147,11 @@ def _kept_code() -> Iterator[list[Any]]:
     compile_graph = compile_fx.compile_fx
 
     def noted(graph: Any, inputs: Any, **options: Any) -> Any:
-        sources = [node.meta["grapharg"].source.name for node in graph.graph.nodes if node.op == "placeholder"]
+        sources: list[Any] = [
+            node.meta["grapharg"].source.name for node in graph.graph.nodes if node.op == "placeholder"
+        ]
         # A method before torch 2.10.
-        arguments.extend(source() if callable(source) else source for source in sources)
+        arguments.extend(str(source() if callable(source) else source) for source in sources)
         return compile_graph(graph, inputs, **options)
 
     def written(lowering: Any) -> Any:

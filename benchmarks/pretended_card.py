@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,7 +66,7 @@ def ignore_current_device() -> None:
 
 
 @contextmanager
-def pretended_card(capability: int) -> Iterator[torch.device]:
+def pretended_card(capability: int) -> Generator[torch.device]:
     """Gives the device "cuda:0", a card of a compute capability times ten as torch's and Triton's compilers see it.
 
     Call :func:`ignore_current_device` first.
@@ -140,4 +140,5 @@ def _set_triton_driver(capability: int) -> None:
         "get_current_stream": 0,
         "is_active": True,
     }
-    driver.set_active(SimpleNamespace(**{name: _always(answer) for name, answer in answers.items()}))
+    pretended: Any = SimpleNamespace(**{name: _always(answer) for name, answer in answers.items()})
+    driver.set_active(pretended)
