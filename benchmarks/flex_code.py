@@ -166,6 +166,11 @@ def _kept_code() -> Generator[list[Any]]:
         yield kept
 
 
+def environment() -> dict[str, str]:
+    """The environment of a process that compiles: not in Triton's interpreter."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
 def read_code(python: str, capability: int, kernels: tuple[str, ...]) -> dict[str, Code]:
     """Code by the kernels' names, written in a process of its own by an interpreter's torch.
 
@@ -176,7 +181,7 @@ def read_code(python: str, capability: int, kernels: tuple[str, ...]) -> dict[st
         output = Path(folder, "code.json")
         options = ["--capability", str(capability), "--kernels", ",".join(kernels), "--output", str(output)]
         command = [python, "-m", "benchmarks.flex_code", *options]
-        found = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+        found = subprocess.run(command, cwd=PROJECT, env=environment(), capture_output=True, text=True, check=False)
         if found.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {found.stderr[-2000:]}")
         return {name: Code(**code) for name, code in json.loads(output.read_text()).items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.flex_code import HEADS, LAYOUT, read_code
+from benchmarks.flex_code import HEADS, LAYOUT, environment, read_code
 from clear_core.attention.backends.flex import backend as flex
 from tests.support import interpreted_flex, interpreted_triton
 from tests.support.interpreted_flex import Case, run_as_on_a_card
@@ -119,6 +119,7 @@ def counted(code, capability, folder):
     done = subprocess.run(
         [PYTHON, "-c", command, str(folder / "code.json"), str(capability)],
         cwd=PROJECT,
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,
