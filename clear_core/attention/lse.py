@@ -41,7 +41,14 @@ def lse_is_free(q: Tensor, needs_grad: bool) -> bool:
 
 
 def attend_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, needs_grad: bool, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    needs_grad: bool,
+    mask: Tensor | None = None,
+    sees_some: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention and the log of its softmax denominators.
 
@@ -50,6 +57,7 @@ def attend_with_lse(
         needs_grad: Whether gradients are wanted.
         mask: bool, True if the key is seen, or elements in q's dtype that are added to the scores, or None;
             broadcast to (B, heads, queries, keys). By a bool mask every query sees some key.
+        sees_some: Whether every query sees some key by a mask of added elements too.
 
     Returns:
         (B, heads, queries, D) in q's dtype and (B, heads, queries) float32.
@@ -61,7 +69,7 @@ def attend_with_lse(
     q, k, v = (one if one.stride(-1) == 1 else one.contiguous() for one in (q, k, v))
     added = None if mask is None else additive(mask, q.dtype)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=added, scale=scale)
-    if added is not None and mask is not None and mask.dtype != torch.bool:
+    if added is not None and mask is not None and mask.dtype != torch.bool and not sees_some:
         # The kernel returns 0 for rows that are masked entirely; the correct value is -inf.
         lse = lse.masked_fill(added.amax(dim=-1) == float("-inf"), float("-inf"))
     return out, lse
