@@ -164,9 +164,10 @@ def test_guards_need_no_compiler(monkeypatch):
     monkeypatch.setattr(choose, "_self_test", lambda *case: None)
     layout = SequenceLayout(3, (20, 20))
     for before in (True, False):
-        monkeypatch.setattr(torch._dynamo.config, "enable_cpp_symbolic_shape_guards", before)
-        clear_attention(*tensors(layout), grid=layout.grid, spec=ClearSpec(3), backend="flex")
-        assert torch._dynamo.config.enable_cpp_symbolic_shape_guards is before
+        # Not by monkeypatch: it would delete the setting afterwards, because torch keeps it outside the module's dict.
+        with torch._dynamo.config.patch(enable_cpp_symbolic_shape_guards=before):
+            clear_attention(*tensors(layout), grid=layout.grid, spec=ClearSpec(3), backend="flex")
+            assert torch._dynamo.config.enable_cpp_symbolic_shape_guards is before
     assert seen == [False, False]
 
 

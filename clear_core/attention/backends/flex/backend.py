@@ -6,6 +6,7 @@ attention call of their own. Permuting into tile order happens here, so the mode
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -171,9 +172,9 @@ def _compiled(threads: int) -> Callable[..., Any]:
 
 def _guards_in_python() -> AbstractContextManager[object]:
     """torch 2.8 and 2.9 compile guards on sizes with a C++ compiler, which Windows lacks (pytorch issue 157458)."""
-    config: Any = torch._dynamo.config
-    if getattr(config, "enable_cpp_symbolic_shape_guards", False):
-        return config.patch(enable_cpp_symbolic_shape_guards=False)
+    dynamo: Any = importlib.import_module("torch._dynamo.config")
+    if getattr(dynamo, "enable_cpp_symbolic_shape_guards", False):
+        return dynamo.patch(enable_cpp_symbolic_shape_guards=False)
     return nullcontext()
 
 
