@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import dataclasses
 import math
 import random
 

@@ -106,7 +106,7 @@ def tile_classes(
 
 
 def whole_tile(classes: Sequence[TileClass], spec: ClearSpec) -> TileClass:
-    """A tile of the largest size among some classes, at no place, with all the keys that it would see inside a frame."""
+    """A tile of the largest size among some classes, at no place, with all the keys that it would see in a frame."""
     height, width = (max(sides) for sides in zip(*(one.size for one in classes), strict=True))
     reach, device = spec.radius - 1, classes[0].first.device
     near = _near(spec, (height, width), (reach, reach), (height + 2 * reach, width + 2 * reach), device)
