@@ -258,7 +258,7 @@ class _ImageRun:
         # Gathered keys and values, the copies that a CPU packs and a Mac needs of both, and the result.
         copies = 2 if q.device.type in ("cpu", "mps") else 1
         held = per_token * copies * (2 * keys + queries)
-        if self.lse is not None and q.device.type != "cpu":
+        if self.lse is not None and not lse_is_free(q, self.call.needs_grad):
             # The scores, from which the log-sum-exp is made.
             held += batch * heads * 8 * queries * keys
         if not self.call.fused:
