@@ -122,6 +122,10 @@ class Effective:
             base=self.shape.family.scale_base,
         )
 
+    def query_factor_for(self, head_dim: int) -> float:
+        """What queries are multiplied with so that plain attention has this scale; exactly 1 if it has it already."""
+        return self.scale_for(head_dim) / attention_scale(head_dim)
+
     @property
     def pairs(self) -> int:
         """Query-key pairs of one sequence over all blocks, in a step within the active range."""

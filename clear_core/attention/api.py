@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..scale import attention_scale
 from ..spec import ClearSpec
 from ..wording import quoted
 from .bias import AttentionBias
-from .call import AttentionCall, wants_grad
+from .call import Attended, AttentionCall, wants_grad
 from .choose import run_backend
 from .pool import mean_weight
 
@@ -81,36 +81,103 @@ def clear_attention(  # noqa: PLR0913 - the one public call; everything behind i
     Raises:
         ValueError: A value does not fit; the message names it and what was expected.
     """
-    if chunk_bytes is not None and (not isinstance(chunk_bytes, int) or chunk_bytes < 1):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-        raise ValueError(f"chunk_bytes is {quoted(chunk_bytes)}; expected an integer of at least 1, in bytes, or None.")
-    if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-        raise ValueError(f"spec is {quoted(spec)}; expected a ClearSpec.")
-    _check_tensors(q, k, v, any_queries=query_rows is not None)
-    layout = SequenceLayout.of(k.shape[2], grid, reference_tokens)
-    rows = range(layout.grid[0])
-    if query_rows is not None:
-        rows = _check_query_rows(query_rows, q, layout)
-    if bias is not None:
-        bias = bias if isinstance(bias, AttentionBias) else AttentionBias.of(bias, layout, rows)
-        bias.check(q, layout, rows, spec)
-    weight = _check_spatial_weight(spatial_weight, spec)
-    call = AttentionCall(
-        q=q,
-        k=k,
-        v=v,
-        layout=layout,
-        query_rows=rows,
-        spec=spec.within(layout.grid),
-        spatial_weight=weight,
-        scale=attention_scale(q.shape[-1]) if scale is None else scale,
-        bias=bias,
+    attend = PreparedAttention(
+        grid=grid,
+        spec=spec,
+        scale=scale,
+        reference_tokens=reference_tokens,
+        query_rows=query_rows,
         chunk_bytes=chunk_bytes,
-        on_chunk=_nothing if on_chunk is None else on_chunk,
-        return_lse=return_lse,
-        needs_grad=wants_grad(q, k, v, weight),
+        on_chunk=on_chunk,
+        backend=backend,
     )
-    out, lse = run_backend(backend, call)
+    out, lse = attend(q, k, v, spatial_weight=spatial_weight, bias=bias, return_lse=return_lse)
     return out if lse is None else (out, lse)
+
+
+class PreparedAttention:
+    """:func:`clear_attention` for the blocks of one call of a model: what is the same for all is checked once.
+
+    Takes the arguments of the same names. Two threads may share one.
+
+    Raises:
+        ValueError: A value does not fit; the message names it and what was expected.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: tuple[int, int],
+        spec: ClearSpec,
+        scale: float | None = None,
+        reference_tokens: int = 0,
+        query_rows: range | None = None,
+        chunk_bytes: int | None = None,
+        on_chunk: Callable[[], None] | None = None,
+        backend: str = "auto",
+    ) -> None:
+        if chunk_bytes is not None and (not isinstance(chunk_bytes, int) or chunk_bytes < 1):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise ValueError(
+                f"chunk_bytes is {quoted(chunk_bytes)}; expected an integer of at least 1, in bytes, or None."
+            )
+        if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise ValueError(f"spec is {quoted(spec)}; expected a ClearSpec.")
+        self.grid = grid
+        self.spec = spec
+        self.scale = scale
+        self.reference_tokens = reference_tokens
+        self.query_rows = query_rows
+        self.chunk_bytes = chunk_bytes
+        self.on_chunk = _nothing if on_chunk is None else on_chunk
+        self.backend = backend
+        # The last tensors' shapes, dtypes and devices, and what was found for them. One value, because of threads.
+        self._checked: tuple[tuple[Any, ...], SequenceLayout, range, ClearSpec] | None = None
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        spatial_weight: Tensor | None = None,
+        bias: Tensor | AttentionBias | None = None,
+        return_lse: bool = False,
+    ) -> Attended:
+        """Attention of one block; arguments and errors as of :func:`clear_attention`."""
+        like = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
+        checked = self._checked
+        if checked is None or checked[0] != like:
+            checked = self._checked = (like, *self._check(q, k, v))
+        _, layout, rows, spec = checked
+        if bias is not None:
+            bias = bias if isinstance(bias, AttentionBias) else AttentionBias.of(bias, layout, rows)
+            bias.check(q, layout, rows, self.spec)
+        weight = _check_spatial_weight(spatial_weight, self.spec)
+        call = AttentionCall(
+            q=q,
+            k=k,
+            v=v,
+            layout=layout,
+            query_rows=rows,
+            spec=spec,
+            spatial_weight=weight,
+            scale=attention_scale(q.shape[-1]) if self.scale is None else self.scale,
+            bias=bias,
+            chunk_bytes=self.chunk_bytes,
+            on_chunk=self.on_chunk,
+            return_lse=return_lse,
+            needs_grad=wants_grad(q, k, v, weight),
+        )
+        return run_backend(self.backend, call)
+
+    def _check(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[SequenceLayout, range, ClearSpec]:
+        """Layout of k and v, rows of the queries, and windows with a radius that the grid allows."""
+        _check_tensors(q, k, v, any_queries=self.query_rows is not None)
+        layout = SequenceLayout.of(k.shape[2], self.grid, self.reference_tokens)
+        rows = range(layout.grid[0])
+        if self.query_rows is not None:
+            rows = _check_query_rows(self.query_rows, q, layout)
+        return layout, rows, self.spec.within(layout.grid)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, any_queries: bool) -> None:

@@ -205,7 +205,7 @@ def effective_lines(facts: Inspection) -> list[tuple[str, str]]:
         ("ntk factor", f"{effective.ntk_factor:g} ({'set' if settings.ntk_factor else 'automatic'})"),
         (
             "attention scale",
-            f"{scale:.6f} ({scale * effective.shape.head_dim**0.5:.4f} of plain, proportional attention "
+            f"{scale:.6f} ({effective.query_factor_for(effective.shape.head_dim):.4f} of plain, proportional attention "
             f"{'on' if effective.proportional else 'off'}, "
             f"{'automatic' if settings.proportional_attention == 'auto' else 'set'})",
         ),

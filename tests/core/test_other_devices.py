@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import call as call_module
 from clear_core.attention import choose, device_fault, outside_image
-from clear_core.attention.backends import dense
+from clear_core.attention.backends import dense, gather
 from clear_core.attention.backends.base import KernelError
 from clear_core.attention.backends.flex import backend as flex
+from clear_core.attention.bias import additive
 from clear_core.attention.fused import SCORE_BYTES, is_fused
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
@@ -98,6 +99,8 @@ def mistreats_views(q, k, v, **options):
     """As Apple's attention in torch 2.8."""
     attention = torch.ops.aten._scaled_dot_product_attention_math
     mask, scale = options.get("attn_mask"), options["scale"]
+    # Unlike the public function this one adds booleans as numbers.
+    mask = mask if mask is None else additive(mask, q.dtype)
     return attention(q, k, v if v.is_contiguous() else v.flip(-1), mask, scale=scale)[0]
 
 
@@ -109,7 +112,7 @@ def test_text_and_dense_rows_get_contiguous_tensors(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", mistreats_views)
     wrong = clear_attention(q, k, v, backend="gather", **options)
     assert (wrong[:, :, :12] - expected[:, :, :12]).abs().max() > 0.1
-    for module in (outside_image, dense):
+    for module in (outside_image, dense, gather):
         monkeypatch.setattr(module, "plain", torch.Tensor.contiguous)
     for backend in ("gather", "dense"):
         torch.testing.assert_close(clear_attention(q, k, v, backend=backend, **options), expected)
@@ -212,9 +215,8 @@ def test_gathered_tiles_take_smaller_chunks_if_memory_is_short(fits, monkeypatch
     attention, refused = F.scaled_dot_product_attention, []
 
     def short_of_memory(q, k, v, **more):
-        # Tiles stand beside the heads.
-        if k.shape[2] < layout.length and q.shape[1] > 4 * fits:
-            refused.append(q.shape[1])
+        if k.shape[2] < layout.length and len(q) > fits:
+            refused.append(len(q))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return attention(q, k, v, **more)
 
@@ -222,7 +224,7 @@ def test_gathered_tiles_take_smaller_chunks_if_memory_is_short(fits, monkeypatch
     torch.testing.assert_close(clear_attention(q, k, v, **options), expected)
     assert refused
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *a, **b: short_of_memory(q.repeat(1, 99, 1, 1), k[:, :, :9], v)
+        F, "scaled_dot_product_attention", lambda *a, **b: short_of_memory(q.repeat(99, 1, 1, 1), k[:, :, :9], v)
     )
     with pytest.raises(torch.OutOfMemoryError):
         clear_attention(q, k, v, **options)

@@ -180,10 +180,42 @@ def test_gathered_tiles_hold_every_query_once_and_every_key_it_sees(grid, radius
 @pytest.mark.parametrize("radius", [8, 16, 32])
 def test_what_is_kept_for_512_x_512_takes_less_than_64_mib(radius, tile, monkeypatch):
     monkeypatch.setattr(gathered, "query_tile", lambda device, radius: tile)
-    keys = GatheredKeys(ClearSpec(radius), CPU, range(512), shared=True, ahead=512)
+    keys = GatheredKeys(ClearSpec(radius), CPU, range(512), pooled=0, shared=True, dtype=torch.bfloat16)
     plan = gathered._make(SequenceLayout(512, (512, 512)), keys, tile)
-    assert 2**20 < plan.nbytes < 64 * 2**20
+    storages = [one.untyped_storage() for one in tensors_in(plan)]
+    held = sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+    assert 2**20 < held <= plan.nbytes < 64 * 2**20
     assert sum(one.queries.numel() for one in plan.classes) == 512 * 512
+
+
+def tensors_in(value):
+    """Every tensor that a plan holds."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, tuple):
+        return [tensor for one in value for tensor in tensors_in(one)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, ClearSpec | GatheredKeys):
+        return [tensor for field in dataclasses.fields(value) for tensor in tensors_in(getattr(value, field.name))]
+    return []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None], ids=str)
+@pytest.mark.parametrize("grid", [(1, 1), (24, 65), (70, 43)], ids=str)
+@pytest.mark.parametrize("radius", [1, 4, 16])
+@pytest.mark.parametrize("room", [0, 2**30], ids=["cut in every call", "kept"])
+def test_masks_that_are_cut_are_those_of_the_classes(grid, radius, dtype, room, monkeypatch):
+    monkeypatch.setattr(gathered, "MOST_MASK_BYTES", room)
+    spec, rows = ClearSpec(radius), range(grid[0] // 3, grid[0])
+    keys = GatheredKeys(spec, CPU, rows, pooled=5, shared=True, dtype=dtype)
+    plan = gathered._make(SequenceLayout(3, grid, 2), keys, (16, 16))
+    classes = tile_classes(grid, spec, (16, 16), CPU, rows)
+    for made, tiles in zip(plan.classes, classes, strict=True):
+        assert made.keys.shape[1] == 5 + 3 + 2 + tiles.keys and (made.mask is None) == tiles.covered
+        if made.mask is not None and dtype is None:
+            assert torch.equal(made.mask, tiles.window(spec))
+        elif made.mask is not None:
+            assert torch.equal(made.mask[:, 10:] == 0, tiles.window(spec)) and not made.mask[:, :10].any()
+            assert made.mask.stride(0) * 2 % 16 == 0 and set(made.mask.unique().tolist()) <= {0.0, -math.inf}
 
 
 class Value:

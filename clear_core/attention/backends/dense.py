@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...layout import SequenceLayout
 from ...spec import ClearSpec
-from ..call import Attended, AttentionCall, CallKind
+from ..call import Attended, AttentionCall, CallKind, head_groups
 from ..fused import SCORE_BYTES, plain
 from ..lse import log_sum_exp
 
@@ -58,13 +58,24 @@ class DenseBackend:
         return f"Every window covers the grid of {kind.grid[0]} x {kind.grid[1]} tokens, so attention is ordinary."
 
     def run(self, call: AttentionCall) -> Attended:
-        keys, values = call.k, call.v
         pooled = call.pooled()
+        keys = call.layout.length + (0 if pooled is None else pooled[0].shape[2])
+        groups = head_groups(call.q.shape[1], _heads_at_once(call, keys))
+        if len(groups) == 1:
+            return self._run_heads(call, pooled)
+        result = call.empty_result()
+        for heads in groups:
+            part = self._run_heads(call.of_heads(heads), pooled and (pooled[0][:, heads], pooled[1][:, heads]))
+            for whole, own in zip(result.of_heads(heads), part, strict=True):
+                if whole is not None and own is not None:
+                    whole.copy_(own)
+        return result
+
+    def _run_heads(self, call: AttentionCall, pooled: tuple[Tensor, Tensor] | None) -> Attended:
+        plain_keys, plain_values = plain(call.k), plain(call.v)
+        keys, values = plain_keys, plain_values
         if pooled is not None:
             keys, values = torch.cat([keys, pooled[0]], dim=2), torch.cat([values, pooled[1]], dim=2)
-        plain_keys, plain_values = plain(call.k), plain(call.v)
-        if pooled is None:
-            keys, values = plain_keys, plain_values
         outs: list[Tensor] = []
         sums: list[Tensor] = []
         for queries, rows in _pieces(call, keys.shape[2]):
@@ -82,6 +93,13 @@ class DenseBackend:
             return call.empty_result()
         out = torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
         return Attended(out, torch.cat(sums, dim=2) if call.return_lse else None)
+
+
+def _heads_at_once(call: AttentionCall, keys: int) -> int:
+    """Number of heads whose scores of one image row fit the memory limit, where attention keeps scores."""
+    if call.fused:
+        return call.q.shape[1]
+    return call.chunk_limit // (SCORE_BYTES * call.q.shape[0] * call.layout.grid[1] * keys)
 
 
 def _pieces(call: AttentionCall, image_keys: int) -> list[tuple[slice, range | None]]:

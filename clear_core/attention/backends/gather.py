@@ -6,6 +6,7 @@ Exact on any device and dtype that torch's attention knows; works through the ti
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..bias import ImageBias
 from ..budget import queries_at_once
 from ..call import Attended, AttentionCall, CallKind, head_groups
-from ..fused import SCORE_BYTES
+from ..fused import SCORE_BYTES, plain
 from ..lse import attend_with_lse, lse_is_free
 from ..merge import merge
 from ..outside_image import attend_outside_image
@@ -70,15 +71,39 @@ def _heads_at_once(call: AttentionCall) -> int:
     return call.chunk_limit // (SCORE_BYTES * call.q.shape[0] * height * width * keys)
 
 
+class _Rows(NamedTuple):
+    """Rows of a call's image queries in the plan's order; B * heads are the heads.
+
+    Attributes:
+        queries: (queries, heads, D).
+        out: (queries, heads, D), where the result is written: over the queries, or beside them.
+        lse: (queries, heads) float32, or None.
+        keys_and_values: (keys, 2, heads, D), all of the call's.
+    """
+
+    queries: Tensor
+    out: Tensor
+    lse: Tensor | None
+    keys_and_values: Tensor
+
+    def of_tiles(self, tiles: slice, queries: int) -> _Rows:
+        """The rows of some tiles of so many queries each, as views."""
+        part = slice(tiles.start * queries if tiles.start else 0, tiles.stop * queries)
+        return _Rows(self.queries[part], self.out[part], None if self.lse is None else self.lse[part], self[3])
+
+
 class _ImageRun:
     """Image queries of one call: writes their rows of its result.
+
+    Queries, keys and values are brought into rows of one token each, all heads of all items side by side: a tile is
+    then a few long copies, and attention reads it in place. The batch's items count as heads.
 
     Attributes:
         chunk_limit: Memory in bytes for one chunk.
         pooled: Pooled keys and values, or None. If they are ``separate``, text and reference may be among them.
         separate: Whether all queries attend to ``pooled`` in unmasked calls, merged with the windows' result.
         lse: Log-sum-exp of the windows, if it is needed.
-        shared: Number of text and reference tokens that are gathered for every tile.
+        shared: Whether the text and reference tokens are gathered for every tile.
         gathered_pooled: Number of pooled keys that are gathered for every tile.
     """
 
@@ -87,7 +112,7 @@ class _ImageRun:
         self.result = result
         self.chunk_limit = call.chunk_limit
         image = call.image_keys
-        self.shared = call.layout.length - call.layout.image
+        self.shared = call.layout.length > call.layout.image
         self.pooled = call.pooled()
         # If the log-sum-exp is free, the keys that every query sees are one unmasked call without a copy for each tile.
         self.separate = (
@@ -102,7 +127,7 @@ class _ImageRun:
                 for one, pooled in zip((call.k, call.v), self.pooled, strict=True)
             )
             self.pooled = keys, values
-            self.shared = 0
+            self.shared = False
         self.gathered_pooled = 0 if self.pooled is None or self.separate else self.pooled[0].shape[2]
         self.lse = result.lse
         if self.separate and self.lse is None:
@@ -115,33 +140,62 @@ class _ImageRun:
             spec=replace(call.spec, down_factor=1),
             device=call.q.device,
             query_rows=call.query_rows,
-            shared=self.shared > 0,
-            ahead=self.shared + self.gathered_pooled if call.bias is None else None,
+            pooled=self.gathered_pooled,
+            shared=self.shared,
+            dtype=call.q.dtype if call.bias is None else None,
         )
-        for tiles in gathered_plan(call.layout, keys).classes:
-            self._attend_class(tiles)
+        plan = gathered_plan(call.layout, keys)
+        batch, heads, _, head_dim = call.q.shape
+        rows = call.q.permute(2, 0, 1, 3)
+        # In place of each tile's queries comes its result, unless the queries are kept for gradients.
+        queries = rows.index_select(0, plan.order).flatten(1, 2)
+        out = torch.empty_like(queries) if call.needs_grad else queries
+        lse = None if self.lse is None else self.lse.new_empty(queries.shape[:2])
+        keys_and_values = self._keys_and_values()
+        start = 0
+        for tiles in plan.classes:
+            part = slice(start, start + tiles.queries.numel())
+            start = part.stop
+            own = _Rows(queries[part], out[part], None if lse is None else lse[part], keys_and_values)
+            self._attend_class(tiles, own)
+        self.result.out.permute(2, 0, 1, 3).index_copy_(0, plan.order, out.view(-1, batch, heads, head_dim))
+        if self.lse is not None and lse is not None:
+            self.lse.permute(2, 0, 1).index_copy_(0, plan.order, lse.view(-1, batch, heads))
         if self.separate and self.pooled is not None:
             self._merge_seen_by_all(*self.pooled)
 
-    def _attend_class(self, tiles: GatheredClass) -> None:
+    def _keys_and_values(self) -> Tensor:
+        """(L + pooled, 2, B * heads, D): keys beside values, the gathered pooled ones last."""
+        call = self.call
+        batch, heads, length, head_dim = call.k.shape
+        rows = call.k.new_empty(length + self.gathered_pooled, 2, batch, heads, head_dim)
+        for index, tokens in enumerate((call.k, call.v)):
+            rows[:length, index] = tokens.permute(2, 0, 1, 3)
+            if self.gathered_pooled and self.pooled is not None:
+                rows[length:, index] = self.pooled[index].permute(2, 0, 1, 3)
+        return rows.flatten(2, 3)
+
+    def _attend_class(self, tiles: GatheredClass, rows: _Rows) -> None:
         """The tiles of one class in chunks of about one size: few shapes, for libraries that plan for each."""
         number, queries = tiles.queries.shape
-        most = max(1, self.chunk_limit // self._tile_bytes(queries, tiles.keys.shape[1] + self.gathered_pooled))
+        most = max(1, self.chunk_limit // self._tile_bytes(queries, tiles.keys.shape[1]))
         step = -(-number // -(-number // most))
         mask = tiles.mask
         for start in range(0, number, step):
-            self._attend_chunk(tiles.queries[start : start + step], tiles.keys[start : start + step], mask)
+            part = slice(start, start + step)
+            self._attend_chunk(tiles.queries[part], tiles.keys[part], mask, rows.of_tiles(part, queries))
 
-    def _attend_chunk(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> None:
+    def _attend_chunk(self, queries: Tensor, keys: Tensor, mask: Tensor | None, rows: _Rows) -> None:
         """Some tiles of one class, halved as often as memory asks for.
 
         Args:
             queries: (tiles, queries) positions in q.
-            keys: (tiles, keys) positions in k.
+            keys: (tiles, keys) positions in the rows of keys and values.
             mask: Which keys each query sees, or None.
+            rows: Of these tiles.
         """
         try:
-            self._write_chunk(queries, keys, mask)
+            self._write_chunk(queries, keys, mask, rows)
         except torch.OutOfMemoryError:
             if len(queries) == 1:
                 raise
@@ -149,19 +203,33 @@ class _ImageRun:
             self.call.on_chunk()
             return
         half = len(queries) // 2
-        for part in (slice(half), slice(half, None)):
-            self._attend_chunk(queries[part], keys[part], mask)
+        for part in (slice(half), slice(half, len(queries))):
+            self._attend_chunk(queries[part], keys[part], mask, rows.of_tiles(part, queries.shape[1]))
 
-    def _write_chunk(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> None:
+    def _write_chunk(self, queries: Tensor, keys: Tensor, mask: Tensor | None, rows: _Rows) -> None:
+        """Attention with the tiles as the batch: one mask serves all of them, or each has its own."""
         call = self.call
+        tiles = len(queries)
         if call.bias is not None:
-            window_keys = keys[:, self.shared :].long()
+            window_keys = keys[:, keys.shape[1] - self._window_keys(keys) :].long()
             mask = call.bias.tiles(queries, window_keys, mask, self.gathered_pooled, call.q.dtype)
-        rows = queries.flatten()
-        out, lse = self._attend_tiles(rows, keys.flatten(), len(queries), mask)
-        self.result.out.index_copy_(2, rows, out)
-        if self.lse is not None and lse is not None:
-            self.lse.index_copy_(2, rows, lse)
+        gathered = rows.keys_and_values.index_select(0, keys.flatten()).unflatten(0, (tiles, -1))
+        # (tiles, heads, tokens, D), read where they lie.
+        k, v = (plain(one.transpose(1, 2)) for one in gathered.unbind(2))
+        q = plain(rows.queries.unflatten(0, (tiles, -1)).transpose(1, 2))
+        if rows.lse is None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scale)
+        else:
+            out, lse = attend_with_lse(
+                q, k, v, scale=call.scale, mask=mask, needs_grad=call.needs_grad, sees_some=call.bias is None
+            )
+            rows.lse.view(tiles, -1, lse.shape[1]).copy_(lse.transpose(1, 2))
+        rows.out.view(tiles, -1, *rows.out.shape[1:]).copy_(out.transpose(1, 2))
+
+    def _window_keys(self, keys: Tensor) -> int:
+        """Number of a tile's keys that are image tokens."""
+        outside = self.call.layout.length - self.call.layout.image if self.shared else 0
+        return keys.shape[1] - self.gathered_pooled - outside
 
     def _merge_seen_by_all(self, keys: Tensor, values: Tensor) -> None:
         """Adds the keys that every query sees to the result of the windows, many queries at once."""
@@ -182,47 +250,15 @@ class _ImageRun:
             out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *seen_by_all)
             call.on_chunk()
 
-    def _attend_tiles(self, queries: Tensor, keys: Tensor, tiles: int, mask: Tensor | None) -> Attended:
-        """One chunk: (B, heads, queries, D) and, if it is needed or free, (B, heads, queries).
-
-        Attention takes four dimensions. Tiles with one bool mask for all stand beside the heads, and the copies are
-        contiguous; tiles with a mask of their own, (tiles, heads|1, queries, keys), take the batch's dimension, which
-        is one item, so that the mask need not be written out for every head.
-
-        Args:
-            queries: (tiles * queries,) positions in q.
-            keys: (tiles * keys,) positions in k.
-        """
-        call = self.call
-        own_masks = mask is not None and mask.ndim == 4
-        q = call.q.index_select(2, queries)
-        k, v = (one.index_select(2, keys).unflatten(2, (tiles, -1)) for one in (call.k, call.v))
-        if self.pooled is not None and not self.separate:
-            k, v = (
-                torch.cat([pooled[:, :, None].expand(-1, -1, tiles, -1, -1), one], dim=3)
-                for one, pooled in zip((k, v), self.pooled, strict=True)
-            )
-        arguments = [
-            one[0].transpose(0, 1) if own_masks else one.flatten(1, 2) for one in (q.unflatten(2, (tiles, -1)), k, v)
-        ]
-        lse = None
-        if self.lse is not None:
-            out, lse = attend_with_lse(*arguments, scale=call.scale, mask=mask, needs_grad=call.needs_grad)
-            lse = (lse.transpose(0, 1) if own_masks else lse).reshape(q.shape[:3])
-        else:
-            out = F.scaled_dot_product_attention(*arguments, attn_mask=mask, scale=call.scale)
-        out = (out.transpose(0, 1) if own_masks else out).reshape(q.shape)
-        return Attended(out, lse)
-
     def _tile_bytes(self, queries: int, keys: int) -> int:
         """Memory that one tile of a chunk takes while it is worked on."""
         q, bias = self.call.q, self.call.bias
         batch, heads, _, head_dim = q.shape
         per_token = batch * heads * head_dim * q.element_size()
-        # Gathered keys and values, and on a CPU the packed copies that attention makes of both; queries and results.
-        copies = 2 if q.device.type == "cpu" else 1
-        held = per_token * (2 * copies * keys + 3 * queries) + 8 * (keys + queries)
-        if self.lse is not None and q.device.type != "cpu":
+        # Gathered keys and values, the copies that a CPU packs and a Mac needs of both, and the result.
+        copies = 2 if q.device.type in ("cpu", "mps") else 1
+        held = per_token * copies * (2 * keys + queries)
+        if self.lse is not None and not lse_is_free(q, self.call.needs_grad):
             # The scores, from which the log-sum-exp is made.
             held += batch * heads * 8 * queries * keys
         if not self.call.fused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -95,17 +96,37 @@ def tile_classes(
             for (width, before_x, span_x), lefts in _axis_classes(
                 grid[1], range(grid[1]), tile[1], spec.radius
             ).items():
-                y = torch.arange(span_y, dtype=torch.int32, device=device) - before_y
-                x = torch.arange(span_x, dtype=torch.int32, device=device) - before_x
-                # Distance to the nearest query: 0 inside the tile. The corners of the neighbourhood are too far.
-                near = spec.sees((y - y.clamp(0, height - 1))[:, None], x - x.clamp(0, width - 1)).nonzero()
+                near = _near(spec, (height, width), (before_y, before_x), (span_y, span_x), device)
                 reach_y = max(height - 1 + before_y, span_y - before_y - 1)
                 reach_x = max(width - 1 + before_x, span_x - before_x - 1)
                 first = torch.tensor(tops, device=device)[:, None] * grid[1] + torch.tensor(lefts, device=device)
-                key_y, key_x = y[near[:, 0]].to(torch.int16), x[near[:, 1]].to(torch.int16)
                 covered = spec.sees(reach_y, reach_x)
-                classes.append(TileClass((height, width), first.flatten(), key_y, key_x, covered))
+                classes.append(TileClass((height, width), first.flatten(), *near, covered))
         return tuple(classes)
+
+
+def whole_tile(classes: Sequence[TileClass], spec: ClearSpec) -> TileClass:
+    """A tile of the largest size among some classes, at no place, with all the keys that it would see in a frame."""
+    height, width = (max(sides) for sides in zip(*(one.size for one in classes), strict=True))
+    reach, device = spec.radius - 1, classes[0].first.device
+    near = _near(spec, (height, width), (reach, reach), (height + 2 * reach, width + 2 * reach), device)
+    return TileClass((height, width), classes[0].first[:0], *near, covered=False)
+
+
+def _near(
+    spec: ClearSpec, size: tuple[int, int], before: tuple[int, int], span: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rows and columns, relative to a tile's first token, of the keys that some query of it sees, int16.
+
+    Args:
+        before: Rows and columns of the neighbourhood in front of the tile.
+        span: (height, width) of the neighbourhood.
+    """
+    y = torch.arange(span[0], dtype=torch.int32, device=device) - before[0]
+    x = torch.arange(span[1], dtype=torch.int32, device=device) - before[1]
+    # Distance to the nearest query: 0 inside the tile. The corners of the neighbourhood are too far.
+    near = spec.sees((y - y.clamp(0, size[0] - 1))[:, None], x - x.clamp(0, size[1] - 1)).nonzero()
+    return y[near[:, 0]].to(torch.int16), x[near[:, 1]].to(torch.int16)
 
 
 # Tiles along one axis by (tile length, neighbours before the tile, tokens of the neighbourhood): their first tokens.

@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...layout import SequenceLayout
 from ...spec import ClearSpec
-from .classes import TileClass, query_tile, tile_classes
+from .classes import query_tile, tile_classes
 from .kept import KeptValues
+from .masks import MaskCut, WholeMask, nbytes
 
 MOST_BYTES = 96 * 2**20
 """Memory in bytes for all plans together; the largest one of a grid of 512 x 512 takes less than 64 MiB."""
 
-# Masks of one plan; those beyond are made in every call.
-MOST_MASK_BYTES = 40 * 2**20
+# Masks of one plan; those beyond are cut out of the whole tile's in every call.
+MOST_MASK_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,18 @@ class GatheredKeys:
         spec: Window.
         device: Of the tensors.
         query_rows: Rows of the grid that are queries.
-        shared: Whether the text and reference tokens are among the gathered keys of every tile.
-        ahead: Number of keys in front of the window's in the mask that every query sees; None leaves the mask to the
-            window's own keys (an attention mask of the user's is added to them apart).
+        pooled: Number of pooled keys that are gathered for every tile; they stand behind k's own rows.
+        shared: Whether the text and reference tokens are gathered for every tile too.
+        dtype: Of the masks; None leaves them to the window's own keys as booleans (an attention mask of the user's is
+            added to them apart).
     """
 
     spec: ClearSpec
     device: torch.device
     query_rows: range
+    pooled: int
     shared: bool
-    ahead: int | None
+    dtype: torch.dtype | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,41 +51,44 @@ class GatheredClass:
     """The tiles of one class.
 
     Attributes:
-        queries: (tiles, queries) int64, positions in q.
-        keys: (tiles, keys) int32, positions in k; text and reference tokens first if they are shared.
-        mask: bool (queries, keys of the mask), True if a query sees a key; None if every query sees all.
+        queries: (tiles, queries) int64, positions in q; a view of the plan's order.
+        keys: (tiles, keys) int32, positions in k and behind it: pooled, text, reference, window.
+        cut: Which part of the whole tile's mask is theirs; None if every query sees all keys.
     """
 
-    tiles: TileClass
-    width: int
-    made_for: GatheredKeys
     queries: Tensor
     keys: Tensor
-    kept_mask: Tensor | None
+    cut: MaskCut | None
 
     @property
     def mask(self) -> Tensor | None:
-        if self.tiles.covered:
-            return None
-        return self.kept_mask if self.kept_mask is not None else _mask(self.tiles, self.width, self.made_for)
+        """(queries, keys): what is added to the scores; or bool, True if a query sees a key; None if all see all."""
+        return None if self.cut is None else self.cut.mask
 
     @property
     def nbytes(self) -> int:
-        """Memory of the tensors."""
-        tensors = (self.queries, self.keys, self.kept_mask)
-        return sum(one.numel() * one.element_size() for one in tensors if one is not None)
+        """Memory of what is this class's own."""
+        return nbytes(self.keys) + (0 if self.cut is None else self.cut.nbytes)
 
 
 @dataclass(frozen=True, eq=False)
 class GatheredPlan:
-    """All tiles of a layout: every query in exactly one of them."""
+    """All tiles of a layout: every query in exactly one of them.
 
+    Attributes:
+        order: (image queries,) int64, positions in q, class by class and tile by tile.
+        whole: The mask that those of all classes are cut out of.
+    """
+
+    order: Tensor
+    whole: WholeMask | None
     classes: tuple[GatheredClass, ...]
 
     @property
     def nbytes(self) -> int:
         """Memory of the tensors."""
-        return sum(one.nbytes for one in self.classes)
+        whole = 0 if self.whole is None else self.whole.nbytes
+        return nbytes(self.order) + whole + sum(one.nbytes for one in self.classes)
 
 
 PLANS: KeptValues[GatheredPlan] = KeptValues(MOST_BYTES)
@@ -96,29 +101,31 @@ def gathered_plan(layout: SequenceLayout, keys: GatheredKeys) -> GatheredPlan:
 
 
 def _make(layout: SequenceLayout, keys: GatheredKeys, tile: tuple[int, int]) -> GatheredPlan:
-    width, device = layout.grid[1], keys.device
-    image = layout.image_slice
-    # From positions in k to positions in q, which may begin with a later row.
-    skipped = keys.query_rows.start * width
-    mask_bytes = 0
     # Inference-mode tensors cannot be saved for backward, so kept tensors are built outside that mode.
     with torch.inference_mode(False):
-        shared = torch.arange(layout.length if keys.shared else 0, dtype=torch.int32, device=device)
-        shared = torch.cat([shared[: image.start], shared[image.stop :]])
-        classes: list[GatheredClass] = []
-        for tiles in tile_classes(layout.grid, keys.spec, tile, device, keys.query_rows):
-            query_offset, key_offset = tiles.offsets(width)
-            first = tiles.first[:, None] + layout.text
-            window_keys = first.to(torch.int32) + key_offset.to(torch.int32)
-            positions = torch.cat([shared.expand(len(first), -1), window_keys], dim=1)
-            mask = None if tiles.covered else _mask(tiles, width, keys)
-            if mask is not None and mask_bytes + mask.numel() > MOST_MASK_BYTES:
-                mask = None
-            mask_bytes += 0 if mask is None else mask.numel()
-            classes.append(GatheredClass(tiles, width, keys, first + (query_offset - skipped), positions, mask))
-    return GatheredPlan(tuple(classes))
-
-
-def _mask(tiles: TileClass, width: int, keys: GatheredKeys) -> Tensor:
-    window = tiles.window(keys.spec)
-    return F.pad(window, (keys.ahead, 0), value=True) if keys.ahead else window
+        width, image = layout.grid[1], layout.image_slice
+        tokens = torch.arange(layout.length + keys.pooled, dtype=torch.int32, device=keys.device)
+        outside = (tokens[: image.start], tokens[image.stop : layout.length]) if keys.shared else ()
+        shared = torch.cat([tokens[layout.length :], *outside])
+        classes = tile_classes(layout.grid, keys.spec, tile, keys.device, keys.query_rows)
+        covered = all(one.covered for one in classes)
+        ahead = len(shared) if keys.dtype is not None else 0
+        whole = None if covered else WholeMask.of(classes, keys.spec, ahead, keys.dtype)
+        room = MOST_MASK_BYTES - nbytes(None if whole is None else whole.mask)
+        # From positions in k to positions in q, which may begin with a later row.
+        skipped = keys.query_rows.start * width
+        offsets = [one.offsets(width) for one in classes]
+        firsts = [one.first[:, None] + layout.text for one in classes]
+        queries = [first + (offset - skipped) for first, (offset, _) in zip(firsts, offsets, strict=True)]
+        order = torch.cat([one.flatten() for one in queries])
+        parts: list[GatheredClass] = []
+        in_order = order.split([one.numel() for one in queries])
+        for tiles, one, first, (_, offset) in zip(classes, in_order, firsts, offsets, strict=True):
+            window = first.to(torch.int32) + offset.to(torch.int32)
+            positions = torch.cat([shared.expand(len(first), -1), window], dim=1)
+            cut = None if tiles.covered or whole is None else whole.cut(tiles)
+            if cut is not None and cut.kept_bytes <= room:
+                room -= cut.kept_bytes
+                cut = cut.kept()
+            parts.append(GatheredClass(one.view(len(first), -1), positions, cut))
+        return GatheredPlan(order, whole, tuple(parts))

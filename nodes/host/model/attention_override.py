@@ -15,13 +15,14 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
-from ....clear_core.attention import clear_attention, device_fault
+from ....clear_core.attention import PreparedAttention, device_fault
 from ....clear_core.dense_blocks import BlockId
 from ....clear_core.effective import Effective
 from ....clear_core.families import ModelShape
 from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
+from .call_arguments import Arguments, argument, block_of
 from .call_counter import current_counter, window_pairs_of
 from .host_sparse import RULE as SPARSE_RULE
 from .host_sparse import is_host_sparse
@@ -32,7 +33,6 @@ from .tile_frame import KEY as FRAME_PART
 
 OVERRIDE = "optimized_attention_override"
 
-Arguments = tuple[Any, ...]
 Attention = Callable[..., Tensor]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -192,6 +192,8 @@ class WindowCall:
         """Take the token counts of this call."""
         self.layout = layout
         self.effective = Effective.of(self.patch.settings, self.patch.shape, layout, self.frame_grid)
+        # What the last block brought, and the attention and pairs found for it: all blocks of a call bring the same.
+        self._prepared: tuple[Any, PreparedAttention, int] | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -217,18 +219,33 @@ class WindowCall:
     def attend(self, func: Attention, *args: Any, **kwargs: Any) -> Tensor:
         """The override: ``func`` is the host's own attention, the rest are its arguments from a FLUX block."""
         self.was_reached = True
-        if not (self.in_range and self.effective.is_windowed(_block_of(kwargs))):
+        if not (self.in_range and self.effective.is_windowed(block_of(kwargs))):
             return self._previous(func, args, kwargs)
         q, k, v = args[:3]
-        reason = self._why_not(q, k, v, args, kwargs)
-        if reason is None:
-            return self._windowed(q, k, v, args, kwargs)
+        like = (q.shape, k.shape, v.shape, q.dtype, q.device, argument("skip_reshape", 6, args, kwargs))
+        mask = argument("mask", 4, args, kwargs)
+        prepared = self._prepared
+        if prepared is None or prepared[0] != like:
+            reason = self._why_not(q, k, v, bool(like[-1]))
+            if reason is not None:
+                return self._not_windowed(reason, func, args, kwargs)
+            prepared = self._prepared = (like, self._prepare(q), window_pairs_of(self.layout, self.effective.spec))
+        if mask is not None and (reason := misfit(mask, q)) is not None:
+            return self._not_windowed(reason, func, args, kwargs)
+        self.pairs += prepared[2]
+        return self._windowed(prepared[1], mask, args, kwargs)
+
+    def _not_windowed(self, reason: str, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         self.patch.notices.log_once(reason, f"{reason}; the window is not applied there.")
         return self._previous(func, args, kwargs)
 
-    def _why_not(self, q: Tensor, k: Tensor, v: Tensor, args: Arguments, kwargs: dict[str, Any]) -> str | None:
-        """Why the window cannot be applied to these tensors, or None."""
-        if q.ndim != 4 or not _argument("skip_reshape", 6, args, kwargs):
+    def _why_not(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool) -> str | None:
+        """Why the window cannot be applied to these tensors, or None.
+
+        Args:
+            by_heads: Whether the heads have a dimension of their own.
+        """
+        if q.ndim != 4 or not by_heads:
             return (
                 f"an attention call has queries of shape {tuple(q.shape)}, expected (batch, heads, tokens, head size)"
             )
@@ -246,29 +263,26 @@ class WindowCall:
         fault = device_fault(q.device, q.dtype, q.shape[-1])
         if fault is not None:
             return f"the attention of this torch ({torch.__version__}) is wrong on {q.device} ({fault})"
-        mask = _argument("mask", 4, args, kwargs)
-        return None if mask is None else misfit(mask, q)
+        return None
 
-    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+    def _prepare(self, q: Tensor) -> PreparedAttention:
         effective = self.effective
-        self.pairs += window_pairs_of(self.layout, effective.spec)
-        mask = _argument("mask", 4, args, kwargs)
-        kind, index = _block_of(kwargs)
-        out = clear_attention(
-            q,
-            k,
-            v,
+        return PreparedAttention(
             grid=self.layout.grid,
             spec=effective.spec,
             reference_tokens=self.layout.reference,
-            spatial_weight=self.patch.spatial_weights.get((kind, index)) if kind and index is not None else None,
             scale=effective.scale_for(q.shape[-1]),
             backend=effective.backend,
-            bias=None if mask is None else self.masks.classify(mask, self.layout),
             on_chunk=throw_exception_if_processing_interrupted,
         )
-        assert isinstance(out, Tensor)  # no log-sum-exp was asked for
-        if _argument("skip_output_reshape", 7, args, kwargs):
+
+    def _windowed(
+        self, attention: PreparedAttention, mask: Tensor | None, args: Arguments, kwargs: dict[str, Any]
+    ) -> Tensor:
+        weight = self.patch.spatial_weights.get(cast(BlockId, block_of(kwargs)))
+        bias = None if mask is None else self.masks.classify(mask, self.layout)
+        out, _ = attention(*args[:3], spatial_weight=weight, bias=bias)
+        if argument("skip_output_reshape", 7, args, kwargs):
             return out
         return out.transpose(1, 2).flatten(2)
 
@@ -277,20 +291,9 @@ class WindowCall:
         q = args[0]
         self.pairs += q.shape[-2] * args[1].shape[-2]
         head_dim = q.shape[-1] if q.ndim == 4 else q.shape[-1] // args[3]
-        factor = self.effective.scale_for(head_dim) * head_dim**0.5
+        factor = self.effective.query_factor_for(head_dim)
         if factor != 1.0:
             args = (q * factor, *args[1:])
         if self.previous is not None:
             return self.previous(func, *args, **kwargs)
         return func(*args, **kwargs)
-
-
-def _argument(name: str, position: int, args: Arguments, kwargs: dict[str, Any]) -> Any:
-    """An argument of the host's ``optimized_attention``, given by position or by name."""
-    return args[position] if len(args) > position else kwargs.get(name)
-
-
-def _block_of(kwargs: dict[str, Any]) -> tuple[str | None, int | None]:
-    """The block of an attention call, in the host's numbering."""
-    options = kwargs.get("transformer_options") or {}
-    return options.get("block_type"), options.get("block_index")
