@@ -113,7 +113,7 @@ def block_shapes(results: Results) -> list[Advice]:
             order = sorted(one["runs"], key=lambda name: time_of(one, name))
             written = [name for name in one["written"] if name in one["runs"]]
             kept = time_of(one, written[0]) < WORTH * time_of(one, order[0])
-            reason = "; ".join(f"{name} {time_of(one, name):.3g} ms" for name in order)
+            reason = "; ".join(f"{name} {time_of(one, name):.4g} ms" for name in order)
             place = "the first of `candidate_shapes` (clear_core/attention/backends/triton/block_shapes.py)"
             given.append(Advice(place, written[0], written[0] if kept else order[0], f"at {one['size']} {reason}"))
     return given
@@ -130,7 +130,7 @@ def chunk_budget(results: Results) -> list[Advice]:
             now = one["default_bytes"]
             if now in times and times[now] <= fastest * WORTH:
                 better = now
-            reason = ", ".join(f"{chunks.bytes_text(number)} {times[number]:.3g} ms" for number in sorted(times))
+            reason = ", ".join(f"{chunks.bytes_text(number)} {times[number]:.4g} ms" for number in sorted(times))
             place = f"`{one['constant']}` (clear_core/attention/budget.py)"
             given.append(Advice(place, chunks.bytes_text(now), chunks.bytes_text(better), reason))
     return given
@@ -144,7 +144,7 @@ def query_tiles(results: Results) -> list[Advice]:
             times = {tuple(one["tiles"][name]): time_of(one, name) for name in one["runs"]}
             best, now = min(times, key=times.__getitem__), tuple(one["default_tile"])
             kept = now in times and times[now] < WORTH * times[best]
-            reason = ", ".join(f"{y} x {x} {took:.3g} ms" for (y, x), took in times.items())
+            reason = ", ".join(f"{y} x {x} {took:.4g} ms" for (y, x), took in times.items())
             place = f"`query_tile` for radius {one['radius']} (clear_core/attention/tiling/classes.py)"
             now_text, best_text = (f"{y} x {x}" for y, x in (now, best))
             given.append(Advice(place, now_text, now_text if kept else best_text, reason))
@@ -160,8 +160,8 @@ def cudnn(results: Results) -> list[Advice]:
         if usual in runs and without in runs:
             gain = time_of(one, usual) / time_of(one, without)
             reason = (
-                f"{time_of(one, usual):.3g} ms (first call {runs[usual]['first_ms']:.3g}) with it, "
-                f"{time_of(one, without):.3g} ms (first call {runs[without]['first_ms']:.3g}) without"
+                f"{time_of(one, usual):.4g} ms (first call {runs[usual]['first_ms']:.3g}) with it, "
+                f"{time_of(one, without):.4g} ms (first call {runs[without]['first_ms']:.3g}) without"
             )
             place = "cuDNN in gathered attention (clear_core/attention/backends/gather.py)"
             given.append(Advice(place, "allowed", "not allowed" if gain >= WORTH else "allowed", reason))

@@ -34,12 +34,15 @@ class ChildError(Exception):
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """``runs``: by "cold" and "warm", seconds of ``torch`` (its import), ``first`` and ``second`` call."""
+    """``runs``: by "cold" and "warm", seconds of ``torch`` (its import), ``first`` and ``second`` call.
+
+    A rehearsal leaves "cold" out.
+    """
     runs: dict[str, dict[str, float]] = {}
     if reason := bench.refusal(name):
         return {"backend": name, "runs": runs, "skipped": {name: reason}, "line": reason}
     with tempfile.TemporaryDirectory(prefix="first-use-", ignore_cleanup_errors=True) as folder:
-        for cache in CACHES:
+        for cache in CACHES if bench.scale.empty_caches else CACHES[1:]:
             found, reason = bench.attempt(name, partial(_child, name, Path(folder), bench))
             if found is None:
                 return {"backend": name, "runs": runs, "skipped": {cache: reason}, "line": f"{cache}: {reason}"}

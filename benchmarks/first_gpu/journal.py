@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +101,10 @@ class Journal:
             "results": self.results,
         }
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.file)
+        for _ in range(100):
+            try:
+                os.replace(unfinished, self.file)
+                return
+            except PermissionError:  # On Windows, while somebody reads it.
+                time.sleep(0.05)
+        raise PermissionError(f"{self.file} cannot be written.")

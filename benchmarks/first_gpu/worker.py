@@ -120,7 +120,9 @@ def identity(device: torch.device, small: bool) -> dict[str, Any]:
     """What has to be the same for figures to stand beside each other in one file."""
     about = environment(device)
     try:
-        triton = importlib.import_module("triton").__version__
+        # Times of interpreted kernels are no times of kernels.
+        interpreted = ", interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else ""
+        triton = importlib.import_module("triton").__version__ + interpreted
     except ImportError:
         triton = None
     return {

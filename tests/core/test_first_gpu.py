@@ -1,6 +1,7 @@
 """The first run on a card, part by part: what it keeps, what it survives, what it compares and what it concludes."""
 
 import json
+import subprocess
 import time
 from dataclasses import replace
 
@@ -234,7 +235,22 @@ def test_kernels_are_sorted_by_their_names(name, kind):
 def test_a_first_call_that_fails_is_named(bench, monkeypatch):
     monkeypatch.setattr(Bench, "refusal", lambda self, name: None)
     found = first_use.measure("no such backend", bench)
-    assert "backend is 'no such backend'" in found["skipped"]["cold"]
+    assert "backend is 'no such backend'" in found["skipped"]["warm"]
+
+
+def test_the_cold_first_call_has_caches_of_its_own_and_the_warm_one_the_same(bench, monkeypatch):
+    caches = []
+
+    def run_process(arguments, env, **options):
+        caches.append([env[name] for name in first_use.CACHE_FOLDERS])
+        return subprocess.CompletedProcess(arguments, 0, 'remark\n{"torch": 2.0, "first": 9.0, "second": 0.01}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", run_process)
+    monkeypatch.setattr(Bench, "refusal", lambda self, name: None)
+    found = first_use.measure("flex", replace(bench, scale=replace(SMALL, empty_caches=True)))
+    assert list(found["runs"]) == ["cold", "warm"] and found["runs"]["warm"]["first"] == 9
+    assert caches[0] == caches[1] and len(set(caches[0])) == len(caches[0])
+    assert found["line"] == "cold 9.0 s (then 10 ms), warm 9.0 s (then 10 ms)"
 
 
 @pytest.mark.parametrize("module, reason", [(steps, "step"), (peaks, "gather")])
