@@ -200,6 +200,12 @@ def of_section(results: Results, section: str) -> list[dict[str, Any]]:
     return [one for one in results.values() if one.get("section") == section]
 
 
+def layers_in_order(results: Results) -> list[dict[str, Any]]:
+    """Results of single layers by size; in each size dense attention first, then windows, then those with pooling."""
+    found = [one for one in of_section(results, layers.SECTION) if "size" in one]
+    return sorted(found, key=lambda one: (one["size"], one["down_factor"] or 0, one["radius"] or 0))
+
+
 def time_of(result: dict[str, Any], name: str) -> float:
     """Milliseconds of one run, above 0."""
     return max(result["runs"][name]["median_ms"], 1e-6)

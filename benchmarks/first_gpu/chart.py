@@ -6,8 +6,7 @@ from html import escape
 from math import log10
 from typing import Any
 
-from . import layers
-from .advice import layer_name, of_section
+from .advice import layer_name, layers_in_order
 from .journal import Journal
 from .published import NATTEN_4K, SOURCE
 
@@ -60,7 +59,7 @@ Row = tuple[str, float, float, str]
 def grouped(journal: Journal) -> dict[str, list[Row]]:
     """Bars by layer: dense attention of a size stands above its windows."""
     groups: dict[str, list[Row]] = {}
-    for one in of_section(journal.results, layers.SECTION):
+    for one in layers_in_order(journal.results):
         for name, run in (one.get("runs") or {}).items():
             windows = one.get("radius") is not None
             group = layer_name(one) if windows else f"{one['size']}, dense attention and other libraries"

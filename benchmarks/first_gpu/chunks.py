@@ -30,10 +30,10 @@ USUAL, WITHOUT_CUDNN = "as it is", "without cuDNN"
 def measurements(scale: Scale) -> list[Measurement]:
     middle, _, wide = scale.radii
     return [
-        Measurement(f"{SIZE}, {CHUNKS}", SECTION, 15, partial(chunk_budgets, ClearSpec(middle))),
-        Measurement(f"{SIZE}, masks and cuDNN", SECTION, 15, partial(masks, ClearSpec(middle))),
+        Measurement(f"{SIZE}, {CHUNKS}", SECTION, 8, partial(chunk_budgets, ClearSpec(middle))),
+        Measurement(f"{SIZE}, masks and cuDNN", SECTION, 8, partial(masks, ClearSpec(middle))),
         *(
-            Measurement(f"{SIZE}, query tiles, radius {radius}", SECTION, 10, partial(tiles, ClearSpec(radius)))
+            Measurement(f"{SIZE}, query tiles, radius {radius}", SECTION, 6, partial(tiles, ClearSpec(radius)))
             for radius in (middle, wide)
         ),
     ]

@@ -26,7 +26,12 @@ DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float
 
 def measurements(scale: Scale) -> list[Measurement]:
     return [
-        Measurement(f"exact {name} {DTYPE_NAMES[dtype]}", SECTION, 20, partial(measure, name, dtype))
+        Measurement(
+            f"exact {name} {DTYPE_NAMES[dtype]}",
+            SECTION,
+            3 if name in TAKES_MASKS else 25,
+            partial(measure, name, dtype),
+        )
         for dtype in scale.exact_dtypes
         for name in ("dense", *WINDOWED)
         if name in TAKES_MASKS or dtype in scale.compiled_dtypes

@@ -26,7 +26,7 @@ SECONDS_AT_MOST = 120
 
 
 def measurements(scale: Scale) -> list[Measurement]:
-    return [Measurement(f"first use of {name}", SECTION, 60, partial(measure, name)) for name in COMPILED]
+    return [Measurement(f"first use of {name}", SECTION, 50, partial(measure, name)) for name in COMPILED]
 
 
 class ChildError(Exception):

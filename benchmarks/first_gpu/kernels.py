@@ -28,7 +28,7 @@ KINDS = {
 
 def measurements(scale: Scale) -> list[Measurement]:
     spec = ClearSpec(scale.radii[0])
-    return [Measurement(f"{SIZE}, {spec}, profile of gather", SECTION, 15, partial(measure, spec))]
+    return [Measurement(f"{SIZE}, {spec}, profile of gather", SECTION, 6, partial(measure, spec))]
 
 
 def kind_of(name: str) -> str:

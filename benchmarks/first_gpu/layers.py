@@ -33,14 +33,14 @@ def measurements(scale: Scale) -> list[Measurement]:
     main = [_windows(size, radius, 1) for size in MAIN_SIZES for radius in scale.radii]
     pooled = [_windows(size, radius, scale.down_factor) for size in MAIN_SIZES for radius in scale.radii]
     beside = [
-        *(_dense(size, 15) for size in MAIN_SIZES),
+        *(_dense(size, 5) for size in MAIN_SIZES),
         *(_row_major(size, middle) for size in scale.row_major),
         *(_others(size, ClearSpec(middle)) for size in MAIN_SIZES),
-        Measurement(f"{PUBLISHED} 4K", SECTION, 10, _published),
+        Measurement(f"{PUBLISHED} 4K", SECTION, 5, _published),
     ]
     later = [
         *(_windows(size, middle, 1, later=True) for size in LATER_SIZES),
-        *(_dense(size, 40, later=True) for size in LATER_SIZES),
+        *(_dense(size, 25, later=True) for size in LATER_SIZES),
         *(
             _windows(size, radius, down_factor, later=True)
             for size in LATER_SIZES
@@ -56,7 +56,7 @@ def measurements(scale: Scale) -> list[Measurement]:
 def pair_measurements(scale: Scale) -> list[Measurement]:
     """The two compiled kernels, plain and pooled."""
     return [
-        Measurement(f"{size}, {spec}, {' and '.join(PAIR)}", PAIR_SECTION, 8, partial(windows, size, spec, names=PAIR))
+        Measurement(f"{size}, {spec}, {' and '.join(PAIR)}", PAIR_SECTION, 3, partial(windows, size, spec, names=PAIR))
         for size in MAIN_SIZES
         for spec in (ClearSpec(scale.radii[0]), ClearSpec(scale.radii[0], scale.down_factor))
     ]
@@ -64,7 +64,7 @@ def pair_measurements(scale: Scale) -> list[Measurement]:
 
 def _windows(size: str, radius: int, down_factor: int, later: bool = False) -> Measurement:
     spec = ClearSpec(radius, down_factor)
-    return Measurement(f"{size}, {spec}", SECTION, 10, partial(windows, size, spec), later)
+    return Measurement(f"{size}, {spec}", SECTION, 5 if later else 3, partial(windows, size, spec), later)
 
 
 def windows(size: str, spec: ClearSpec, bench: Bench, names: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _row_major(size: str, radius: int, later: bool = False) -> Measurement:
         layout, spec = bench.scale.layout(size), ClearSpec(radius)
         return {**_about(size, spec), **compare([row_major(layout, spec, bench)], layout, bench)}
 
-    return Measurement(f"{size}, radius {radius}, {ROW_MAJOR}", SECTION, 25, run, later)
+    return Measurement(f"{size}, radius {radius}, {ROW_MAJOR}", SECTION, 20, run, later)
 
 
 def _others(size: str, spec: ClearSpec) -> Measurement:
@@ -103,7 +103,7 @@ def _others(size: str, spec: ClearSpec) -> Measurement:
         layout = bench.scale.layout(size)
         return {**_about(size, None), **compare(others(layout, spec), layout, bench)}
 
-    return Measurement(f"{size}, {OTHERS}", SECTION, 20, run)
+    return Measurement(f"{size}, {OTHERS}", SECTION, 10, run)
 
 
 def _published(bench: Bench) -> dict[str, Any]:

@@ -20,7 +20,7 @@ SECTION = "Peak memory"
 def measurements(scale: Scale) -> list[Measurement]:
     spec = ClearSpec(scale.radii[0])
     return [
-        Measurement(f"{height} x {width}, {spec}, memory", SECTION, 8, partial(measure, (height, width), spec))
+        Measurement(f"{height} x {width}, {spec}, memory", SECTION, 3, partial(measure, (height, width), spec))
         for height, width in scale.peak_grids
     ]
 

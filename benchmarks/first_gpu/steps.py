@@ -20,7 +20,7 @@ SECTION = "A whole step"
 
 def measurements(scale: Scale) -> list[Measurement]:
     spec = ClearSpec(scale.radii[0])
-    return [Measurement(f"{size}, {spec}, step", SECTION, 25, partial(measure, size, spec)) for size in MAIN_SIZES]
+    return [Measurement(f"{size}, {spec}, step", SECTION, 10, partial(measure, size, spec)) for size in MAIN_SIZES]
 
 
 def measure(size: str, spec: ClearSpec, bench: Bench) -> dict[str, Any]:

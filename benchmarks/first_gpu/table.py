@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import chunks, exactness, first_use, kernels, layers, peaks, steps
-from .advice import Advice, layer_name, of_section
+from .advice import Advice, layer_name, layers_in_order, of_section
 from .journal import Journal
 from .published import NATTEN_4K, SOURCE
 
@@ -31,7 +31,7 @@ def table(journal: Journal, given: list[Advice], picture: str) -> str:
     lines += section(exactness.SECTION, exactness_rows(of_section(results, exactness.SECTION)))
     lines += section(
         layers.SECTION,
-        timing_rows(of_section(results, layers.SECTION)) + published_rows(),
+        timing_rows(layers_in_order(results)) + published_rows(),
         "Keys per query are an image query's, on average. `sdpa` is dense attention; other libraries compute "
         "something else than CLEAR's windows. First call: with compiling, where it compiles.",
     )

@@ -24,7 +24,7 @@ from .scale import Scale
 def measurements(scale: Scale) -> list[Measurement]:
     spec = ClearSpec(scale.radii[0])
     return [
-        Measurement(f"{size}, block shapes of the Triton kernel", PAIR_SECTION, 25, partial(shapes, size, spec))
+        Measurement(f"{size}, block shapes of the Triton kernel", PAIR_SECTION, 10, partial(shapes, size, spec))
         for size in MAIN_SIZES[:1]
     ]
 
