@@ -1,4 +1,4 @@
-"""The 2-D tile order of image tokens: row-major tokens into it and back by views and one copy, no index tensors.
+"""The 2-D tile order of image tokens.
 
 A block-sparse kernel works on blocks of queries times blocks of keys. In row-major order a block is a strip of one
 row and touches far more keys than its windows ask for; in tile order it is a small rectangle.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 KEY_TILE_SIDE = 8
@@ -74,48 +73,7 @@ class TileOrder:
         row, col = query_tile // self.tiles[1], query_tile % self.tiles[1]
         return (row * 2 + second, col) if self.upright else (row, col * 2 + second)
 
-    @property
-    def padded_grid(self) -> tuple[int, int]:
-        """(h, w) in tokens of the whole tiles, padding included."""
-        height, width = query_tile_size(self.upright)
-        return self.tiles[0] * height, self.tiles[1] * width
-
 
 def query_tile_size(upright: bool) -> tuple[int, int]:
     """(height, width) of a query tile in tokens."""
     return (2 * KEY_TILE_SIDE, KEY_TILE_SIDE) if upright else (KEY_TILE_SIDE, 2 * KEY_TILE_SIDE)
-
-
-def copy_to_tiles(tokens: Tensor, tiled: Tensor, order: TileOrder) -> None:
-    """Row-major (B, heads, h * w, D) into tile order (B, heads, query tiles * 128, D)."""
-    grid, padded = order.grid, order.padded_grid
-    image = tokens.unflatten(2, grid)
-    if grid != padded:
-        image = F.pad(image, (0, 0, 0, padded[1] - grid[1], 0, padded[0] - grid[0]))
-    _as_grid(tiled, order).copy_(_split_grid(image, order))
-
-
-def copy_from_tiles(tiled: Tensor, tokens: Tensor, order: TileOrder) -> None:
-    """Tile order (B, heads, query tiles * 128, D) into row-major (B, heads, h * w, D); padding is dropped."""
-    grid, padded = order.grid, order.padded_grid
-    image = _as_grid(tiled, order)
-    if grid == padded:
-        _split_grid(tokens.unflatten(2, grid), order).copy_(image)
-    else:
-        whole = image.reshape(*tokens.shape[:2], *padded, tokens.shape[-1])
-        tokens.unflatten(2, grid).copy_(whole[:, :, : grid[0], : grid[1]])
-
-
-def _split_grid(image: Tensor, order: TileOrder) -> Tensor:
-    """(B, heads, H, W, D) with both sides split into tiles, rows of them first."""
-    rows, cols = order.tiles
-    side = KEY_TILE_SIDE
-    height, width = ((rows, 2, side), (cols, side)) if order.upright else ((rows, side), (cols, 2, side))
-    return image.unflatten(3, width).unflatten(2, height)
-
-
-def _as_grid(tiled: Tensor, order: TileOrder) -> Tensor:
-    """Tile order seen as ``_split_grid`` lays out a grid."""
-    side = KEY_TILE_SIDE
-    parts = tiled.unflatten(2, (*order.tiles, 2, side, side))
-    return parts.permute(0, 1, 2, 4, 5, 3, 6, 7) if order.upright else parts.permute(0, 1, 2, 5, 3, 4, 6, 7)

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ...call import Attended, AttentionCall, CallKind, head_groups, padded_head_dim
 from ...outside_image import attend_outside_image
-from ...tiling.order import KEY_BLOCK, QUERY_BLOCK, copy_from_tiles, copy_to_tiles
+from ...tiling.order import KEY_BLOCK, QUERY_BLOCK
 from ...tiling.plan import TilePlan, tile_plan
 from ..base import KernelError, too_old
 from .block_mask import PAST_SPECIAL, block_mask, key_count
+from .copies import copy_from_tiles, copy_to_tiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -100,7 +101,7 @@ def _run_kernel(call: AttentionCall, plan: TilePlan, mask: Any) -> Attended:
     """The image rows in tile order: output (B * heads, 1, queries, head size), both padded, and log-sum-exp."""
     q = call.q
     queries, filled = _kernel_input(q, plan.queries.tokens)
-    copy_to_tiles(q[:, :, call.image_queries], filled[..., : q.shape[-1]], plan.queries)
+    copy_to_tiles(q[:, :, call.image_queries], filled, plan.queries)
     keys, values = (_prefix_and_tiles(call, one, plan) for one in (call.k, call.v))
     options, score_mod = _kernel_options(q.device), _score_mod(call.scale)
     compiled = _compiled(torch.get_num_threads() if q.device.type == "cpu" else 0)
@@ -205,15 +206,16 @@ def _score_mod(scale: float) -> Callable[..., Tensor]:
 
 
 def _kernel_input(like: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Zeros for the kernel, and the same memory as (B, heads, length, padded head size) to be filled.
+    """Memory for the kernel, and the same as (B, heads, length, head size) to be filled; all of it must be.
 
     Batch and heads are one dimension of the kernel's input, or it would be compiled for every number of heads; and the
     input is no view, or it would be compiled for every shape of the viewed tensor.
     """
     batch, heads, _, head_dim = like.shape
-    # Zeros, since a padded value takes part in the product with a weight of zero.
-    given = like.new_zeros(batch * heads, 1, length, padded_head_dim(head_dim))
-    return given, given.view(batch, heads, length, -1)
+    shape = (batch * heads, 1, length, padded_head_dim(head_dim))
+    # Padding is zero, since a padded value takes part in the product with a weight of zero.
+    given = like.new_empty(shape) if shape[-1] == head_dim else like.new_zeros(shape)
+    return given, given.view(batch, heads, length, -1)[..., :head_dim]
 
 
 def _prefix_and_tiles(call: AttentionCall, tokens: Tensor, plan: TilePlan) -> Tensor:
@@ -222,11 +224,13 @@ def _prefix_and_tiles(call: AttentionCall, tokens: Tensor, plan: TilePlan) -> Te
     Returns:
         (B * heads, 1, prefix blocks * 64 + key tiles * 64, padded head size), contiguous.
     """
-    start = plan.prefix_blocks * KEY_BLOCK
+    start, parts = plan.prefix_blocks * KEY_BLOCK, call.prefix_parts(tokens)
     given, filled = _kernel_input(tokens, key_count(plan))
-    head_dim, first = tokens.shape[-1], 0
-    for part in call.prefix_parts(tokens):
-        filled[:, :, first : first + part.shape[2], :head_dim] = part
+    if plan.prefix < start:
+        filled[:, :, plan.prefix : start].zero_()
+    first = 0
+    for part in parts:
+        filled[:, :, first : first + part.shape[2]] = part
         first += part.shape[2]
-    copy_to_tiles(tokens[:, :, call.image_keys], filled[:, :, start:, :head_dim], plan.keys)
+    copy_to_tiles(tokens[:, :, call.image_keys], filled[:, :, start:], plan.keys)
     return given

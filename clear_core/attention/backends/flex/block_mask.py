@@ -28,10 +28,11 @@ def key_count(plan: TilePlan) -> int:
 def block_mask(plan: TilePlan, needs_grad: bool) -> Any:
     """The ``BlockMask`` of a plan; shared and never changed."""
     with torch.inference_mode(False):
-        return _block_mask(plan, needs_grad)
+        return block_mask_for(plan, needs_grad, card=plan.partial.device.type == "cuda")
 
 
-def _block_mask(plan: TilePlan, needs_grad: bool) -> Any:
+def block_mask_for(plan: TilePlan, needs_grad: bool, card: bool) -> Any:
+    """As :func:`block_mask`, uncached, in the form for the kernel of a card or for that of a CPU."""
     from torch.nn.attention.flex_attention import BlockMask
 
     known = inspect.signature(BlockMask.from_kv_blocks).parameters
@@ -43,7 +44,7 @@ def _block_mask(plan: TilePlan, needs_grad: bool) -> Any:
         options["seq_lengths"] = (queries, keys)
     partial_count, partial, full_count, full = kernel_lists(plan)
     # The CPU kernel, the transposed lists and older versions of torch read as many columns as there are key blocks.
-    if needs_grad or plan.partial.device.type == "cpu" or len(options) < 2:
+    if needs_grad or not card or len(options) < 2:
         columns = keys // KEY_BLOCK
         partial, full = (F.pad(one, (0, columns - one.shape[-1])) for one in (partial, full))
     return BlockMask.from_kv_blocks(
@@ -52,7 +53,7 @@ def _block_mask(plan: TilePlan, needs_grad: bool) -> Any:
         full_count,
         full,
         BLOCK_SIZE=(QUERY_BLOCK, KEY_BLOCK),
-        mask_mod=window_mask_mod(plan),
+        mask_mod=mask_by_table(plan) if card else mask_by_division(plan),
         **options,
     )
 
@@ -81,11 +82,7 @@ def kernel_lists(plan: TilePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def window_mask_mod(plan: TilePlan) -> MaskMod:
-    """Whether a query sees a key, from their indices in the kernel's order."""
-    return mask_by_table(plan) if plan.partial.device.type == "cuda" else mask_by_division(plan)
+"""Whether a query sees a key, from batch, head and their indices in the kernel's order."""
 
 
 def mask_by_division(plan: TilePlan) -> MaskMod:
