@@ -53,6 +53,19 @@ def shown(rounds: range) -> Iterable[int]:
     return tqdm(rounds, desc="rounds", leave=False)
 
 
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many other processes that compute all the time, as other programs on the machine."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def summary(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
     """Median milliseconds, and how many times faster than the baseline: the median over rounds of the ratio."""
     return {
