@@ -68,7 +68,9 @@ def soak_server(server_base: Path) -> Iterator[Server]:
     for name in ("test_only_pixels.py", "probe_node.py"):
         shutil.copyfile(SUPPORT / name, custom / name)
     checkout, python = Path(sys.modules["nodes"].__file__).parent, Path(sys.executable)
-    with Server(checkout, python, server_base, "WARNING") as running:
+    # glibc keeps a heap for every thread, and each of them what others freed; in one heap, memory is what is held.
+    one_heap = {"MALLOC_ARENA_MAX": "1"}
+    with Server(checkout, python, server_base, "WARNING", environment=one_heap) as running:
         yield running
     for name in (helper.name, "test_only_pixels.py", "probe_node.py"):
         (custom / name).unlink()
