@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +19,6 @@ from tests.host.support_comfy.sampling import predict
 TEXT, SIGMA = 7, 0.6
 GRID, TILE, STARTS = (300, 4), (160, 4), (0, 140)
 """Rows past 256, which bfloat16 cannot tell apart."""
-
-
-@pytest.fixture(scope="module")
-def in_tiles(pack) -> Callable[[Any], Any]:
-    """``in_tiles(model)`` runs a frame of :data:`GRID` in two tiles."""
-    module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
-    layout = module.TileLayout(GRID, TILE, 2)
-    return lambda model: module.TiledModel(layout, lambda done, tiles: None).install(model)
 
 
 def counted(count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -48,7 +39,7 @@ def lines_of(log: Recorder) -> list[str]:
 def test_tiles_of_a_forward_of_its_own_are_exact(host, clear_node, in_tiles, line, dtype, windows):
     model = own_forward(line, dtype)(clear_node(flux(), radius=3) if windows else flux())
     with recorded_ids() as seen, Recorder() as log:
-        predict(in_tiles(model), noise(600, 8), SIGMA, prompt(TEXT))
+        predict(in_tiles(model, GRID, TILE), noise(600, 8), SIGMA, prompt(TEXT))
     assert len(seen) == len(STARTS) and lines_of(log) == []
     for ids, start in zip(seen, STARTS, strict=True):
         assert torch.equal(ids[:TEXT], torch.zeros(TEXT, 3))
@@ -64,7 +55,7 @@ def embedded_alone() -> Callable[[Any], Any]:
 
 
 def test_positions_of_another_kind_are_named_once(host, in_tiles):
-    model = in_tiles(embedded_alone()(flux()))
+    model = in_tiles(embedded_alone()(flux()), GRID, TILE)
     with Recorder() as log:
         for _ in range(2):
             predict(model, noise(600, 8), SIGMA, prompt(TEXT))
@@ -85,7 +76,7 @@ def test_an_answer_from_a_cache_is_not_named(host, in_tiles):
         asked.append(True)
         return executor(x, *args, **kwargs) if len(asked) <= len(STARTS) else x
 
-    model = in_tiles(flux())
+    model = in_tiles(flux(), GRID, TILE)
     model.add_wrapper_with_key("diffusion_model", "cache", cache)
     with Recorder() as log:
         run(model, noise(600, 8), prompt(TEXT), prompt(TEXT), steps=3)
