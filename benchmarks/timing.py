@@ -8,14 +8,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 
 def first_line(text: str | None) -> str:
@@ -35,7 +35,7 @@ def interleaved(
         clock: ``time.process_time`` excludes other programs and adds up the threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in tqdm(range(rounds), desc="rounds", leave=False):
+    for _ in shown(range(rounds)):
         for name, function in functions.items():
             synchronize(device)
             start = clock()
@@ -43,6 +43,28 @@ def interleaved(
             synchronize(device)
             seconds[name].append(clock() - start)
     return seconds
+
+
+def shown(rounds: range) -> Iterable[int]:
+    """The rounds, with a bar if there is tqdm: a card's machine may have nothing but torch and Triton."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return rounds
+    return tqdm(rounds, desc="rounds", leave=False)
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many other processes that compute all the time, as other programs on the machine."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def summary(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
@@ -96,8 +118,13 @@ def failure(function: Callable[[], Any]) -> str | None:
     try:
         function()
     except Exception as error:
-        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        return error_line(error)
     return None
+
+
+def error_line(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -127,7 +154,10 @@ def _device_name(device: torch.device) -> str:
 
 def _revision() -> str:
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # A machine without git.
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 

@@ -66,8 +66,9 @@ def clear_attention(  # noqa: PLR0913 - the one public call; everything behind i
             log-sum-exp of -inf), as from ``scaled_dot_product_attention``. It gets no gradient. A tensor over all
             columns is classified in every call; an :class:`.AttentionBias` was classified once. "flex" and "triton"
             leave masks to "gather".
-        chunk_bytes: Bytes that one chunk of work may take besides input and output, 1 or more; None decides by the
-            free memory. A single query tile is never split.
+        chunk_bytes: Bytes that one chunk of work may take besides input and output, 1 or more; None decides. A single
+            query tile is never split. "gather" holds copies of some heads besides: up to four times as many bytes, or
+            those of one head (three times its q).
         on_chunk: Called after each chunk. An exception raised in it ends the attention, as an interrupt does.
         return_lse: Return the log-sum-exp of the scores as well. It has no gradient.
         backend: One of :data:`BACKENDS`; "auto" takes the fastest that is known to be right here.

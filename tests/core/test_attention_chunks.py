@@ -10,6 +10,7 @@ import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import budget
+from clear_core.attention.backends import gather
 
 
 class InterruptError(Exception):
@@ -42,15 +43,17 @@ def test_no_chunk_of_gather_is_much_larger_than_the_budget(monkeypatch):
     layout = SequenceLayout(300, (96, 96))
     q, k, v = tensors(layout)
     original = torch.nn.functional.scaled_dot_product_attention
-    between, most = [], []
+    calls, most, chunks = [], [], []
 
     def counted(q, k, v, **options):
-        between.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+        calls.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
         return original(q, k, v, **options)
 
     def on_chunk():
-        assert len(between) == 1
-        most.append(between.pop())
+        chunks.append(1)
+        most.extend(calls[len(most) :])
+        # Each thread may be at work on one more.
+        assert len(calls) - len(chunks) <= torch.get_num_threads()
 
     # Text queries are split by how long a call takes, here after a million pairs.
     monkeypatch.setattr(budget, "CPU_PAIRS", 2**20)
@@ -58,7 +61,7 @@ def test_no_chunk_of_gather_is_much_larger_than_the_budget(monkeypatch):
     clear_attention(
         q, k, v, grid=layout.grid, spec=ClearSpec(8), backend="gather", chunk_bytes=2**20, on_chunk=on_chunk
     )
-    assert not between
+    assert len(calls) == len(chunks)
     # The whole is 48 million pairs for the windows and 6 million for the text.
     assert max(most) < 2e6
 
@@ -80,7 +83,7 @@ def peak_allocated(run, folder):
 @pytest.mark.parametrize(
     "heads, radius, down_factor", [(1, 8, 1), (1, 32, 1), (1, 8, 4), pytest.param(8, 16, 1, marks=pytest.mark.slow)]
 )
-def test_a_budget_of_64_mib_is_kept_at_4k(heads, radius, down_factor, dtype, tmp_path):
+def test_a_budget_of_64_mib_is_kept_at_4k(heads, radius, down_factor, dtype, tmp_path, monkeypatch):
     side, budget = 256, 64 * 2**20
     q, k, v = torch.zeros(3, 1, heads, 512 + side * side, 128, dtype=dtype).add_(0.1).unbind()
     options = {"grid": (side, side), "spec": ClearSpec(radius, down_factor), "backend": "gather"}
@@ -88,9 +91,13 @@ def test_a_budget_of_64_mib_is_kept_at_4k(heads, radius, down_factor, dtype, tmp
     def run():
         assert clear_attention(q, k, v, chunk_bytes=budget, **options).shape == q.shape
 
+    # The profiler sees this thread alone.
+    monkeypatch.setattr(gather, "workers_of", lambda *case: 1)
     run()  # What is kept for all calls of a layout is made here.
     peak = peak_allocated(run, tmp_path)
-    assert q.nbytes < peak <= q.nbytes + 1.1 * budget
+    # Besides, copies of one head's queries, keys and values, or more heads if they are small.
+    copies = max(3 * q.nbytes // heads, min(3 * q.nbytes, 4 * budget))
+    assert q.nbytes < peak <= q.nbytes + copies + 1.1 * budget
 
 
 @pytest.mark.parametrize("return_lse", [False, True])

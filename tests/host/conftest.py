@@ -5,6 +5,7 @@ They run in the host's interpreter; ``python3 dev.py test`` starts one process f
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,10 +67,13 @@ def loaded_pack(host: boot.Host) -> boot.LoadedPack:
 
 
 @pytest.fixture(scope="session")
-def pack(loaded_pack: boot.LoadedPack) -> ModuleType:
+def pack(loaded_pack: boot.LoadedPack, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The pack's module as the host knows it; ``pack.clear_core`` is the copy that its nodes use."""
+    kept = tmp_path_factory.mktemp("cache")
     assert loaded_pack.accepted, f"the host did not take the pack: {loaded_pack.logged}"
-    boot.core_of(loaded_pack.module)
+    core = boot.core_of(loaded_pack.module)
+    # What these tests compile stays out of the user's own folder.
+    importlib.import_module(f"{core.__name__}.attention.first_use").user_cache_folder = lambda: kept
     return loaded_pack.module
 
 
@@ -121,6 +125,58 @@ def run_node() -> Callable[..., tuple[Any, ...]]:
 def predict() -> Callable[..., Any]:
     """``predict(patcher, x, sigma, conditioning)`` is the velocity of one sampler call."""
     return sampling.predict
+
+
+@pytest.fixture
+def run(host: boot.Host) -> Callable[..., torch.Tensor]:
+    """``run(model, positive, latent, ...)`` is the latent that the stock KSampler makes of it."""
+
+    def sample(
+        model: Any,
+        positive: list,
+        latent: torch.Tensor,
+        negative: list | None = None,
+        steps: int = 3,
+        cfg: float = 1.0,
+        denoise: float = 1.0,
+        scheduler: str = "simple",
+        **extra: Any,
+    ) -> torch.Tensor:
+        with torch.inference_mode():
+            (out,) = sampling.run_node(
+                host.stock("KSampler"),
+                model=model,
+                seed=7,
+                steps=steps,
+                cfg=cfg,
+                sampler_name="euler",
+                scheduler=scheduler,
+                positive=positive,
+                negative=positive if negative is None else negative,
+                latent_image={"samples": latent, **extra},
+                denoise=denoise,
+            )
+        return out["samples"]
+
+    return sample
+
+
+@pytest.fixture(scope="session")
+def host_part(pack: ModuleType) -> Callable[[str], Any]:
+    """``host_part(name)`` is a module of nodes/host."""
+    return lambda name: importlib.import_module(f"{pack.__name__}.nodes.host.{name}")
+
+
+@pytest.fixture(scope="session")
+def in_tiles(host_part: Callable[[str], Any]) -> Callable[..., Any]:
+    """``in_tiles(model, grid, tile, overlap)`` is the model that runs a frame in tiles; sizes in tokens."""
+
+    def install(model: Any, grid: tuple[int, int], tile: tuple[int, int], overlap: int = 2, on_tile: Any = None) -> Any:
+        module = host_part("upscale.tiled_model")
+        layout = module.TileLayout(grid, tile, overlap)
+        return module.TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
+
+    return install
 
 
 @pytest.fixture(scope="session")

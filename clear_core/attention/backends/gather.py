@@ -6,6 +6,7 @@ Exact on any device and dtype that torch's attention knows; works through the ti
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,10 +22,17 @@ from ..merge import merge
 from ..outside_image import attend_outside_image
 from ..tiling.classes import query_tile, tile_slack
 from ..tiling.gathered import GatheredClass, GatheredKeys, gathered_plan
+from ..workers import OnChunk, run_pieces, workers_of
 
 # From here on pooled keys are attended to separately and merged. Measured on a CPU: as fast with 256 of them, a fifth
 # to a third faster with 1024. Each of the two parts is rounded to the dtype, so not if nothing is won.
 MANY_POOLED = 512
+
+# Copies of some heads' queries, keys and values are held all along, up to so many times the memory limit of a chunk.
+COPIES = 4
+
+# Groups of heads for each of a CPU's threads: a thread that other programs slow down gets fewer of them.
+PIECES = 2
 
 
 class GatherBackend:
@@ -49,26 +57,41 @@ class GatherBackend:
         call, down to a single tile.
         """
         result = call.empty_result()
-        if call.query_rows:
-            # With a bias every item has masks of its own, and tiles take the batch's dimension.
-            for index in range(call.q.shape[0]) if call.bias is not None else [None]:
-                one, rows = call, result
-                if index is not None:
-                    one, rows = call.of_item(index), result.of_item(index)
-                for heads in head_groups(one.q.shape[1], _heads_at_once(one)):
-                    _ImageRun(one.of_heads(heads), rows.of_heads(heads)).run()
-        attend_outside_image(call, result)
+        workers = workers_of(call.q.device, call.needs_grad)
+        groups = head_groups(call.q.shape[1], -(-call.q.shape[1] // (PIECES * workers)) if workers > 1 else 2**31)
+
+        def piece(heads: slice, on_chunk: OnChunk) -> None:
+            own = replace(call.of_heads(heads), on_chunk=on_chunk, chunk_bytes=call.chunk_limit // workers)
+            _run_heads(own, result.of_heads(heads))
+
+        run_pieces([partial(piece, heads) for heads in groups], call.on_chunk)
         return result
 
 
+def _run_heads(call: AttentionCall, result: Attended) -> None:
+    if call.query_rows:
+        # With a bias every item has masks of its own.
+        for index in range(call.q.shape[0]) if call.bias is not None else [None]:
+            one, rows = call, result
+            if index is not None:
+                one, rows = call.of_item(index), result.of_item(index)
+            for heads in head_groups(one.q.shape[1], _heads_at_once(one)):
+                _ImageRun(one.of_heads(heads), rows.of_heads(heads)).run()
+    attend_outside_image(call, result)
+
+
 def _heads_at_once(call: AttentionCall) -> int:
-    """Number of heads whose scores of a single tile fit the memory limit, where attention keeps scores."""
+    """Number of heads whose copies, and whose scores of a single tile where attention keeps scores, fit the limits."""
+    q, layout = call.q, call.layout
+    # Keys, values, and queries, in whose place the result comes.
+    copies = q.shape[0] * (2 * layout.length + layout.image) * q.shape[3] * q.element_size()
+    most = COPIES * call.chunk_limit // copies
     if call.fused:
-        return call.q.shape[1]
-    height, width = (side + tile_slack(side) for side in query_tile(call.q.device, call.spec.radius))
+        return most
+    height, width = (side + tile_slack(side) for side in query_tile(q.device, call.spec.radius))
     reach = 2 * (call.spec.radius - 1)
-    keys = min(call.layout.image, (height + reach) * (width + reach)) + call.layout.length - call.layout.image
-    return call.chunk_limit // (SCORE_BYTES * call.q.shape[0] * height * width * keys)
+    keys = min(layout.image, (height + reach) * (width + reach)) + layout.length - layout.image
+    return min(most, call.chunk_limit // (SCORE_BYTES * q.shape[0] * height * width * keys))
 
 
 class _Rows(NamedTuple):
