@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -25,12 +26,16 @@ PARTIAL = {"index_put", "index_put_", "index_copy_", "index_add_", "scatter_", "
 
 
 class PlacedTensor(Tensor):
-    """A tensor that says it is on a device; ``held`` is on the CPU, or has no memory."""
+    """A tensor that says it is on a device; ``held`` is on the CPU, or has no memory.
+
+    It knows who counts: a mode is that of one thread, and operations of others come here.
+    """
 
     held: Tensor
+    counting: Counting
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device) -> PlacedTensor:
+    def __new__(cls, inner: Tensor, device: torch.device, counting: Counting) -> PlacedTensor:
         placed = Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -39,7 +44,7 @@ class PlacedTensor(Tensor):
             dtype=inner.dtype,
             device=device,
         )
-        placed.held = inner
+        placed.held, placed.counting = inner, counting
         return placed
 
     def __repr__(self, **options: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -47,7 +52,8 @@ class PlacedTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatched(operation, args, kwargs or {}, None)
+        placed = next(one for one in tree_flatten((args, kwargs))[0] if isinstance(one, PlacedTensor))
+        return placed.counting.run(operation, args, kwargs or {})
 
 
 @dataclass
@@ -78,11 +84,11 @@ class Counting(TorchDispatchMode):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.device, self.counts = device, Counts()
+        self.device, self.counts, self._lock = device, Counts(), Lock()
 
     def tensor(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """A tensor on the device without memory."""
-        return PlacedTensor(torch.empty(shape, dtype=dtype, device="meta"), self.device)
+        return PlacedTensor(torch.empty(shape, dtype=dtype, device="meta"), self.device, self)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,8 +96,13 @@ class Counting(TorchDispatchMode):
         made = kwargs.get("device") == self.device and self.device.type != "cpu"
         if not there and not made:
             return operation(*args, **kwargs)
-        result = dispatched(operation, args, kwargs, self.device)
-        self._count(operation, args, result)
+        return self.run(operation, args, kwargs)
+
+    def run(self, operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The result of an operation there, which is counted."""
+        result = dispatched(operation, args, kwargs, self)
+        with self._lock:
+            self._count(operation, args, result)
         return result
 
     def _count(self, operation: Any, args: Any, result: Any) -> None:
@@ -117,11 +128,11 @@ class Counting(TorchDispatchMode):
         self.counts.copied_bytes += copied
 
 
-def dispatched(operation: Any, args: Any, kwargs: dict[str, Any], device: torch.device | None) -> Any:
-    """The operation on the inner tensors; results say that they are on the device of the arguments, or ``device``."""
+def dispatched(operation: Any, args: Any, kwargs: dict[str, Any], counting: Counting) -> Any:
+    """The operation on the inner tensors; results say that they are on the device of the arguments, or the counted."""
     tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
     placed = [one for one in tensors if isinstance(one, PlacedTensor)]
-    target = kwargs.get("device") or (placed[0].device if placed else device)
+    target = kwargs.get("device") or (placed[0].device if placed else counting.device)
     inner = [one.held if isinstance(one, PlacedTensor) else one for one in tensors]
     bare = any(one.device.type == "meta" for one in inner)
     if not tensors:
@@ -139,4 +150,4 @@ def dispatched(operation: Any, args: Any, kwargs: dict[str, Any], device: torch.
     if operation._schema.is_mutable and placed and isinstance(result, Tensor):
         # The argument itself, as in-place operations return it.
         return tensors[0]
-    return tree_map_only(Tensor, lambda one: PlacedTensor(one, torch.device(target or "cpu")), result)
+    return tree_map_only(Tensor, lambda one: PlacedTensor(one, torch.device(target), counting), result)

@@ -1,6 +1,7 @@
 """Counting what a call asks of a device that is not here; what flex copies."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -31,6 +32,13 @@ def test_what_is_counted():
         kernel(*(counting.tensor(1, 2, n, 8, dtype=torch.float16) for n in (5, 7, 7)))
     assert (counting.counts.attention_calls, counting.counts.most_scores) == (1, 70)
     assert (counting.counts.launches, counting.counts.copied_bytes) == (5, 104)
+
+
+def test_what_other_threads_do_is_counted():
+    with torch.no_grad(), Counting(CPU) as counting, ThreadPoolExecutor(2) as pool:
+        x = counting.tensor(4, 6, dtype=torch.float16)
+        list(pool.map(lambda row: x[row].add(1).zero_(), range(4)))
+    assert (counting.counts.launches, counting.counts.copied_bytes) == (8, 96)
 
 
 @pytest.mark.parametrize("grid", [(64, 64), (68, 120), (90, 160), (52, 76)], ids=str)
