@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import CLEARAttention
+from .host.node_text import show_first_use
 from .host.server.graph_routes import register_graph_routes
 from .host.server.weight_files import register_folder
 from .host.server.weights_routes import register_routes
@@ -24,4 +25,5 @@ async def comfy_entrypoint() -> ClearExtension:
     register_folder()  # Not in on_load: ComfyUI 0.9 does not call it.
     register_routes()
     register_graph_routes()
+    show_first_use()
     return ClearExtension()

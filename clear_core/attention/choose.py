@@ -16,6 +16,7 @@ from .backends.flex.backend import FLEX
 from .backends.gather import GATHER
 from .backends.triton.backend import TRITON
 from .call import Attended, AttentionCall, CallKind, padded_head_dim
+from .first_use import first_use
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,8 @@ def _self_test(
     case = (backend.name, device, dtype, head_dim, return_lse)
     if case not in _verdicts:
         try:
-            _verdicts[case] = _run_self_test(backend, device, dtype, head_dim, return_lse)
+            with first_use(_test_words(backend), device, dtype, f"head size {head_dim}", f"lse {return_lse}"):
+                _verdicts[case] = _run_self_test(backend, device, dtype, head_dim, return_lse)
         except (KernelError, torch.OutOfMemoryError) as error:
             reason = f"its kernel does not run here ({str(error).splitlines()[0]})"
             if isinstance(error, torch.OutOfMemoryError) or error.no_memory:
@@ -215,6 +217,11 @@ def _self_test(
                 return reason
             _verdicts[case] = reason
     return _verdicts[case]
+
+
+def _test_words(backend: Backend) -> str:
+    what = "Compiling and testing the attention kernel" if backend.compiled else "Testing the attention"
+    return f'{what} "{backend.name}"'
 
 
 def _run_self_test(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 
+import torch
+
+from ..attention.backends.base import NO_TRITON
 from ..effective import Effective, Inactive
 from ..settings import ClearSettings
 from .facts import Inspection
@@ -141,6 +145,18 @@ def memory_sentence(facts: Inspection) -> str:
     )
 
 
+def triton_sentence(facts: Inspection) -> str:
+    """On Windows, where torch brings no Triton: what installing it would give, if it is all that is missing."""
+    # torch for AMD cards takes a Triton of its own.
+    if platform.system() != "Windows" or torch.version.hip is not None or NO_TRITON not in facts.backend[1]:
+        return ""
+    return (
+        "On Windows torch comes without Triton. The package triton-windows, installed into ComfyUI's Python, would "
+        "give it: windows are then computed by a compiled kernel (FlexAttention) and no longer by gathered tiles, "
+        f"with the same picture. Take its release for your torch ({torch.__version__}); CLEAR installs nothing itself."
+    )
+
+
 def used_words(facts: Inspection) -> list[str]:
     """Weights, backend and other nodes."""
     words: list[str] = []
@@ -148,6 +164,8 @@ def used_words(facts: Inspection) -> list[str]:
         words += [f"Weights: {facts.weights.name} at strength {facts.weights.strength:g}.", *facts.weights.remarks]
     if facts.effective.active:
         words.append(f'Computed by "{facts.backend[0]}". {facts.backend[1]}')
+    if triton := triton_sentence(facts):
+        words.append(triton)
     if facts.others:
         words.append(f"Other nodes changed this model too: {'; '.join(facts.others)}.")
     return words

@@ -68,6 +68,7 @@ def test_auto_and_its_explanation(device, spec, passes, name, monkeypatch):
 
 def test_without_triton_there_is_no_flex_on_cuda(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert "Triton" in choose.unavailable_reason("flex", CUDA, torch.bfloat16, 128)
     assert explain_backend(CUDA, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] == "gather"
 

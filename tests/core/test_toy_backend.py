@@ -46,6 +46,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(choose, "REGISTRY", [toy, *choose.REGISTRY])  # The one line.
     monkeypatch.setattr(choose, "_logged", set())
     monkeypatch.setattr(choose, "_dropped", {})
+    monkeypatch.setattr(choose, "_verdicts", {})
     return toy
 
 

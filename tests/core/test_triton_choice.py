@@ -47,6 +47,7 @@ def test_why_triton_is_not_available(device, dtype, options, part, monkeypatch):
 
 def test_a_named_triton_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match="backend is 'triton', but Triton is not installed; use 'auto' or 'gather'"):
         run()
 

@@ -5,6 +5,7 @@ They run in the host's interpreter; ``python3 dev.py test`` starts one process f
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,10 +67,13 @@ def loaded_pack(host: boot.Host) -> boot.LoadedPack:
 
 
 @pytest.fixture(scope="session")
-def pack(loaded_pack: boot.LoadedPack) -> ModuleType:
+def pack(loaded_pack: boot.LoadedPack, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The pack's module as the host knows it; ``pack.clear_core`` is the copy that its nodes use."""
+    kept = tmp_path_factory.mktemp("cache")
     assert loaded_pack.accepted, f"the host did not take the pack: {loaded_pack.logged}"
-    boot.core_of(loaded_pack.module)
+    core = boot.core_of(loaded_pack.module)
+    # What these tests compile stays out of the user's own folder.
+    importlib.import_module(f"{core.__name__}.attention.first_use").user_cache_folder = lambda: kept
     return loaded_pack.module
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Protocol
 
 import torch
@@ -43,6 +44,15 @@ class Backend(Protocol):
             KernelError: The kernel cannot be compiled or run.
         """
         ...
+
+
+NO_TRITON = "Triton is not installed"
+"""The end of a sentence, by which texts for users know this reason."""
+
+
+def no_triton() -> str | None:
+    """The reason if Triton is missing. Asked last: if it is told, Triton is all that is missing."""
+    return None if importlib.util.find_spec("triton") else NO_TRITON
 
 
 # Older cards have no bfloat16 and too little shared memory; what Triton compiles for them fails or uses no tensor core.

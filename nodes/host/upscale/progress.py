@@ -1,7 +1,7 @@
 """One progress bar over all stages, steps and tiles, with a line of text on the node.
 
-Source: ``comfy.utils.set_progress_bar_global_hook``, ``PromptServer.send_progress_text`` and
-``comfy_execution.utils.get_executing_context``, in ComfyUI 0.9.0 and later.
+Source: ``comfy.utils.set_progress_bar_global_hook`` and ``comfy_execution.utils.get_executing_context``, in ComfyUI
+0.9.0 and later.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import comfy.model_management
 import comfy.utils
 import torch.nn.functional as F
 from comfy_execution.utils import get_executing_context
-from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]  # the host's module, not ours
 from torch import Tensor
 
 from ....clear_core.inspection.units import time_words
 from ....clear_core.sdedit import Stage
+from ..node_text import write_on_node
 
 StepCallback = Callable[[int, Tensor, Tensor, int], None]
 """A sampler's callback: (step, denoised latent, noisy latent, steps)."""
@@ -74,13 +74,6 @@ def plan_of_running_node() -> RunPlan | None:
     """The plan of the run that the executing node belongs to, or None."""
     context = get_executing_context()
     return _plans.get(context.node_id.rpartition(".")[0] + ".") if context else None
-
-
-def write_on_node(text: str, node: str | None) -> None:
-    """Write a line on a node; nothing where there is no server or no node."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node is not None:
-        server.send_progress_text(text, node)
 
 
 @dataclass

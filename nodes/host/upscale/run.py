@@ -12,11 +12,12 @@ from torch import Tensor
 from ....clear_core.sdedit import Stage, plan_stages
 from ..model.family import model_shape
 from ..model.read import has_windows
+from ..node_text import write_on_node
 from .batches import checked, fitted
 from .expansion import Link, expand_stages, links_of
 from .forecast import time_text
 from .info import EMPTY_MASK, info_text, mask_words
-from .progress import RunPlan, StageProgress, plan_of_running_node, write_on_node
+from .progress import RunPlan, StageProgress, plan_of_running_node
 from .stage import StageInputs, StageSettings, run_stage, step_work
 from .vae_fit import check_encoded, check_vae
 

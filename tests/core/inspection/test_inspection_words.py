@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import platform
 from dataclasses import replace
 
 import pytest
+import torch
 
 from clear_core import ClearSpec
+from clear_core.attention import explain_backend
 from clear_core.inspection.facts import WeightsFacts
 from clear_core.inspection.report import MARK, headline, report
 from clear_core.inspection.units import memory_words, percent, significant, time_words
@@ -104,3 +108,34 @@ def test_weights_at_no_strength_are_no_weights():
 )
 def test_numbers_in_words(words, expected):
     assert words == expected
+
+
+@pytest.mark.parametrize(
+    ("system", "hip", "reason", "said"),
+    [
+        ("Windows", None, "FlexAttention is not used because Triton is not installed.", True),
+        ("Windows", "6.4", "FlexAttention is not used because Triton is not installed.", False),
+        ("Linux", None, "FlexAttention is not used because Triton is not installed.", False),
+        ("Windows", None, "FlexAttention's compiled kernel works on cuda:0.", False),
+        ("Windows", None, "Gathered tiles run everywhere.", False),
+    ],
+)
+def test_windows_without_triton_is_told_what_it_would_give(system, hip, reason, said, monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    text = report(facts(backend=("gather", reason))).split(MARK)[0]
+    assert ("triton-windows" in text) is said
+    if said:
+        assert torch.__version__ in text and "installs nothing itself" in text
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (7, 5)], ids=str)
+def test_triton_is_named_if_it_is_all_that_is_missing(capability, monkeypatch):
+    """What installing it would not mend has another reason: on older cards it is the card."""
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    backend = explain_backend(torch.device("cuda", 0), torch.bfloat16, 128, (256, 256), ClearSpec(16))
+    assert backend[0] == "gather"
+    assert ("triton-windows" in report(facts(backend=backend))) is (capability >= (8, 0))

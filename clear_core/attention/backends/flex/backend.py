@@ -7,7 +7,6 @@ attention call of their own. Permuting into tile order happens here, so the mode
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ...call import Attended, AttentionCall, CallKind, head_groups, padded_head_dim
+from ...first_use import first_use, is_running
 from ...outside_image import attend_outside_image
 from ...tiling.order import KEY_BLOCK, QUERY_BLOCK
 from ...tiling.plan import TilePlan, tile_plan
-from ..base import KernelError, too_old
+from ..base import KernelError, no_triton, too_old
 from .block_mask import PAST_SPECIAL, block_mask, key_count
 from .copies import copy_from_tiles, copy_to_tiles
 
@@ -55,11 +55,9 @@ class FlexBackend:
             if kind.return_lse:
                 return "FlexAttention returns no log-sum-exp on a CPU"
             return None
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed"
         if kind.dtype == torch.float32:
             return "FlexAttention's kernel in float32 needs more shared memory than most cards have"
-        return too_old(kind.device)
+        return too_old(kind.device) or no_triton()
 
     def preferred(self, kind: CallKind) -> str | None:
         return f"FlexAttention's compiled kernel works on {kind.device}." if kind.device.type == "cuda" else None
@@ -106,7 +104,7 @@ def _run_kernel(call: AttentionCall, plan: TilePlan, mask: Any) -> Attended:
     options, score_mod = _kernel_options(q.device), _score_mod(call.scale)
     compiled = _compiled(torch.get_num_threads() if q.device.type == "cpu" else 0)
     try:
-        with _guards_in_python():
+        with _told(q.device, q.dtype, queries.shape[-1]), _guards_in_python():
             found = compiled(queries, keys, values, mask, score_mod, options, call.return_lse)
     except torch.OutOfMemoryError:
         raise
@@ -169,6 +167,20 @@ def _compiled(threads: int) -> Callable[..., Any]:
     options: dict[str, str | int | bool | Callable[..., Any]] | None = {"cpp.threads": threads} if threads else None
     # fullgraph: past the recompile limit torch raises instead of running unfused with every score in memory.
     return torch.compile(_fused, dynamic=True, fullgraph=True, options=options)
+
+
+def _told(device: torch.device, dtype: torch.dtype, head_dim: int) -> AbstractContextManager[object]:
+    """The self-test compiles, and is told of; ``torch._dynamo.reset()``, which other nodes call, drops the kernel."""
+    if is_running() or _is_compiled():
+        return nullcontext()
+    return first_use(f'Compiling the attention kernel "{FLEX.name}"', device, dtype, f"head size {head_dim}")
+
+
+def _is_compiled() -> bool:
+    """Whether this process holds some compiled form of the kernel; also where torch does not say."""
+    eval_frame: Any = importlib.import_module("torch._dynamo.eval_frame")
+    entries = getattr(eval_frame, "_debug_get_cache_entry_list", None)
+    return entries is None or bool(entries(_fused.__code__))
 
 
 def _guards_in_python() -> AbstractContextManager[object]:

@@ -6,15 +6,13 @@ Experimental: "auto" does not take it before a measurement on a GPU shows it exa
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from ...call import Attended, AttentionCall, CallKind, head_groups
 from ...outside_image import attend_outside_image
 from ...tiling.plan import TilePlan, tile_plan
-from ..base import KernelError, too_old
+from ..base import KernelError, no_triton, too_old
 from .block_shapes import shapes_for
 from .launch import KernelTensors, interpreted, launch
 
@@ -31,15 +29,13 @@ class TritonBackend:
 
     def unavailable(self, kind: CallKind) -> str | None:
         device = kind.device
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed"
         if device.type not in ("cuda", "xpu") and not (device.type == "cpu" and interpreted()):
             return f"Triton has no compiler for {device.type} devices"
         if kind.dtype not in DTYPES:
             return f"the Triton kernel does not take {kind.dtype}"
         if kind.needs_grad:
             return "the Triton kernel has no gradient"
-        return too_old(device) if device.type == "cuda" else None
+        return (too_old(device) if device.type == "cuda" else None) or no_triton()
 
     def preferred(self, kind: CallKind) -> str | None:
         return None

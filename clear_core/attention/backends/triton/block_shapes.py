@@ -16,8 +16,10 @@ import torch
 from ....layout import SequenceLayout
 from ....spec import ClearSpec
 from ...call import padded_head_dim
+from ...disk_cache import user_cache_folder
+from ...first_use import first_use
 from ...tiling.plan import tile_plan
-from .autotune_cache import store_order, stored_order, user_cache_folder
+from .autotune_cache import store_order, stored_order
 from .launch import BlockShape, KernelTensors, interpreted, launch
 
 logger = logging.getLogger(__name__)
@@ -76,9 +78,10 @@ def _shapes_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> tupl
     name = getattr(torch, device.type).get_device_name(device)
     key = f"{name}, triton {triton.__version__}, {dtype}, head size {head_dim}"
     file = user_cache_folder() / "triton_block_shapes.json"
-    return stored_order(file, key, shapes) or measured_order(
-        file, key, shapes, partial(_seconds, device, dtype, head_dim)
-    )
+    if order := stored_order(file, key, shapes):
+        return order
+    with first_use('Timing block shapes of the attention kernel "triton"', device, dtype, f"head size {head_dim}"):
+        return measured_order(file, key, shapes, partial(_seconds, device, dtype, head_dim))
 
 
 def measured_order(
@@ -89,7 +92,6 @@ def measured_order(
     If none runs or memory is short, nothing is written and all are returned as given: the call that follows reports
     the error.
     """
-    logger.info("CLEAR attention: timing the block shapes of the Triton kernel for %s; once, under a minute.", key)
     times: dict[BlockShape, float] = {}
     for shape in shapes:
         try:
