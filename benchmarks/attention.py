@@ -22,7 +22,7 @@ from clear_core import ClearSpec, SequenceLayout, clear_attention, cost
 from clear_core.attention import BACKENDS, explain_backend
 
 from .row_major import row_major_attention
-from .timing import first_line, interleaved, peak_bytes, summary, write_record
+from .timing import busy, first_line, interleaved, peak_bytes, summary, write_record
 
 DENSE, ROW_MAJOR = "sdpa", "row-major"
 RUNS = (DENSE, ROW_MAJOR, *BACKENDS)
@@ -70,7 +70,8 @@ def measure(layout: SequenceLayout, spec: ClearSpec, options: argparse.Namespace
         checks[name] = {"error": off, "peak_bytes": peak}
     del expected
     clock = time.process_time if options.cpu_time else time.perf_counter
-    timed = summary(interleaved(functions, device, options.rounds, clock), DENSE)
+    with busy(options.busy):
+        timed = summary(interleaved(functions, device, options.rounds, clock), DENSE)
     auto, _ = explain_backend(device, dtype, options.head_dim, layout.grid, spec)
     exact = cost.clear_pairs(layout, spec)
     return {
@@ -127,6 +128,7 @@ def main() -> None:
         help="count this process's CPU seconds, all threads "
         "together, in place of the clock's: for a CPU that others use at the same time",
     )
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute meanwhile")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
     unknown = set(options.runs) - set(RUNS)

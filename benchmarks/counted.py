@@ -104,7 +104,6 @@ class Counting(TorchDispatchMode):
             q, k = args[0], args[1]
             self.counts.attention(q.shape[:-1].numel() * k.shape[-2])
             return
-        self.counts.launches += 1
         if name in PARTIAL:
             written = [one for one in tree_flatten(args[1:])[0] if isinstance(one, Tensor)][-1:]
         elif operation._schema.is_mutable:
@@ -112,7 +111,10 @@ class Counting(TorchDispatchMode):
             written = [one for about, one in arguments if about.alias_info is not None and about.alias_info.is_write]
         else:
             written = [one for one in tree_flatten(result)[0] if isinstance(one, Tensor)]
-        self.counts.copied_bytes += sum(math.prod(one.shape) * one.dtype.itemsize for one in written)
+        copied = sum(math.prod(one.shape) * one.dtype.itemsize for one in written)
+        # Nothing runs for no elements.
+        self.counts.launches += copied > 0
+        self.counts.copied_bytes += copied
 
 
 def dispatched(operation: Any, args: Any, kwargs: dict[str, Any], device: torch.device | None) -> Any:

@@ -86,7 +86,7 @@ def count(kind: Kind, backend: str, grid: tuple[int, int], radius: int, down_fac
 @contextmanager
 def pretended(kind: Kind, counting: Counting) -> Generator[None]:
     """Answers what the pack asks of such a device, and stands in for attention and for compiled kernels."""
-    from clear_core.attention import choose
+    from clear_core.attention import choose, lse
     from clear_core.attention.backends.flex import backend as flex
     from clear_core.attention.backends.triton import backend as triton
 
@@ -116,6 +116,7 @@ def pretended(kind: Kind, counting: Counting) -> Generator[None]:
         replace(flex, "_compiled", lambda threads: fused_kernel)
         replace(triton, "launch", lambda *arguments: counting.counts.attention())
         replace(triton, "shapes_for", lambda *arguments: (None,))
+        replace(lse, "_card_is_right", lambda *arguments: kind.fused)
         replace(choose, "_self_test", lambda *arguments: None)
         replace(torch.cuda, "_lazy_init", lambda: None)
         replace(torch.xpu, "_lazy_init", lambda: None)

@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -51,6 +52,19 @@ def shown(rounds: range) -> Iterable[int]:
     except ImportError:
         return rounds
     return tqdm(rounds, desc="rounds", leave=False)
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many other processes that compute all the time, as other programs on the machine."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def summary(seconds: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:

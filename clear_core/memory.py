@@ -13,7 +13,7 @@ from .families import FLUX1
 GIB = 2**30
 
 CHUNK_TOKENS = 8192
-"""Fewest tokens that projections and MLPs work on at a time; sequences of more than twice as many are chunked."""
+"""Fewest tokens that projections and MLPs work on at a time."""
 
 MOST_CHUNKS = 4
 """More would not lower the peak, which is in the attention; and weights that the host keeps in main memory are brought
@@ -79,8 +79,12 @@ class Activations:
 
 
 def is_chunked(tokens: int, chunk: int = CHUNK_TOKENS) -> bool:
-    """Whether a sequence of this length is worked on in chunks of at least ``chunk``."""
-    return tokens > 2 * chunk
+    """Whether a sequence of this length is worked on in chunks of at least ``chunk``: if it is two chunks and a bit.
+
+    The bit leaves room for the text of a picture of 2048 x 2048, which would be the commonest one to run in three parts
+    for a few hundred tokens more than two.
+    """
+    return tokens > 2 * chunk + chunk // 8
 
 
 def chunk_of(tokens: int, least: int = CHUNK_TOKENS) -> int:

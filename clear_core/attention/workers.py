@@ -96,6 +96,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(1)
+        # A thread that has never asked takes the number that was set last, wherever, at its first operation.
+        torch.get_num_threads()
         started.wait()
 
     pool = ThreadPoolExecutor(threads, "clear-attention", start)

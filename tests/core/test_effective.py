@@ -88,6 +88,16 @@ def test_the_recipe_is_the_family_s() -> None:
     assert effective.scale == pytest.approx(math.sqrt(math.log(160, 200) / 128))
 
 
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 96, 120, 128])
+def test_queries_are_not_multiplied_for_the_plain_scale(head_dim: int) -> None:
+    """A factor that differs from 1 by rounding would cost a copy of all queries in every block."""
+    plain = of(MEGAPIXEL, proportional_attention="off")
+    assert plain.query_factor_for(head_dim) == 1.0
+    grown = of(proportional_attention="on")
+    assert grown.query_factor_for(head_dim) > 1.05
+    assert grown.query_factor_for(head_dim) * head_dim**-0.5 == pytest.approx(grown.scale_for(head_dim))
+
+
 def test_reference_tokens_do_not_count_for_the_scale() -> None:
     with_references = of(SequenceLayout(5, (60, 70), 40), proportional_attention="on")
     assert with_references.scale == of(SequenceLayout(5, (60, 70)), proportional_attention="on").scale

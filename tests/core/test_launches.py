@@ -45,8 +45,6 @@ def test_flex_writes_each_byte_once(grid):
     corner = (plan.keys.tiles[0] * height - grid[0]) * (plan.keys.tiles[1] * width - grid[1])
     tokens = plan.queries.tokens + 2 * key_count(plan) + layout.length + 3 * corner
     assert found["copied_bytes"] == tokens * launches.HEADS * launches.HEAD_DIM * 2
-    # Up to four copies and four kinds of padding for each of q, k and v.
-    assert found["launches"] <= 34
 
 
 @pytest.mark.skipif(pretended_card.missing() is not None, reason=f"{pretended_card.missing()}")

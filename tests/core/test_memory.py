@@ -25,7 +25,7 @@ def test_peak_grows_with_the_tokens_and_the_batch_and_falls_with_chunks():
     assert peaks[0] < peaks[1] and peaks[2] < peaks[3] < peaks[4]
     assert CallMemory(chunk=4096).peak_bytes(65536) < CallMemory(chunk=None).peak_bytes(65536)
     assert call.peak_bytes(65536, batch=2) == pytest.approx(2 * call.peak_bytes(65536))
-    assert not is_chunked(16384) and is_chunked(16385)
+    assert not is_chunked(128 * 128 + 1024) and is_chunked(128 * 128 + 1025), "2048 x 2048 with its text is not"
 
 
 def test_tiny_chunks_never_beat_the_states_that_stay():

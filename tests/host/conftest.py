@@ -127,6 +127,58 @@ def predict() -> Callable[..., Any]:
     return sampling.predict
 
 
+@pytest.fixture
+def run(host: boot.Host) -> Callable[..., torch.Tensor]:
+    """``run(model, positive, latent, ...)`` is the latent that the stock KSampler makes of it."""
+
+    def sample(
+        model: Any,
+        positive: list,
+        latent: torch.Tensor,
+        negative: list | None = None,
+        steps: int = 3,
+        cfg: float = 1.0,
+        denoise: float = 1.0,
+        scheduler: str = "simple",
+        **extra: Any,
+    ) -> torch.Tensor:
+        with torch.inference_mode():
+            (out,) = sampling.run_node(
+                host.stock("KSampler"),
+                model=model,
+                seed=7,
+                steps=steps,
+                cfg=cfg,
+                sampler_name="euler",
+                scheduler=scheduler,
+                positive=positive,
+                negative=positive if negative is None else negative,
+                latent_image={"samples": latent, **extra},
+                denoise=denoise,
+            )
+        return out["samples"]
+
+    return sample
+
+
+@pytest.fixture(scope="session")
+def host_part(pack: ModuleType) -> Callable[[str], Any]:
+    """``host_part(name)`` is a module of nodes/host."""
+    return lambda name: importlib.import_module(f"{pack.__name__}.nodes.host.{name}")
+
+
+@pytest.fixture(scope="session")
+def in_tiles(host_part: Callable[[str], Any]) -> Callable[..., Any]:
+    """``in_tiles(model, grid, tile, overlap)`` is the model that runs a frame in tiles; sizes in tokens."""
+
+    def install(model: Any, grid: tuple[int, int], tile: tuple[int, int], overlap: int = 2, on_tile: Any = None) -> Any:
+        module = host_part("upscale.tiled_model")
+        layout = module.TileLayout(grid, tile, overlap)
+        return module.TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
+
+    return install
+
+
 @pytest.fixture(scope="session")
 def control_files(host: boot.Host, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files of small FLUX ControlNets by their layout."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
@@ -31,29 +30,15 @@ def prompt(**extra: Any) -> list:
     return out
 
 
-@pytest.fixture(scope="module")
-def tiled_model(pack) -> Any:
-    """The module of nodes/host with TiledModel and TileLayout."""
-    return importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
-
-
-@pytest.fixture(scope="module")
-def in_tiles(tiled_model):
-    """``in_tiles(model)`` runs in tiles of :data:`TILE`."""
-    layout = tiled_model.TileLayout(GRID, TILE, 2)
-    assert len(layout.tiles) == 6
-    return lambda model: tiled_model.TiledModel(layout, lambda done, tiles: None).install(model)
-
-
 @pytest.mark.parametrize("windows", [True, False], ids=["windows", "without CLEAR"])
 @pytest.mark.parametrize("references", [False, True], ids=["", "reference latents"])
-def test_tiles_are_the_oracles(host, clear_node, tiled_model, in_tiles, windows, references):
+def test_tiles_are_the_oracles(host, clear_node, host_part, in_tiles, windows, references):
     """Reference latents may come with the prompt; Chroma does not look at them."""
     chroma, x = relatives.build_chroma(), noise(20, 52, batch=2)
     positive = prompt(reference_latents=[noise(6, 8)]) if references else prompt()
-    found = predict(in_tiles(clear_node(chroma, radius=3) if windows else chroma), x, SIGMA, positive)
+    found = predict(in_tiles(clear_node(chroma, radius=3) if windows else chroma, GRID, TILE), x, SIGMA, positive)
     stock = with_oracle_windows(chroma, 3 if windows else 100)
-    layout = tiled_model.TileLayout(GRID, TILE, 2)
+    layout = host_part("upscale.tiled_model").TileLayout(GRID, TILE, 2)
     assert relative_error(found, predict_by_hand(stock, layout, x, SIGMA, prompt())) < 1e-5
 
 
@@ -63,7 +48,7 @@ def test_tiles_have_the_positions_of_the_whole_frame(host, clear_node, in_tiles,
     model = clear_node(chroma, radius=3) if windows else chroma
     with recorded_ids() as seen:
         predict(model, x, SIGMA, prompt())
-        predict(in_tiles(model), x, SIGMA, prompt())
+        predict(in_tiles(model, GRID, TILE), x, SIGMA, prompt())
     whole, *tiles = seen
     image = whole[TEXT:].unflatten(0, GRID)
     starts = [(y, x) for y in (0, 2) for x in (0, 8, 15)]
@@ -74,12 +59,12 @@ def test_tiles_have_the_positions_of_the_whole_frame(host, clear_node, in_tiles,
         assert torch.equal(ids[TEXT:], part.flatten(0, 1))
 
 
-def test_far_from_borders_tiles_are_the_whole_frame(host, clear_node, tiled_model):
+def test_far_from_borders_tiles_are_the_whole_frame(host, clear_node, in_tiles):
     """One block reaches a radius far; text tokens, which see the tile alone, do not come back to the image in it."""
     model = clear_node(relatives.build_chroma(depth=0, depth_single_blocks=1), radius=3)
-    x, layout = noise(20, 64), tiled_model.TileLayout((10, 32), (10, 18), 4)
+    x = noise(20, 64)
     whole = predict(model, x, SIGMA, prompt())
-    out = predict(tiled_model.TiledModel(layout, lambda done, tiles: None).install(model), x, SIGMA, prompt())
+    out = predict(in_tiles(model, (10, 32), (10, 18), 4), x, SIGMA, prompt())
     for columns in (slice(0, 2 * 11), slice(2 * 21, 64)):
         assert relative_error(out[..., columns], whole[..., columns]) < 1e-5
     assert relative_error(out, whole) > 1e-5
@@ -160,7 +145,7 @@ def test_nothing_stays_on_the_model(host, clear_node, in_tiles):
     chroma, x = relatives.build_chroma(), noise(20, 52)
     stock = predict(chroma, x, SIGMA, prompt())
     with Recorder() as log:
-        predict(in_tiles(clear_node(chroma, radius=3, ntk_factor=10.0)), x, SIGMA, prompt())
+        predict(in_tiles(clear_node(chroma, radius=3, ntk_factor=10.0), GRID, TILE), x, SIGMA, prompt())
     assert [line for line in log.messages() if "position" in line] == []
     assert torch.equal(predict(chroma, x, SIGMA, prompt()), stock)
     assert type(chroma.model.diffusion_model.pe_embedder) is EmbedND

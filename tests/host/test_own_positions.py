@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 
 from tests.host.support_comfy.boot import Recorder
 from tests.host.support_comfy.control_cases import run
+from tests.host.support_comfy.fault_nodes import lined, own_forward
 from tests.host.support_comfy.flux import build_flux
 from tests.host.support_comfy.graph_inputs import noise, prompt
 from tests.host.support_comfy.positions import recorded_ids
@@ -22,59 +21,8 @@ GRID, TILE, STARTS = (300, 4), (160, 4), (0, 140)
 """Rows past 256, which bfloat16 cannot tell apart."""
 
 
-@pytest.fixture(scope="module")
-def in_tiles(pack) -> Callable[[Any], Any]:
-    """``in_tiles(model)`` runs a frame of :data:`GRID` in two tiles."""
-    module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
-    layout = module.TileLayout(GRID, TILE, 2)
-    return lambda model: module.TiledModel(layout, lambda done, tiles: None).install(model)
-
-
-def lined(count: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.linspace(0, count - 1, count, dtype=dtype)
-
-
 def counted(count: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.arange(count).to(dtype)
-
-
-def own_forward(line: Callable[..., torch.Tensor], dtype: torch.dtype, embed: Any = None) -> Callable[[Any], Any]:
-    """A pack (RES4LYF) that replaces the whole forward: it lays out tokens and calls no patch of the host's.
-
-    Args:
-        line: Positions along one side.
-        dtype: Of the positions.
-        embed: Makes rotations of (B, tokens, 3) ids; None asks the model's own embedder.
-    """
-
-    def forward(self: Any, x: torch.Tensor, timestep: Any, context: torch.Tensor, y: Any, guidance: Any, **_: Any):
-        from comfy.ldm.flux.layers import timestep_embedding
-
-        batch, _, height, width = x.shape
-        rows, columns = height // 2, width // 2
-        patches = x.unflatten(2, (rows, 2)).unflatten(4, (columns, 2)).permute(0, 2, 4, 1, 3, 5)
-        img, txt = self.img_in(patches.reshape(batch, rows * columns, -1)), self.txt_in(context)
-        ids = torch.zeros(batch, txt.shape[1] + rows * columns, 3, dtype=dtype)
-        ids[:, txt.shape[1] :, 1] = line(rows, dtype).repeat_interleave(columns)
-        ids[:, txt.shape[1] :, 2] = line(columns, dtype).repeat(rows)
-        vec = self.time_in(timestep_embedding(timestep, 256)) + self.vector_in(y)
-        vec = vec + self.guidance_in(timestep_embedding(guidance, 256))
-        pe = (embed or self.pe_embedder)(ids)
-        for block in self.double_blocks:
-            img, txt = block(img=img, txt=txt, vec=vec, pe=pe)
-        out = torch.cat((txt, img), 1)
-        for block in self.single_blocks:
-            out = block(out, vec=vec, pe=pe)
-        out = self.final_layer(out[:, txt.shape[1] :], vec).reshape(batch, rows, columns, -1, 2, 2)
-        return out.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
-
-    def on(model: Any) -> Any:
-        clone = model.clone()
-        flux = clone.get_model_object("diffusion_model")
-        clone.add_object_patch("diffusion_model.forward", MethodType(forward, flux))
-        return clone
-
-    return on
 
 
 def flux() -> Any:
@@ -91,7 +39,7 @@ def lines_of(log: Recorder) -> list[str]:
 def test_tiles_of_a_forward_of_its_own_are_exact(host, clear_node, in_tiles, line, dtype, windows):
     model = own_forward(line, dtype)(clear_node(flux(), radius=3) if windows else flux())
     with recorded_ids() as seen, Recorder() as log:
-        predict(in_tiles(model), noise(600, 8), SIGMA, prompt(TEXT))
+        predict(in_tiles(model, GRID, TILE), noise(600, 8), SIGMA, prompt(TEXT))
     assert len(seen) == len(STARTS) and lines_of(log) == []
     for ids, start in zip(seen, STARTS, strict=True):
         assert torch.equal(ids[:TEXT], torch.zeros(TEXT, 3))
@@ -107,7 +55,7 @@ def embedded_alone() -> Callable[[Any], Any]:
 
 
 def test_positions_of_another_kind_are_named_once(host, in_tiles):
-    model = in_tiles(embedded_alone()(flux()))
+    model = in_tiles(embedded_alone()(flux()), GRID, TILE)
     with Recorder() as log:
         for _ in range(2):
             predict(model, noise(600, 8), SIGMA, prompt(TEXT))
@@ -128,7 +76,7 @@ def test_an_answer_from_a_cache_is_not_named(host, in_tiles):
         asked.append(True)
         return executor(x, *args, **kwargs) if len(asked) <= len(STARTS) else x
 
-    model = in_tiles(flux())
+    model = in_tiles(flux(), GRID, TILE)
     model.add_wrapper_with_key("diffusion_model", "cache", cache)
     with Recorder() as log:
         run(model, noise(600, 8), prompt(TEXT), prompt(TEXT), steps=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import threading
 from typing import Any
@@ -32,20 +31,6 @@ def prompt(**extra: Any) -> list:
     out = conditioning(torch.randn(1, TEXT, 64, generator=generator), torch.randn(1, 32, generator=generator))
     out[0][1].update(extra)
     return out
-
-
-@pytest.fixture(scope="module")
-def host_part(pack):
-    """``host_part(name)`` is a module of nodes/host."""
-    return lambda name: importlib.import_module(f"{pack.__name__}.nodes.host.{name}")
-
-
-@pytest.fixture(scope="module")
-def in_tiles(host_part):
-    """``in_tiles(model)`` runs a frame of :data:`GRID` in tiles of :data:`TILE`."""
-    module = host_part("upscale.tiled_model")
-    layout = module.TileLayout(GRID, TILE, 2)
-    return lambda model: module.TiledModel(layout, lambda done, tiles: None).install(model)
 
 
 def flux() -> Any:
@@ -129,7 +114,7 @@ def test_tiles_have_the_positions_of_the_whole_frame(host, clear_node, in_tiles,
     extra = {} if method is None else {"reference_latents": [noise(20, 24, 3)], "reference_latents_method": method}
     with recorded_ids() as seen, Recorder() as log:
         predict(model, x, SIGMA, prompt(**extra))
-        predict(in_tiles(model), x, SIGMA, prompt(**extra))
+        predict(in_tiles(model, GRID, TILE), x, SIGMA, prompt(**extra))
     whole, *tiles = seen
     image, after = whole[text : text + 120].unflatten(0, GRID), text + TILE[0] * TILE[1]
     assert len(tiles) == len(STARTS)
@@ -221,14 +206,14 @@ def test_another_packs_embedder_gets_the_ids_of_tiles(host, clear_node, in_tiles
     else:
         model = with_other_embedder(clear_node(flux(), radius=3, ntk_factor=1.0))
     with recorded_ids() as seen, Recorder() as log:
-        predict(in_tiles(model), noise(20, 24), SIGMA, prompt())
+        predict(in_tiles(model, GRID, TILE), noise(20, 24), SIGMA, prompt())
     assert [tuple(ids[TEXT, 1:].tolist()) for ids in seen] == [(y / 2, x / 2) for y, x in STARTS]
     assert [line for line in log.messages() if "CLEAR" in line] == []
 
 
 def test_an_embedder_that_came_too_late_is_named_once(host, in_tiles):
     with Recorder() as log:
-        predict(with_other_embedder(in_tiles(flux())), noise(20, 24), SIGMA, prompt())
+        predict(with_other_embedder(in_tiles(flux(), GRID, TILE)), noise(20, 24), SIGMA, prompt())
     lines = [line for line in log.messages() if "CLEAR" in line]
     assert len(lines) == 1 and "Halved" in lines[0] and "cannot be moved" in lines[0]
 
@@ -238,14 +223,14 @@ def test_image_tokens_that_cannot_be_found_are_named_once(host, in_tiles):
     model = with_style_tokens(flux())
     model.set_model_patch(lambda args: args | {"img_ids": args["img_ids"] * 0.5 + 0.1}, "post_input")
     with Recorder() as log:
-        predict(in_tiles(model), noise(20, 24), SIGMA, prompt())
+        predict(in_tiles(model, GRID, TILE), noise(20, 24), SIGMA, prompt())
     lines = [line for line in log.messages() if "CLEAR" in line]
     assert len(lines) == 1 and "not moved" in lines[0]
 
 
 def test_a_second_installation_changes_nothing(host, clear_node, in_tiles):
     once = clear_node(flux(), radius=3)
-    twice = in_tiles(clear_node(once, radius=4))
+    twice = in_tiles(clear_node(once, radius=4), GRID, TILE)
     assert twice.get_model_object(EMBEDDER) is once.get_model_object(EMBEDDER)
     assert len(twice.wrappers["apply_model"]["clear_flux_positions"]) == 1
 
@@ -269,7 +254,7 @@ def test_a_controlnet_without_windows_has_the_places_of_tiles(
     model, x, control = flux(), noise(20, 24), load(kind)
     model.add_wrapper_with_key("apply_model", "watch", watch)
     positive = applied(control, prompt())
-    predict(in_tiles(clear_node(model, radius=3, controlnet="off") if clear else model), x, SIGMA, positive)
+    predict(in_tiles(clear_node(model, radius=3, controlnet="off") if clear else model, GRID, TILE), x, SIGMA, positive)
     tiled, layout = residuals[:], host_part("upscale.tiled_model").TileLayout(GRID, TILE, 2)
     hint = comfy.utils.common_upscale(positive[0][1]["control"].cond_hint_original, 192, 160, "nearest-exact", "center")
     length = TEXT + (kind == "union") + TILE[0] * TILE[1]

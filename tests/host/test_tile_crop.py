@@ -24,13 +24,6 @@ def part(pack):
     return lambda name: importlib.import_module(f"{pack.__name__}.nodes.host.upscale.{name}")
 
 
-@pytest.fixture(scope="module")
-def in_tiles(part):
-    module = part("tiled_model")
-    layout = module.TileLayout(GRID, TILE, 2)
-    return lambda model: module.TiledModel(layout, lambda done, tiles: None).install(model)
-
-
 @pytest.fixture
 def pointwise(tiny_flux):
     """A model that adds what its ControlNet says, place by place."""
@@ -124,7 +117,7 @@ def test_whatever_a_control_holds_over_the_picture_is_cropped(pointwise, in_tile
     x, positive = noise(*FRAME), prompt(control=control, control_apply_to_uncond=True)
     with Recorder() as log:
         whole = predict(pointwise, x, SIGMA, positive)
-        tiled = predict(in_tiles(pointwise), x, SIGMA, positive)
+        tiled = predict(in_tiles(pointwise, GRID, TILE), x, SIGMA, positive)
     # A smooth mask that is stretched twice, or whose cells are larger than latents, is so near.
     near = 0.02 if {"unpadded", "other", "tokens"} & set(form.split()) else 1e-5
     assert (whole - predict(pointwise, x, SIGMA, prompt())).abs().max() > 0.3
@@ -135,9 +128,10 @@ def test_whatever_a_control_holds_over_the_picture_is_cropped(pointwise, in_tile
 
 def test_what_cannot_be_cropped_is_named_once(pointwise, in_tiles, predict):
     control = shown(embedding=noise(12, 64)[0], strengths=torch.ones(1, 3, 4) * 2, table=torch.ones(2, 2) * 3)
+    positive = prompt(control=control, control_apply_to_uncond=True)
     with Recorder() as log:
         for _ in range(2):
-            predict(in_tiles(pointwise), noise(*FRAME), SIGMA, prompt(control=control, control_apply_to_uncond=True))
+            predict(in_tiles(pointwise, GRID, TILE), noise(*FRAME), SIGMA, positive)
     lines = [line for line in log.messages() if "CLEAR" in line]
     assert len(lines) == 2 and lines[0] == lines[1], "once for each run"
     assert "Shown.embedding" in lines[0] and "(16, 12, 64)" in lines[0]

@@ -22,35 +22,15 @@ EVERYTHING = 1e9
 HALVES = {"left": torch.cat((torch.ones(1, 16, 8), torch.zeros(1, 16, 24)), -1), "all": torch.ones(1, 16, 32)}
 
 
-@pytest.fixture(scope="module")
-def in_tiles(pack) -> Callable[[Any], Any]:
-    """``in_tiles(model)`` runs a frame of :data:`GRID` in two tiles."""
-    module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
-    layout = module.TileLayout(GRID, TILE, OVERLAP)
-    return lambda model: module.TiledModel(layout, lambda done, tiles: None).install(model)
-
-
 @pytest.fixture
-def sample(host) -> Callable[..., torch.Tensor]:
+def sample(run) -> Callable[..., torch.Tensor]:
     """``sample(model, ...)`` is the latent of :data:`STEPS` steps of the stock KSampler."""
 
-    def run(model: Any, positive: list | None = None, cfg: float = 1.0, steps: int = STEPS) -> torch.Tensor:
-        with torch.inference_mode():
-            return run_node(
-                host.stock("KSampler"),
-                model=model,
-                seed=7,
-                steps=steps,
-                cfg=cfg,
-                sampler_name="euler",
-                scheduler="simple",
-                positive=prompt() if positive is None else positive,
-                negative=prompt(seed=3),
-                latent_image={"samples": torch.zeros(1, 16, 16, 32)},
-                denoise=1.0,
-            )[0]["samples"]
+    def of(model: Any, positive: list | None = None, cfg: float = 1.0, steps: int = STEPS) -> torch.Tensor:
+        prompts = (positive or prompt(), torch.zeros(1, 16, 16, 32), prompt(seed=3))
+        return run(model, *prompts, steps=steps, cfg=cfg)
 
-    return run
+    return of
 
 
 class Pointwise:
@@ -81,7 +61,7 @@ def counted(tiny_flux, in_tiles, sample) -> Callable[..., tuple[torch.Tensor, in
     def run(node: Callable[[Any], Any], tiles: bool, **inputs: Any) -> tuple[torch.Tensor, int]:
         pointwise = Pointwise()
         model = pointwise.on(node(tiny_flux(depth=1, depth_single_blocks=1)))
-        out = sample(in_tiles(model) if tiles else model, **inputs)
+        out = sample(in_tiles(model, GRID, TILE, OVERLAP) if tiles else model, **inputs)
         return out, pointwise.calls
 
     return run
@@ -206,7 +186,7 @@ def test_what_a_node_keeps_is_kept_per_tile(counted, name):
 
 def test_a_second_run_starts_anew(tiny_flux, in_tiles, sample):
     """What a node leaves behind is the first tile's, as it would be the frame's without tiles."""
-    model = in_tiles(Pointwise().on(on_the_model(tiny_flux(depth=1, depth_single_blocks=1))))
+    model = in_tiles(Pointwise().on(on_the_model(tiny_flux(depth=1, depth_single_blocks=1))), GRID, TILE, OVERLAP)
     flux = model.get_model_object("diffusion_model")
     runs = []
     for run in (1, 2):
@@ -223,7 +203,7 @@ def test_every_tile_has_an_identity_of_its_own(tiny_flux, in_tiles, sample):
         seen.append(tuple(args[5]["uuids"]))
         return executor(*args, **kwargs)
 
-    model = in_tiles(Pointwise().on(tiny_flux(depth=1, depth_single_blocks=1)))
+    model = in_tiles(Pointwise().on(tiny_flux(depth=1, depth_single_blocks=1)), GRID, TILE, OVERLAP)
     model.add_wrapper_with_key("apply_model", "watch", watch)
     sample(model, cfg=2.0, steps=3)
     assert len(seen) == 3 * TILES and seen[:TILES] * 3 == seen

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from tests.host.support_comfy.executor import Executor
-from tests.host.support_comfy.pictures import VAE_NAME, picture, write_upscale_model, write_vae_files
+from tests.host.support_comfy.pictures import (
+    VAE_NAME,
+    write_halves,
+    write_picture,
+    write_upscale_model,
+    write_vae_files,
+)
 from tests.host.support_comfy.sampling import Graph
 from tests.host.support_comfy.server import TEST_NODE
 from tests.host.support_comfy.upscaling import load_extras
@@ -78,18 +83,13 @@ def items_of(lists: dict[str, list[str]]) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def files(host, pack) -> None:
     folder = host.base / "models" / "vae_approx"
-    write_vae_files(folder, seed=3)
-    for part in ("encoder", "decoder"):
-        (folder / f"{VAE_NAME}_{part}.safetensors").replace(folder / f"taesd3_{part}.safetensors")
     write_vae_files(folder)
+    write_vae_files(folder, seed=3, name="taesd3")
     for scale in (2, 4):
         write_upscale_model(host.base / "models" / "upscale_models" / f"list_{scale}x.safetensors", scale, seed=scale)
     for number, (name, size) in enumerate(SIZES.items()):
-        pixels = (picture(*size, seed=number)[0] * 255).round().to(torch.uint8).numpy()
-        Image.fromarray(pixels).save(host.base / "input" / f"list_{name}.png")
-    left = Image.new("RGB", (8, 8))
-    left.paste((255, 255, 255), (0, 0, 4, 8))
-    left.save(host.base / "input" / "left.png")
+        write_picture(host.base / "input" / f"list_{name}.png", *size, seed=number)
+    write_halves(host.base / "input" / "left.png")
     load_extras(host, "nodes_upscale_model.py", "UpscaleModelLoader")
     load_extras(host, "nodes_mask.py", "InvertMask")
     if "ClearTestList" not in host.nodes.NODE_CLASS_MAPPINGS:

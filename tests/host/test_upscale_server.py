@@ -18,7 +18,7 @@ from PIL import Image, ImageStat
 from safetensors.torch import load_file
 
 from tests.host.support_comfy.boot import PROJECT
-from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.pictures import write_halves, write_picture
 from tests.host.support_comfy.sampling import Graph
 from tests.host.support_comfy.server import Server, error_message, output_files
 
@@ -83,11 +83,8 @@ def upscale_server(server_base: Path) -> Iterator[Server]:
         shutil.copyfile(source, server_base / "models" / folder / "trained" / source.name)
     (server_base / "custom_nodes" / helper.name).symlink_to(helper)  # it finds the demo from its real place
     for height, width in [*SIZES, (64, 96)]:
-        pixels = (picture(height, width)[0] * 255).round().to(torch.uint8).numpy()
-        Image.fromarray(pixels).save(server_base / "input" / f"{width}x{height}.png", compress_level=1)
-    left = Image.new("RGB", (96, 64))
-    left.paste((255, 255, 255), (0, 0, 40, 64))
-    left.save(server_base / "input" / "left.png")
+        write_picture(server_base / "input" / f"{width}x{height}.png", height, width)
+    write_halves(server_base / "input" / "left.png")
     shutil.copyfile(TEST_PIXELS, server_base / "custom_nodes" / TEST_PIXELS.name)
     checkout = Path(sys.modules["nodes"].__file__).parent
     with Server(checkout, Path(sys.executable), server_base) as running:
@@ -152,19 +149,6 @@ def test_a_mask(upscale_server):
     assert image.crop(right).tobytes() == enlarged.crop(right).tobytes()
     assert image.crop(left).tobytes() != enlarged.crop(left).tobytes()
     assert whole.crop(right).tobytes() != enlarged.crop(right).tobytes()
-
-
-def test_one_picture_and_three_masks(upscale_server):
-    """One picture under the first mask, as in the host."""
-    graph = workflow()
-    graph[MASK] = {"class_type": "LoadImageMask", "inputs": {"image": "left.png", "channel": "red"}}
-    graph["11"] = {"class_type": "InvertMask", "inputs": {"mask": [MASK, 0]}}
-    graph["12"] = {"class_type": "ClearTestBatch", "inputs": {"first": [MASK, 0], "second": ["11", 0]}}
-    graph[UPSCALE]["inputs"]["mask"] = [MASK, 0]
-    expected, (alone,) = results(upscale_server, graph)
-    graph[UPSCALE]["inputs"]["mask"] = ["12", 0]
-    latent, (image,) = results(upscale_server, graph)
-    assert torch.equal(latent, expected) and image.tobytes() == alone.tobytes()
 
 
 def test_a_list_of_pictures_prompts_and_masks(upscale_server):

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from tests.host.support_comfy.executor import Executor
-from tests.host.support_comfy.pictures import VAE_NAME, picture, write_vae_files
+from tests.host.support_comfy.pictures import VAE_NAME, write_picture, write_vae_files
 from tests.host.support_comfy.sampling import Graph, run_node
 from tests.host.support_comfy.server import TEST_NODE
 
@@ -54,8 +53,7 @@ def with_widgets(**values: Any) -> Graph:
 @pytest.fixture(scope="module")
 def files(host, pack) -> None:
     write_vae_files(host.base / "models" / "vae_approx")
-    pixels = (picture(32, 48)[0] * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(pixels).save(host.base / "input" / "small.png")
+    write_picture(host.base / "input" / "small.png", 32, 48)
     if "ClearTestConditioning" not in host.nodes.NODE_CLASS_MAPPINGS:
         host.load_file(TEST_NODE)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -23,23 +22,6 @@ def prompt(seed: int = 2, tokens: int = 7, **extra: Any) -> list:
     out = conditioning(torch.randn(1, tokens, 64, generator=generator), torch.randn(1, 32, generator=generator))
     out[0][1].update(extra)
     return out
-
-
-@pytest.fixture(scope="module")
-def host_part(pack):
-    """``host_part(name)`` is a module of nodes/host."""
-    return lambda name: importlib.import_module(f"{pack.__name__}.nodes.host.{name}")
-
-
-@pytest.fixture(scope="module")
-def tiled(pack, host_part):
-    """``tiled(model, grid, tile, overlap)`` is the model that runs in tiles; sizes in tokens."""
-
-    def install(model: Any, grid: tuple[int, int], tile: tuple[int, int], overlap: int = 2, on_tile: Any = None) -> Any:
-        layout = host_part("upscale.tiled_model").TileLayout(grid, tile, overlap)
-        return host_part("upscale.tiled_model").TiledModel(layout, on_tile or (lambda done, tiles: None)).install(model)
-
-    return install
 
 
 class Recorded:
@@ -75,22 +57,22 @@ def recorded(tiny_flux):
     return Recorded(tiny_flux())
 
 
-def test_tiles_of_a_pointwise_model_are_the_whole_frame(recorded, tiled, predict):
+def test_tiles_of_a_pointwise_model_are_the_whole_frame(recorded, in_tiles, predict):
     x = noise(20, 44, batch=2)
     whole = predict(recorded.patcher, x, SIGMA, prompt())
-    out = predict(tiled(recorded.patcher, (10, 22), (6, 9)), x, SIGMA, prompt())
+    out = predict(in_tiles(recorded.patcher, (10, 22), (6, 9)), x, SIGMA, prompt())
     assert torch.allclose(out, whole, atol=1e-5)
     assert {tuple(call["x"].shape[2:]) for call in recorded.calls[1:]} == {(12, 18)} and len(recorded.calls) > 4
 
 
-def test_one_tile_of_the_frames_size_changes_nothing(tiny_flux, tiled, predict):
+def test_one_tile_of_the_frames_size_changes_nothing(tiny_flux, in_tiles, predict):
     model, x = tiny_flux(), noise(20, 24)
     assert torch.equal(
-        predict(tiled(model, (10, 12), (10, 12)), x, SIGMA, prompt()), predict(model, x, SIGMA, prompt())
+        predict(in_tiles(model, (10, 12), (10, 12)), x, SIGMA, prompt()), predict(model, x, SIGMA, prompt())
     )
 
 
-def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, tiled, predict):
+def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, in_tiles, predict):
     seen = []
 
     class Watched(torch.nn.Module):
@@ -109,7 +91,7 @@ def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, tiled, pre
     predict(model, noise(20, 24), SIGMA, positive)
     (whole,) = seen
     seen.clear()
-    predict(tiled(model, (10, 12), (6, 8)), noise(20, 24), SIGMA, positive)
+    predict(in_tiles(model, (10, 12), (6, 8)), noise(20, 24), SIGMA, positive)
     text, image = whole[:7], whole[7:127].reshape(10, 12, 3)
     starts = [(y, x) for y in (0, 4) for x in (0, 4)]
     assert len(seen) == 4
@@ -120,11 +102,11 @@ def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, tiled, pre
 
 
 @pytest.mark.parametrize("windows", [True, False], ids=["windows", "dense"])
-def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, tiled, predict, host_part, windows):
+def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, in_tiles, predict, host_part, windows):
     """A frame of 8256 tokens is hi-res, its tiles are not."""
     model, x = tiny_flux(depth=1, depth_single_blocks=1), noise(128, 258)
     radius = 3 if windows else 4096
-    auto = tiled(clear_node(model, radius=radius), (64, 129), (64, 33), 0)
+    auto = in_tiles(clear_node(model, radius=radius), (64, 129), (64, 33), 0)
     base = clear_node(model, radius=radius, ntk_factor=10.0, proportional_attention="off")
     scales = []
     module = host_part("model.attention_override")
@@ -137,7 +119,7 @@ def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, tiled, predic
     module.clear_attention = watch
     try:
         predict(auto, x, SIGMA, prompt())
-        predict(tiled(base, (64, 129), (64, 33), 0), x, SIGMA, prompt())
+        predict(in_tiles(base, (64, 129), (64, 33), 0), x, SIGMA, prompt())
     finally:
         module.clear_attention = original
     half = len(scales) // 2
@@ -146,12 +128,12 @@ def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, tiled, predic
     assert all(math.isclose(scale, 128**-0.5) for scale in scales[half:])
 
 
-def test_far_from_borders_windows_in_tiles_are_the_whole_frames(tiny_flux, clear_node, tiled, predict):
+def test_far_from_borders_windows_in_tiles_are_the_whole_frames(tiny_flux, clear_node, in_tiles, predict):
     """One block reaches a radius far: past that from a tile's border nothing can tell the tile from the frame."""
     model = clear_node(tiny_flux(depth=0, depth_single_blocks=1), radius=3)
     x, positive = noise(20, 64), prompt()
     whole = predict(model, x, SIGMA, positive)
-    out = predict(tiled(model, (10, 32), (10, 18), 4), x, SIGMA, positive)
+    out = predict(in_tiles(model, (10, 32), (10, 18), 4), x, SIGMA, positive)
     # Text tokens attend to the tile alone, but in one block they do not come back to the image.
     inside = [slice(0, 2 * 11), slice(2 * 21, 64)]
     for columns in inside:
@@ -160,25 +142,25 @@ def test_far_from_borders_windows_in_tiles_are_the_whole_frames(tiny_flux, clear
 
 
 @pytest.mark.parametrize("area", [(8, 20, 6, 10), (20, 44, 0, 0), (4, 6, 0, 38), (10, 16, 10, 28)], ids=str)
-def test_conditioning_areas_are_cropped(recorded, tiled, predict, area):
+def test_conditioning_areas_are_cropped(recorded, in_tiles, predict, area):
     x, both = noise(20, 44), prompt(area=area, strength=0.7) + prompt(seed=9)
     whole = predict(recorded.patcher, x, SIGMA, both)
-    out = predict(tiled(recorded.patcher, (10, 22), (6, 9)), x, SIGMA, both)
+    out = predict(in_tiles(recorded.patcher, (10, 22), (6, 9)), x, SIGMA, both)
     assert torch.allclose(out, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("bounds", [True, False], ids=["bounds", "whole"])
-def test_conditioning_masks_are_cropped(recorded, tiled, predict, bounds):
+def test_conditioning_masks_are_cropped(recorded, in_tiles, predict, bounds):
     mask = torch.zeros(1, 20, 44)
     mask[:, 3:12, 5:30] = torch.linspace(0.1, 1, 25)
     x = noise(20, 44)
     both = prompt(mask=mask, mask_strength=0.8, set_area_to_bounds=bounds) + prompt(seed=9)
     whole = predict(recorded.patcher, x, SIGMA, both)
-    out = predict(tiled(recorded.patcher, (10, 22), (6, 9)), x, SIGMA, both)
+    out = predict(in_tiles(recorded.patcher, (10, 22), (6, 9)), x, SIGMA, both)
     assert torch.allclose(out, whole, atol=1e-5)
 
 
-def test_inpaint_inputs_are_cropped(tiny_flux, tiled, predict):
+def test_inpaint_inputs_are_cropped(tiny_flux, in_tiles, predict):
     """A model with extra channels (Fill, Canny, Depth) sees the tile's share of them."""
     watched = Recorded(tiny_flux(in_channels=32, out_channels=16))
     concat = torch.arange(20 * 44, dtype=torch.float32).reshape(1, 1, 20, 44).repeat(1, 16, 1, 1)
@@ -193,7 +175,7 @@ def test_inpaint_inputs_are_cropped(tiny_flux, tiled, predict):
     positive = prompt(concat_latent_image=concat)
     predict(model, noise(20, 44), SIGMA, positive)
     whole = seen.pop()
-    predict(tiled(model, (10, 22), (6, 9)), noise(20, 44), SIGMA, positive)
+    predict(in_tiles(model, (10, 22), (6, 9)), noise(20, 44), SIGMA, positive)
     assert whole.shape[2:] == (20, 44) and seen
     assert torch.equal(seen[0], whole[..., :12, :18])
     assert torch.equal(seen[-1], whole[..., 8:, 26:])
@@ -210,7 +192,7 @@ def test_attention_masks_are_cropped(host_part):
     assert torch.equal(cropped[0], mask[0][tokens][:, tokens])
 
 
-def test_controlnet_hints_are_cropped(host, recorded, tiled, predict):
+def test_controlnet_hints_are_cropped(host, recorded, in_tiles, predict):
     """With a ControlNet that hands its hint on, tiles get what the whole frame gets."""
     from comfy.controlnet import ControlBase
 
@@ -240,17 +222,17 @@ def test_controlnet_hints_are_cropped(host, recorded, tiled, predict):
     x, positive = noise(20, 44), prompt(control=control, control_apply_to_uncond=True)
     whole = predict(recorded.patcher, x, SIGMA, positive)
     Shown.encoded = 0
-    model = tiled(recorded.patcher, (10, 22), (6, 9))
+    model = in_tiles(recorded.patcher, (10, 22), (6, 9))
     assert torch.allclose(predict(model, x, SIGMA, positive), whole, atol=1e-5)
     tiles = len(recorded.calls) - 1
     assert Shown.encoded == 2 * tiles
     assert control.cond_hint_original.shape == (1, 3, 50, 100)
 
 
-def test_every_tile_is_told_and_can_end_the_run(tiny_flux, tiled, predict):
+def test_every_tile_is_told_and_can_end_the_run(tiny_flux, in_tiles, predict):
     told = []
     predict(
-        tiled(tiny_flux(), (10, 22), (6, 9), on_tile=lambda *progress: told.append(progress)),
+        in_tiles(tiny_flux(), (10, 22), (6, 9), on_tile=lambda *progress: told.append(progress)),
         noise(20, 44),
         SIGMA,
         prompt(),
@@ -262,10 +244,10 @@ def test_every_tile_is_told_and_can_end_the_run(tiny_flux, tiled, predict):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict(tiled(tiny_flux(), (10, 22), (6, 9), on_tile=stop), noise(20, 44), SIGMA, prompt())
+        predict(in_tiles(tiny_flux(), (10, 22), (6, 9), on_tile=stop), noise(20, 44), SIGMA, prompt())
 
 
-def test_the_host_makes_room_for_a_tile(tiny_flux, tiled, predict, monkeypatch):
+def test_the_host_makes_room_for_a_tile(tiny_flux, in_tiles, predict, monkeypatch):
     import comfy.sampler_helpers
 
     shapes = []
@@ -276,5 +258,5 @@ def test_the_host_makes_room_for_a_tile(tiny_flux, tiled, predict, monkeypatch):
         return estimate(model, shape, conds)
 
     monkeypatch.setattr(comfy.sampler_helpers, "estimate_memory", watch)
-    predict(tiled(tiny_flux(), (10, 22), (6, 9)), noise(20, 44), SIGMA, prompt())
+    predict(in_tiles(tiny_flux(), (10, 22), (6, 9)), noise(20, 44), SIGMA, prompt())
     assert shapes == [[1, 16, 12, 18]]

@@ -30,7 +30,7 @@ class MemoryPatch:
     """The wrappers that lower the peak and correct the estimate.
 
     Attributes:
-        chunk: Fewest tokens that a block computes at a time; sequences of up to twice as many are not divided. None
+        chunk: Fewest tokens that a block computes at a time; sequences of about twice as many are not divided. None
             leaves all blocks as they are.
     """
 

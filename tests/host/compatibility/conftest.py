@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.host.support_comfy import packs, sampling
+from tests.host.support_comfy import packs
 from tests.host.support_comfy.boot import Host
 from tests.host.support_comfy.compatibility import CELL, RECORDS, Cell, Record
 
@@ -90,37 +89,3 @@ def use_pack(host: Host) -> Callable[..., Any]:
             pytest.skip(str(why))
 
     return load
-
-
-@pytest.fixture
-def run(host: Host) -> Callable[..., torch.Tensor]:
-    """``run(model, positive, latent, ...)`` is the latent that the stock KSampler makes of it."""
-
-    def sample(
-        model: Any,
-        positive: list,
-        latent: torch.Tensor,
-        negative: list | None = None,
-        steps: int = 3,
-        cfg: float = 1.0,
-        denoise: float = 1.0,
-        scheduler: str = "simple",
-        **extra: Any,
-    ) -> torch.Tensor:
-        with torch.inference_mode():
-            (out,) = sampling.run_node(
-                host.stock("KSampler"),
-                model=model,
-                seed=7,
-                steps=steps,
-                cfg=cfg,
-                sampler_name="euler",
-                scheduler=scheduler,
-                positive=positive,
-                negative=positive if negative is None else negative,
-                latent_image={"samples": latent, **extra},
-                denoise=denoise,
-            )
-        return out["samples"]
-
-    return sample

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +21,8 @@ def left_half() -> torch.Tensor:
 
 
 @pytest.fixture
-def residuals(tiny_flux, pack, predict) -> Callable[..., list[torch.Tensor]]:
+def residuals(tiny_flux, in_tiles, predict) -> Callable[..., list[torch.Tensor]]:
     """``residuals(positive, tiles)`` is what a ControlNet adds in every call, (B, tokens, C)."""
-    module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
 
     def run(positive: list, tiles: bool) -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
@@ -37,10 +35,7 @@ def residuals(tiny_flux, pack, predict) -> Callable[..., list[torch.Tensor]]:
 
         model = tiny_flux(depth=1, depth_single_blocks=1)
         model.add_wrapper_with_key("apply_model", "watch", watch)
-        layout = module.TileLayout(GRID, TILE, 4)
-        if tiles:
-            model = module.TiledModel(layout, lambda done, tiles: None).install(model)
-        predict(model, noise(16, 32), SIGMA, positive)
+        predict(in_tiles(model, GRID, TILE, 4) if tiles else model, noise(16, 32), SIGMA, positive)
         return seen
 
     return run

@@ -17,15 +17,8 @@ from tests.host.support_comfy.graph_inputs import noise, prompt
 from tests.host.support_comfy.positions import recorded_ids
 from tests.host.support_comfy.sampling import relative_error
 
+GRID, TILE, OVERLAP = (8, 16), (8, 10), 4
 STEPS, TILES = 8, 2
-
-
-@pytest.fixture
-def in_tiles(pack) -> Callable[[Any], Any]:
-    """``in_tiles(model)`` runs a frame of 8 x 16 tokens in two tiles."""
-    module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.tiled_model")
-    layout = module.TileLayout((8, 16), (8, 10), 4)
-    return lambda model: module.TiledModel(layout, lambda done, tiles: None).install(model)
 
 
 @pytest.fixture
@@ -37,7 +30,8 @@ def sample(tiny_flux, run, in_tiles) -> Callable[..., tuple[torch.Tensor, int]]:
         block = model.model.diffusion_model.single_blocks[0]
         block.register_forward_hook(lambda *_: calls.append(1))
         model = node(model)
-        out = run(in_tiles(model) if tiles else model, prompt(), torch.zeros(1, 16, 16, 32), steps=STEPS)
+        model = in_tiles(model, GRID, TILE, OVERLAP) if tiles else model
+        out = run(model, prompt(), torch.zeros(1, 16, 16, 32), steps=STEPS)
         return out, len(calls)
 
     return of
@@ -86,7 +80,7 @@ def test_teacaches_own_forward_places_tiles(host, tiny_flux, predict, in_tiles, 
 
     model.add_object_patch("diffusion_model.forward_orig", own)
     with recorded_ids() as seen, Recorder() as log:
-        predict(in_tiles(model), noise(16, 32), 0.6, prompt())
+        predict(in_tiles(model, GRID, TILE, OVERLAP), noise(16, 32), 0.6, prompt())
     starts = [tuple(ids[-80, 1:].tolist()) for ids in seen]
     assert starts == [(0, 0), (0, 6)] and [tuple(ids[-1, 1:].tolist()) for ids in seen] == [(7, 9), (7, 15)]
     assert [line for line in log.messages() if "CLEAR" in line] == []

@@ -210,7 +210,13 @@ def output_files(entry: dict[str, Any], base: Path) -> list[Path]:
         for shown in entry["outputs"].values()
         for files in shown.values()
         for file in files
+        if isinstance(file, dict) and file["type"] == "output"
     ]
+
+
+def shown_text(entry: dict[str, Any]) -> str:
+    """Everything that nodes show as text after a run."""
+    return "\n".join(text for shown in entry["outputs"].values() for text in shown.get("text", ()))
 
 
 def error_message(entry: dict[str, Any]) -> str:

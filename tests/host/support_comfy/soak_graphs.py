@@ -10,9 +10,6 @@ from typing import Any
 from .sampling import Graph
 
 MODEL, CLEAR, POSITIVE, NEGATIVE, VAE, IMAGE, WORK = "1", "2", "3", "4", "5", "6", "7"
-SAVES = ("8", "9")
-"""Nodes that save results."""
-
 SIZES = ("48x32", "32x32", "40x56")
 STUDENT = "tiny/clear_local_4_down_2.safetensors"
 TRAINED = "trained/tiny_flux.safetensors"

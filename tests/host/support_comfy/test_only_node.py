@@ -31,21 +31,6 @@ class ClearTestConditioning:
         return ([[context, {"pooled_output": pooled, "guidance": guidance}]],)
 
 
-class ClearTestBatch:
-    """Three masks as one batch: the first, the second, and the second again."""
-
-    RETURN_TYPES = ("MASK",)
-    FUNCTION = "make"
-    CATEGORY = "tests"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"first": ("MASK",), "second": ("MASK",)}}
-
-    def make(self, first, second):
-        return (torch.cat([first, second, second]),)
-
-
 class ClearTestList:
     """A list of what its inputs give, of any type."""
 
@@ -62,7 +47,7 @@ class ClearTestList:
         return ([items[name] for name in sorted(items)],)
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ClearTestConditioning, ClearTestBatch, ClearTestList)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ClearTestConditioning, ClearTestList)}
 
 
 def end_with_the_test() -> None:
