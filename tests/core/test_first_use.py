@@ -38,6 +38,7 @@ def folder(tmp_path, monkeypatch):
     for name, empty in {"_logged": set(), "_dropped": {}, "_verdicts": {}}.items():
         monkeypatch.setattr(choose, name, empty)
     monkeypatch.setattr(first_use, "_failed", set())
+    monkeypatch.setattr(flex, "_untold", [])
     monkeypatch.setattr(first_use, "user_cache_folder", lambda: tmp_path)
     return tmp_path
 
@@ -224,6 +225,15 @@ def test_a_kernel_that_another_node_dropped_is_told_of_again(told):
     assert len(told) == 4 and told[2].startswith('Compiling the attention kernel "flex" for the CPU (')
     run()
     assert len(told) == 4
+
+
+def test_a_kernel_of_which_torch_says_nothing_is_told_of_once(told, monkeypatch):
+    monkeypatch.setattr(choose, "_self_test", lambda *case: None)
+    monkeypatch.setattr(flex, "_compiled", lambda threads: lambda q, *rest: torch.zeros_like(q))
+    torch._dynamo.reset()
+    for _ in range(3):
+        run()
+    assert len(told) == 2
 
 
 @pytest.mark.slow

@@ -41,13 +41,13 @@ def codes():
 
 
 @pytest.fixture(scope="module")
-def interpreter(codes):
+def interpreter(codes, tmp_path_factory):
     """Calls functions of ``interpreted_flex`` in a process where Triton interprets its kernels."""
     with pytest.MonkeyPatch.context() as patch:
         # Read when Triton is imported, so not in this process; a spawned one inherits it.
         patch.setenv("TRITON_INTERPRET", "1")
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        pool.submit(interpreted_triton.prepare).result()
+        pool.submit(interpreted_triton.prepare, tmp_path_factory.mktemp("cache")).result()
     with pool:
         yield lambda case: pool.submit(interpreted_flex.errors, codes(86)[case.kernel], case).result()
 

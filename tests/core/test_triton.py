@@ -30,14 +30,14 @@ ROW_CASES = [
 
 
 @pytest.fixture(scope="module")
-def interpreter():
+def interpreter(tmp_path_factory):
     """Calls functions of ``interpreted_triton`` in a process where Triton interprets its kernels."""
     pytest.importorskip("triton", reason="Triton is not installed")
     with pytest.MonkeyPatch.context() as patch:
         # Read when Triton is imported, so not in this process; a spawned one inherits it.
         patch.setenv("TRITON_INTERPRET", "1")
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        pool.submit(interpreted_triton.prepare).result()
+        pool.submit(interpreted_triton.prepare, tmp_path_factory.mktemp("cache")).result()
     with pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
-from clear_core.attention import choose
+from clear_core.attention import choose, first_use
 from clear_core.attention.backends.triton import backend as triton_backend
 from clear_core.attention.backends.triton import launch as triton_launch
 from clear_core.attention.backends.triton.launch import BlockShape, KernelTensors, launch
@@ -120,8 +120,9 @@ class Case:
         }
 
 
-def prepare() -> None:
-    """What is read before it was written is NaN, in this process."""
+def prepare(folder: Path) -> None:
+    """What is read before it was written is NaN, in this process; what it keeps for the next start is in ``folder``."""
+    first_use.user_cache_folder = lambda: folder
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

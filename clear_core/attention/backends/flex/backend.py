@@ -7,8 +7,8 @@ attention call of their own. Permuting into tile order happens here, so the mode
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -169,15 +169,25 @@ def _compiled(threads: int) -> Callable[..., Any]:
     return torch.compile(_fused, dynamic=True, fullgraph=True, options=options)
 
 
-def _told(device: torch.device, dtype: torch.dtype, head_dim: int) -> AbstractContextManager[object]:
+# Filled once it is found that a kernel may run here of which torch does not say that it is compiled.
+_untold: list[bool] = []
+
+
+@contextmanager
+def _told(device: torch.device, dtype: torch.dtype, head_dim: int) -> Generator[None]:
     """The self-test compiles, and is told of; ``torch._dynamo.reset()``, which other nodes call, drops the kernel."""
-    if is_running() or _is_compiled():
-        return nullcontext()
-    return first_use(f'Compiling the attention kernel "{FLEX.name}"', device, dtype, f"head size {head_dim}")
+    if _untold or is_running() or _is_compiled():
+        yield
+        return
+    with first_use(f'Compiling the attention kernel "{FLEX.name}"', device, dtype, f"head size {head_dim}"):
+        yield
+    if not _is_compiled():
+        # Every call would be told of.
+        _untold.append(True)
 
 
 def _is_compiled() -> bool:
-    """Whether this process holds some compiled form of the kernel; also where torch does not say."""
+    """Whether torch holds some compiled form of the kernel; also where it cannot be asked."""
     eval_frame: Any = importlib.import_module("torch._dynamo.eval_frame")
     entries = getattr(eval_frame, "_debug_get_cache_entry_list", None)
     return entries is None or bool(entries(_fused.__code__))
