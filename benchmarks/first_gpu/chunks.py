@@ -64,7 +64,12 @@ def chunk_budgets(spec: ClearSpec, bench: Bench) -> dict[str, Any]:
     ]
     found = compare(contenders, layout, bench)
     constant = "_ON_CPU" if bench.device.type == "cpu" else "_ELSEWHERE"
-    return {"budgets": budgets, "default_bytes": default_chunk_bytes(bench.device), "constant": constant, **found}
+    return {
+        "budgets": budgets,
+        "default_bytes": default_chunk_bytes(bench.device, 2**40),
+        "constant": constant,
+        **found,
+    }
 
 
 def masks(spec: ClearSpec, bench: Bench) -> dict[str, Any]:

@@ -113,8 +113,10 @@ class AttentionCall:
 
     @cached_property
     def chunk_limit(self) -> int:
-        """Memory in bytes for one chunk of work: ``chunk_bytes``, or by the free memory."""
-        return default_chunk_bytes(self.q.device) if self.chunk_bytes is None else self.chunk_bytes
+        """Memory in bytes for one chunk of work: ``chunk_bytes``, or by the size of the queries."""
+        if self.chunk_bytes is not None:
+            return self.chunk_bytes
+        return default_chunk_bytes(self.q.device, self.q.numel() * self.q.element_size())
 
     @property
     def fused(self) -> bool:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.memory_table import card_rows, whole_frame_rows
+from clear_core.attention.tiling.gathered import MOST_BYTES
 from clear_core.call_memory import CallMemory, ControlMemory, MemoryPlan
-from clear_core.memory import GIB, Activations, activation_budget, is_chunked
+from clear_core.memory import GIB, RUNTIME_BYTES, Activations, activation_budget, is_chunked
 from clear_core.sdedit import choose_tiles
 
 DOCS = Path(__file__).parents[2] / "docs" / "memory.md"
@@ -26,6 +27,10 @@ def test_peak_grows_with_the_tokens_and_the_batch_and_falls_with_chunks():
     assert CallMemory(chunk=4096).peak_bytes(65536) < CallMemory(chunk=None).peak_bytes(65536)
     assert call.peak_bytes(65536, batch=2) == pytest.approx(2 * call.peak_bytes(65536))
     assert not is_chunked(128 * 128 + 1024) and is_chunked(128 * 128 + 1025), "2048 x 2048 with its text is not"
+
+
+def test_what_attention_keeps_is_in_the_runtime_s_share():
+    assert MOST_BYTES <= RUNTIME_BYTES // 10
 
 
 def test_tiny_chunks_never_beat_the_states_that_stay():

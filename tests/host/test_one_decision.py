@@ -18,7 +18,7 @@ import torch
 
 from tests.host.support_comfy import relatives
 from tests.host.support_comfy.flux import build_flux
-from tests.host.support_comfy.sampling import conditioning, predict
+from tests.host.support_comfy.sampling import conditioning, predict, prepared
 
 CASES = 200
 TEXT = 512
@@ -70,9 +70,10 @@ def engine(pack, monkeypatch):
 
     override = import_module(f"{pack.__name__}.nodes.host.model.attention_override")
     choose = import_module(f"{pack.__name__}.clear_core.attention.choose")
+    core = import_module(f"{pack.__name__}.clear_core.attention")
     watch = SimpleNamespace(run=Engine())
     own_attention, own_clear, own_rope, own_call = (
-        host.optimized_attention, override.clear_attention, layers.rope, override.WindowCall.__init__
+        host.optimized_attention, core.clear_attention, layers.rope, override.WindowCall.__init__
     )  # fmt: skip
 
     def clear_attention(q: Any, k: Any, v: Any, **options: Any) -> Any:
@@ -100,7 +101,7 @@ def engine(pack, monkeypatch):
         own_call(call, *args, **kwargs)
         watch.run.texts.append(call.words)
 
-    monkeypatch.setattr(override, "clear_attention", clear_attention)
+    monkeypatch.setattr(override, "PreparedAttention", prepared(clear_attention))
     monkeypatch.setattr(host, "optimized_attention", attention)
     monkeypatch.setattr(layers, "rope", rope)
     monkeypatch.setattr(override.WindowCall, "__init__", window_call)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.host.support_comfy.pictures import picture
-from tests.host.support_comfy.sampling import conditioning, run_node
+from tests.host.support_comfy.sampling import conditioning, prepared, run_node
 
 TOKEN_SECONDS, PAIR_SECONDS = 1e-4, 2e-6
 """Attention is slower here than its share of the operations."""
@@ -108,7 +108,7 @@ def clock(pack, throughput, monkeypatch):
     for name in ("run", "progress"):
         monkeypatch.setattr(import_module(f"{wing}.{name}"), "write_on_node", clock.write)
     override = import_module(f"{pack.__name__}.nodes.host.model.attention_override")
-    monkeypatch.setattr(override, "clear_attention", clock.attend)
+    monkeypatch.setattr(override, "PreparedAttention", prepared(clock.attend))
     return clock
 
 

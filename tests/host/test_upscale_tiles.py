@@ -102,26 +102,23 @@ def test_tokens_keep_their_positions_and_references_theirs(tiny_flux, in_tiles, 
 
 
 @pytest.mark.parametrize("windows", [True, False], ids=["windows", "dense"])
-def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, in_tiles, predict, host_part, windows):
+def test_scale_and_ntk_are_the_whole_frames(tiny_flux, clear_node, in_tiles, predict, host_part, monkeypatch, windows):
     """A frame of 8256 tokens is hi-res, its tiles are not."""
     model, x = tiny_flux(depth=1, depth_single_blocks=1), noise(128, 258)
     radius = 3 if windows else 4096
     auto = in_tiles(clear_node(model, radius=radius), (64, 129), (64, 33), 0)
     base = clear_node(model, radius=radius, ntk_factor=10.0, proportional_attention="off")
     scales = []
-    module = host_part("model.attention_override")
-    original = module.clear_attention
+    own = host_part("model.attention_override").PreparedAttention
 
-    def watch(*args: Any, **kwargs: Any) -> torch.Tensor:
-        scales.append(kwargs["scale"])
-        return original(*args, **kwargs)
+    class Watched(own):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            scales.append(options["scale"])
 
-    module.clear_attention = watch
-    try:
-        predict(auto, x, SIGMA, prompt())
-        predict(in_tiles(base, (64, 129), (64, 33), 0), x, SIGMA, prompt())
-    finally:
-        module.clear_attention = original
+    monkeypatch.setattr(host_part("model.attention_override"), "PreparedAttention", Watched)
+    predict(auto, x, SIGMA, prompt())
+    predict(in_tiles(base, (64, 129), (64, 33), 0), x, SIGMA, prompt())
     half = len(scales) // 2
     expected = math.sqrt(math.log(7 + 64 * 129, 4608) / 128)
     assert all(math.isclose(scale, expected) for scale in scales[:half])

@@ -20,6 +20,16 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.alive: dict[int, int] = {}
         self.total = self.peak = 0
+        self.threads = torch.get_num_threads()
+
+    def __enter__(self) -> LiveBytes:
+        # Operations in other threads would not be seen.
+        torch.set_num_threads(1)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_num_threads(self.threads)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         given = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from .live_bytes import LiveBytes
-from .sampling import conditioning, predict
+from .sampling import conditioning, predict, prepared
 
 SIGMA = 0.6
 
@@ -80,7 +80,7 @@ class Planner:
                 return dense(q)
             return override(dense, q, k, v, heads, transformer_options=transformer_options, **rest)
 
-        monkeypatch.setattr(self.part("model.attention_override"), "clear_attention", attend)
+        monkeypatch.setattr(self.part("model.attention_override"), "PreparedAttention", prepared(attend))
         monkeypatch.setattr(comfy.ldm.flux.math, "optimized_attention", optimized)
 
 

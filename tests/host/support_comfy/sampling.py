@@ -115,3 +115,16 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     value, expected = value.double(), expected.double()
     assert value.shape == expected.shape, f"shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
     return float((value - expected).norm() / expected.norm())
+
+
+def prepared(attend: Callable[..., Any]) -> type:
+    """What stands in for ``PreparedAttention``: ``attend(q, k, v, **options)`` with the options of both steps."""
+
+    class Prepared:
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+        def __call__(self, *tensors: Any, **options: Any) -> tuple[Any, None]:
+            return attend(*tensors, **self.options, **options), None
+
+    return Prepared
