@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.host.support_comfy.boot import PROJECT
 from tests.host.support_comfy.pictures import write_halves, write_picture, write_upscale_model
 from tests.host.support_comfy.server import RefusedPromptError, Server, error_message, output_files
 from tests.host.support_comfy.soak_graphs import SIZES, Job
-from tests.host.support_comfy.soak_prompts import prompts, reference
+from tests.host.support_comfy.soak_prompts import prompts, reference, unused
 
 PROMPTS = int(os.environ.get("CLEAR_SOAK_PROMPTS", "300"))
 WARM = 30
@@ -33,6 +34,12 @@ WARM = 30
 
 KEPT = {"RunPlan", "Stage"}
 """Of ours, by design: the plans of the last 64 runs."""
+
+OF_THE_HOST = {"tqdm_monitor"}
+"""Threads that begin with the first prompt."""
+
+ON_MODELS = ("put_on", "hooks", "own_forwards")
+"""What a run may not change on the models that it uses."""
 
 MOST_FAILURES = 5
 
@@ -121,11 +128,18 @@ def free(server: Server) -> None:
 
 
 def measured(server: Server) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The reference's result, the state while the server holds its models and results, and the state without them."""
+    """The reference's result, the state while the server holds its models and results, and the state without them.
+
+    The models are there before the run, and nothing of it may stay on them, where later runs would find it.
+    """
     free(server)
     server.get("/clear_test/state")  # Empties caches of functions: what they hold now is another prompt's.
+    server.run(unused())
+    new = server.get("/clear_test/state")
     result = result_of(server, reference())
     held = server.get("/clear_test/state")
+    left = [f"{what}: {new[what]} to {held[what]}" for what in ON_MODELS if held[what] != new[what]]
+    assert not left, f"a run leaves on its models {left}"
     free(server)
     return result, held, server.get("/clear_test/state")
 
@@ -159,7 +173,7 @@ def compare(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[st
 @pytest.mark.slow
 def test_a_long_session_leaves_nothing_behind(soak_server):
     server = soak_server
-    server.get("/clear_test/state")  # The first one is what later ones are compared with.
+    threads = server.get("/clear_test/state")["threads"]  # Functions of the host are compared with the first state.
     seen: dict[str, str] = {}
     first = None
     began = time.monotonic()
@@ -186,4 +200,5 @@ def test_a_long_session_leaves_nothing_behind(soak_server):
     more = sorted(grown(empty["kinds"], last_empty["kinds"]).items(), key=lambda item: item[1][0] - item[1][1])
     assert not left, "\n".join([*left, f"kinds: {more[:20]}"])
     assert last_empty["changed"] == last_empty["unbounded"] == []
+    assert set(Counter(last_empty["threads"]) - Counter(threads)) <= OF_THE_HOST
     assert held["hooks"] == held["own_forwards"] == 0

@@ -164,11 +164,21 @@ def is_patcher(kind):
     return any(base.__name__ == "ModelPatcher" for base in kind.__mro__)
 
 
+def leaves(value):
+    """How many things there are in dictionaries and lists of any depth."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    return 1 if items is None else sum(map(leaves, items))
+
+
+def put_on(patcher):
+    """How much is put on a clone of a model: wrappers and other functions, object and weight patches."""
+    functions = (patcher.wrappers, patcher.callbacks, patcher.attachments, patcher.model_options)
+    return [*map(leaves, functions), len(patcher.object_patches), len(patcher.patches)]
+
+
 def patches_of(patcher):
-    """How much is put on a clone of a model: wrappers, object and weight patches, and what was put aside for them."""
-    wrappers = [each for kind in patcher.wrappers.values() for by_key in kind.values() for each in by_key]
-    parts = (wrappers, patcher.object_patches, patcher.patches, patcher.object_patches_backup, patcher.backup)
-    return [len(part) for part in parts]
+    """The same, and what was put aside for patches while the model is in memory."""
+    return [*put_on(patcher), len(patcher.object_patches_backup), len(patcher.backup)]
 
 
 def state():
@@ -203,6 +213,7 @@ def state():
         "modules": len(modules),
         "hooks": hooks,
         "own_forwards": sum("forward" in vars(each) for each in modules),
+        "put_on": sorted(put_on(each) for each, kind in zip(objects, kinds, strict=True) if is_patcher(kind)),
         "patches": sorted(patches_of(each) for each, kind in zip(objects, kinds, strict=True) if is_patcher(kind)),
         "loaded": len(comfy.model_management.current_loaded_models),
         "threads": sorted(re.sub(r"\d+", "#", thread.name) for thread in threading.enumerate()),

@@ -38,6 +38,13 @@ def reference() -> Job:
     return Job("reference", upscale(graph, draw, upscale_by=3.0, **TILES))
 
 
+def unused() -> Graph:
+    """The models of :func:`reference` as they are before a run."""
+    graph = {name: reference().graph[name] for name in (MODEL, CLEAR)}
+    graph["10"] = node("CLEARInspect", model=[CLEAR, 0])
+    return graph
+
+
 def sampler(draw: random.Random) -> Job:
     graph = common(draw)
     graph[IMAGE] = node("EmptySD3LatentImage", width=draw.choice([80, 112]), height=64, batch_size=draw.choice([1, 2]))
