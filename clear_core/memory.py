@@ -22,8 +22,8 @@ to the card once for every chunk."""
 FLUX_TEXT = FLUX1.text_tokens
 """Text tokens to plan with: FLUX's default is 256 or 512, long prompts have more."""
 
-# Text encoders are unloaded by then; what remains is the CUDA context, cuBLAS workspaces, fragmentation, and the indices
-# and masks that the attention keeps (96 MiB at most).
+# Text encoders are unloaded by then; what remains is the CUDA context, cuBLAS workspaces, fragmentation, and what the
+# attention keeps of indices and masks (96 MiB at most).
 RUNTIME_BYTES = GIB
 
 ENGINE_COPIES = 4
