@@ -55,6 +55,7 @@ def test_flex_writes_each_byte_once(grid):
     assert found["copied_bytes"] == tokens * launches.HEADS * launches.HEAD_DIM * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(pretended_card.missing() is not None, reason=f"{pretended_card.missing()}")
 def test_no_device_keeps_more_scores_than_a_chunk_has_memory(tmp_path, monkeypatch):
     record = tmp_path / "record.json"

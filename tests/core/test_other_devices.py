@@ -210,7 +210,7 @@ def test_a_kernel_without_memory_is_not_dropped(monkeypatch, caplog):
 def test_gathered_tiles_take_smaller_chunks_if_memory_is_short(fits, monkeypatch):
     layout = SequenceLayout(5, (80, 80))
     q, k, v = tensors(layout)
-    options = {"grid": layout.grid, "spec": ClearSpec(3), "backend": "gather"}
+    options = {"grid": layout.grid, "spec": ClearSpec(3), "backend": "gather", "chunk_bytes": 2**30}
     expected = clear_attention(q, k, v, **options)
     attention, refused = F.scaled_dot_product_attention, []
 

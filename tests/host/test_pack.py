@@ -33,7 +33,7 @@ def test_nothing_of_the_pack_is_importable_by_its_bare_name(host, pack):
     assert sys.modules["nodes"] is host.nodes
 
 
-@pytest.mark.parametrize("backend", ["auto", "dense", "flex"])
+@pytest.mark.parametrize("backend", ["auto", "dense", pytest.param("flex", marks=pytest.mark.slow)])
 def test_sampling_changes_no_global_torch_setting(backend, tiny_flux, clear_node):
     model = clear_node(tiny_flux(), radius=3, backend=backend)
     generator = torch.Generator().manual_seed(0)
