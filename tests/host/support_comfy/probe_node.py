@@ -152,8 +152,12 @@ def resident_bytes():
 
 
 def clear_caches():
-    """Empties the bounded caches of functions of this pack, and returns the names of unbounded ones."""
-    caches = [each for each in gc.get_objects() if type(each) is functools._lru_cache_wrapper]
+    """Empties this pack's caches that are bounded by number or bytes, and returns the names of unbounded ones."""
+    objects = gc.get_objects()
+    caches = [each for each in objects if type(each) is functools._lru_cache_wrapper]
+    for kept in objects:
+        if type(kept).__name__ == "KeptValues" and PACK in type(kept).__module__:
+            kept.clear()
     own = [each for each in caches if PACK in str(each.__module__)]
     for cache in own:
         cache.cache_clear()
