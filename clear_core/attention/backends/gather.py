@@ -234,7 +234,8 @@ class _ImageRun:
         call = self.call
         tiles = len(queries)
         if call.bias is not None:
-            window_keys = keys[:, keys.shape[1] - self._window_keys(keys) :].long()
+            outside = call.layout.length - call.layout.image if self.shared else 0
+            window_keys = keys[:, self.gathered_pooled + outside :].long()
             mask = call.bias.tiles(queries, window_keys, mask, self.gathered_pooled, call.q.dtype)
         gathered = rows.keys_and_values.index_select(0, keys.flatten()).unflatten(0, (tiles, -1))
         # (tiles, heads, tokens, D), read where they lie.
@@ -248,11 +249,6 @@ class _ImageRun:
             )
             rows.lse.view(tiles, -1, lse.shape[1]).copy_(lse.transpose(1, 2))
         rows.out.view(tiles, -1, *rows.out.shape[1:]).copy_(out.transpose(1, 2))
-
-    def _window_keys(self, keys: Tensor) -> int:
-        """Number of a tile's keys that are image tokens."""
-        outside = self.call.layout.length - self.call.layout.image if self.shared else 0
-        return keys.shape[1] - self.gathered_pooled - outside
 
     def _merge_seen_by_all(self, keys: Tensor, values: Tensor) -> None:
         """Adds the keys that every query sees to the result of the windows, many queries at once."""
