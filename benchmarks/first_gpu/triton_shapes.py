@@ -38,10 +38,14 @@ def shapes(size: str, spec: ClearSpec, bench: Bench) -> dict[str, Any]:
     capability = torch.cuda.get_device_capability(bench.device) if nvidia else None
     written = candidate_shapes(bench.device.type, capability, scale.dtype, scale.head_dim)
     place = torch.empty(0, device=bench.device).device
-    plan = tile_plan(layout, spec, place)
+    keys, pairs = keys_per_query(layout, spec), clear_pairs(layout, spec)
     contenders = [
         Contender(
-            str(shape), partial(_launched, shape, plan), keys_per_query(layout, spec), clear_pairs(layout, spec), spec
+            str(shape),
+            partial(_launched, shape, tile_plan(layout, spec, place, halves=shape.halves)),
+            keys,
+            pairs,
+            spec,
         )
         for shape in written
     ]

@@ -7,7 +7,7 @@ import torch
 from .fused import SCORE_BYTES
 
 _ON_CPU = 16 * 2**20
-_ELSEWHERE = 256 * 2**20
+_ELSEWHERE = 512 * 2**20
 _LEAST = 4 * 2**20
 
 # Query-key pairs of one call on a CPU, about a third of a second on two cores at a head size of 128.

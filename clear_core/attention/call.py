@@ -16,7 +16,7 @@ from ..spec import ClearSpec
 from .bias import AttentionBias
 from .budget import default_chunk_bytes
 from .fused import is_fused
-from .pool import pool_tokens
+from .pool import border_gain, pool_tokens
 
 
 class Attended(NamedTuple):
@@ -161,7 +161,15 @@ class AttentionCall:
         return parts
 
     def _pool(self, tokens: Tensor, weight: Tensor) -> Tensor:
-        return pool_tokens(tokens[:, :, self.image_keys], self.layout.grid, weight)
+        return pool_tokens(tokens[:, :, self.image_keys], self.layout.grid, weight, self._border_gain)
+
+    @cached_property
+    def _border_gain(self) -> Tensor | None:
+        """The same for keys and values; None if no cell is cut."""
+        weight = self.spatial_weight
+        if weight is None or not any(side % self.spec.down_factor for side in self.layout.grid):
+            return None
+        return border_gain(weight.to(self.k.device, torch.float32), self.layout.grid)
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:

@@ -17,10 +17,11 @@ from .backends.gather import GATHER
 from .backends.triton.backend import TRITON
 from .call import Attended, AttentionCall, CallKind, padded_head_dim
 from .first_use import first_use
+from .pool import mean_weight
 
 logger = logging.getLogger(__name__)
 
-REGISTRY: list[Backend] = [DENSE, GATHER, FLEX, TRITON]
+REGISTRY: list[Backend] = [DENSE, GATHER, TRITON, FLEX]
 """All backends in order of preference; "auto" takes gathered tiles if none of them wants the call and can run it."""
 
 BACKENDS = ("auto", *(backend.name for backend in REGISTRY))
@@ -107,12 +108,12 @@ def run_backend(name: str, call: AttentionCall) -> Attended:
     if name == "auto":
         backend, _, passed_over = _choose(kind)
         if passed_over is not None:
-            _log_once(passed_over)
+            _log_once(passed_over, backend)
     else:
         backend = _backend(name)
         reason = _hand_over(backend, kind)
         if reason is not None:
-            _log_once(f"{backend.title} is not used because {reason}.")
+            _log_once(f"{backend.title} is not used because {reason}.", GATHER)
             backend = GATHER
         elif (reason := _refusal(backend, kind)) is not None:
             raise ValueError(f"backend is {quoted(name)}, but {reason}; use 'auto' or 'gather'.")
@@ -123,7 +124,8 @@ def run_backend(name: str, call: AttentionCall) -> Attended:
     except KernelError as error:
         if not error.no_memory:
             _dropped[_kernel(backend, kind)] = str(error)
-        _log_once(f"{backend.title} is not used because its kernel failed ({error}).")
+        _log_once(f"{backend.title} is not used because its kernel failed ({error}).", GATHER)
+    # The next call may find another kernel.
     return GATHER.run(call)
 
 
@@ -190,10 +192,11 @@ def _kernel(backend: Backend, kind: CallKind) -> tuple[str, torch.device, torch.
     return backend.name, kind.device, kind.dtype, kind.head_dim, kind.return_lse
 
 
-def _log_once(cause: str) -> None:
+def _log_once(cause: str, backend: Backend) -> None:
+    """Says once why a backend is passed over, and which one computes the same instead."""
     if cause not in _logged:
         _logged.add(cause)
-        logger.warning("CLEAR attention: %s The results are the same, from gathered tiles.", cause)
+        logger.warning("CLEAR attention: %s The results are the same, from %s.", cause, backend.instead)
 
 
 def _is_unproven(device: torch.device) -> bool:
@@ -227,7 +230,19 @@ def _test_words(backend: Backend) -> str:
 def _run_self_test(
     backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
 ) -> str | None:
-    """A small odd case beside the reference in float32 on a CPU, with V a view into wider rows as models have it."""
+    """Small odd cases beside the reference in float32 on a CPU: a window alone, and one with pooled keys.
+
+    V is a view into wider rows, as models have it.
+    """
+    for spec in (ClearSpec(5), ClearSpec(5, 3)):
+        if reason := _run_case(backend, device, dtype, head_dim, return_lse, spec):
+            return reason
+    return None
+
+
+def _run_case(
+    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool, spec: ClearSpec
+) -> str | None:
     layout = SequenceLayout(7, (20, 13), 2)
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(3, 1, layout.length, 2, 2 * head_dim, generator=generator).to(device, dtype)
@@ -238,8 +253,8 @@ def _run_self_test(
         v=v,
         layout=layout,
         query_rows=range(layout.grid[0]),
-        spec=ClearSpec(5),
-        spatial_weight=None,
+        spec=spec,
+        spatial_weight=mean_weight(spec.down_factor) if spec.pools else None,
         scale=head_dim**-0.5,
         bias=None,
         chunk_bytes=None,

@@ -44,13 +44,14 @@ def border_gain(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     return gain
 
 
-def pool_tokens(tokens: Tensor, grid: tuple[int, int], weight: Tensor) -> Tensor:
+def pool_tokens(tokens: Tensor, grid: tuple[int, int], weight: Tensor, gain: Tensor | None = None) -> Tensor:
     """Weighted sum of image keys or values over d x d cells.
 
     Args:
         tokens: (B, heads, h * w, D), row-major, after norm and RoPE.
         grid: (h, w) in tokens; d need not divide it.
         weight: (d, d) ``spatial_weight``, any dtype and device.
+        gain: :func:`border_gain`, if it is there already.
 
     Returns:
         (B, heads, ceil(h/d) * ceil(w/d), D) in the dtype of ``tokens``, summed in float32.
@@ -58,11 +59,13 @@ def pool_tokens(tokens: Tensor, grid: tuple[int, int], weight: Tensor) -> Tensor
     weight = weight.to(tokens.device, torch.float32)
     d = weight.shape[0]
     image = tokens.unflatten(2, grid)
-    gain = border_gain(weight, grid)
-    summed = torch.zeros(*tokens.shape[:2], *gain.shape, tokens.shape[-1], dtype=torch.float32, device=tokens.device)
+    cells = [-(-side // d) for side in grid]
+    summed = torch.zeros(*tokens.shape[:2], *cells, tokens.shape[-1], dtype=torch.float32, device=tokens.device)
     for i in range(d):
         for j in range(d):
             part = image[:, :, i::d, j::d]
             if part.numel():
                 summed[:, :, : part.shape[2], : part.shape[3]].addcmul_(part, weight[i, j])
-    return (summed * gain[..., None]).to(tokens.dtype).flatten(2, 3)
+    if any(side % d for side in grid):
+        summed = summed * (border_gain(weight, grid) if gain is None else gain)[..., None]
+    return summed.to(tokens.dtype).flatten(2, 3)

@@ -24,7 +24,7 @@ def call(q=None, k=None, v=None, **options):
         ({"grid": None}, "grid is None"),
         ({"reference_tokens": -1}, "reference_tokens is -1"),
         ({"spec": 8}, "spec is 8; expected a ClearSpec"),
-        ({"backend": "fast"}, "backend is 'fast'; expected one of auto, dense, gather, flex"),
+        ({"backend": "fast"}, "backend is 'fast'; expected one of auto, dense, gather, triton"),
         (
             {"spec": ClearSpec(2, 2), "spatial_weight": torch.ones(3, 3)},
             r"spatial_weight has shape \(3, 3\); expected \(2, 2\)",

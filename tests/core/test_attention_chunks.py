@@ -39,7 +39,11 @@ def test_an_interrupt_lands_after_any_chunk(backend, spec):
 
 
 def test_no_chunk_of_gather_is_much_larger_than_the_budget(monkeypatch):
-    """Between two looks at the interrupt there is at most one attention call of the windows or of the text."""
+    """Between two looks at the interrupt there is at most one attention call of the windows or of the text.
+
+    By one thread: of several each does so, and the one that looks may be late.
+    """
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     layout = SequenceLayout(300, (96, 96))
     q, k, v = tensors(layout)
     original = torch.nn.functional.scaled_dot_product_attention
@@ -52,8 +56,7 @@ def test_no_chunk_of_gather_is_much_larger_than_the_budget(monkeypatch):
     def on_chunk():
         chunks.append(1)
         most.extend(calls[len(most) :])
-        # Each thread may be at work on one more.
-        assert len(calls) - len(chunks) <= torch.get_num_threads()
+        assert len(calls) == len(chunks)
 
     # Text queries are split by how long a call takes, here after a million pairs.
     monkeypatch.setattr(budget, "CPU_PAIRS", 2**20)

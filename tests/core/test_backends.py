@@ -48,7 +48,7 @@ def run(backend, spec=WINDOW, grid=(20, 21), **options):
         (CPU, ClearSpec(8), True, "gather"),
         (CPU, ClearSpec(99), True, "dense"),
         (CPU, ClearSpec(99, 4), True, "gather"),
-        (CUDA, ClearSpec(8), True, "flex"),
+        (CUDA, ClearSpec(8), True, "triton"),
         (CUDA, ClearSpec(8), False, "gather"),
         (CUDA, ClearSpec(99), True, "dense"),
         (torch.device("mps"), ClearSpec(8), True, "gather"),
@@ -120,10 +120,10 @@ def test_a_failure_is_explained_for_a_device_without_an_index(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    choose._dropped["flex", CUDA, torch.bfloat16, 128, False] = "no such instruction"
+    choose._dropped["triton", CUDA, torch.bfloat16, 128, False] = "no such instruction"
     for device in ("cuda", "cuda:0"):
-        assert explain_backend(device, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] == "gather"
-        assert "no such" in choose.unavailable_reason("flex", torch.device(device), torch.bfloat16, 128)
+        assert explain_backend(device, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] == "flex"
+        assert "no such" in choose.unavailable_reason("triton", torch.device(device), torch.bfloat16, 128)
 
 
 def test_a_kernel_that_fails_its_self_test_is_refused_by_name(monkeypatch):
@@ -184,6 +184,17 @@ def test_six_resolutions_and_three_radii_compile_two_kernels_at_most(monkeypatch
             found = clear_attention(q, k, v, backend="flex", **options)
             torch.testing.assert_close(found, clear_attention(q, k, v, backend="dense", **options))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_kernels_of_many_kinds_do_not_use_up_torchs_limit():
+    """torch compiles one code eight times and then raises; number types, head sizes and more are each a code."""
+    torch._dynamo.reset()
+    for dtype in (torch.float32, torch.bfloat16):
+        for head_dim in (64, 32):
+            q, k, v = (one.to(dtype) for one in tensors(head_dim=head_dim))
+            clear_attention(q, k, v, grid=(20, 21), spec=WINDOW, backend="flex")
+    assert not choose._dropped and not choose._logged
 
 
 @pytest.mark.slow

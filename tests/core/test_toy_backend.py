@@ -18,6 +18,7 @@ class ToyBackend:
 
     name = "toy"
     title = "The toy"
+    instead = "toys"
     takes_bias = False
     compiled = True
 
@@ -67,10 +68,10 @@ def test_it_is_tested_once_and_then_runs(backend, toy):
     expected = run("dense")
     assert torch.equal(run(backend), expected) and torch.equal(run(backend), expected)
     layouts = [call.layout.grid for call in toy.calls]
-    assert layouts == [(20, 13), (9, 11), (9, 11)]
+    assert layouts == [(20, 13), (20, 13), (9, 11), (9, 11)]
     # The log-sum-exp is another kernel, with a test of its own.
     assert torch.equal(run(backend, return_lse=True)[1], run("dense", return_lse=True)[1])
-    assert len(toy.calls) == 5
+    assert len(toy.calls) == 7
 
 
 def test_what_it_does_not_take_is_left_to_others(toy, caplog):
@@ -112,7 +113,7 @@ def test_a_kernel_that_fails_later_is_dropped_and_the_explanation_says_so(backen
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert torch.equal(run(backend), run("gather"))
-    assert len(toy.calls) == 3  # Self-test, the call that worked, the one that failed.
+    assert len(toy.calls) == 4  # Two of the self-test, the call that worked, the one that failed.
     reason = "its kernel failed (OSError: no such)"
     assert [record.message for record in caplog.records] == [
         f"CLEAR attention: The toy is not used because {reason}. The results are the same, from gathered tiles."

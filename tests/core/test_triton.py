@@ -64,9 +64,17 @@ def test_rows_by_the_kernel(case, interpreter):
     assert interpreter(interpreted_triton.said) == []
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_pooling_kernel_is_its_plain_twin(dtype, interpreter):
+    """Cut cells, cells larger than the grid, weights that cancel, one program and several, heads and items apart."""
+    for error in interpreter(interpreted_triton.pooling_errors, dtype):
+        assert error <= TOLERANCE[dtype]
+
+
 def plan_of(case):
     layout = SequenceLayout(case.text, case.grid, case.reference)
-    return tile_plan(layout, ClearSpec(case.radius, case.down_factor), CPU, case.rows)
+    halves = case.blocks[0] == 64
+    return tile_plan(layout, ClearSpec(case.radius, case.down_factor), CPU, case.rows, halves)
 
 
 def test_the_cases_reach_every_branch():
@@ -80,6 +88,8 @@ def test_the_cases_reach_every_branch():
     assert {case.blocks for case in CASES} == set(interpreted_triton.BLOCKS)
     assert {case.scale for case in CASES} >= {None, 0.0, -0.2}
     assert {case.integers for case in CASES} == {True, False}
+    assert {(plan.halves, plan.queries.upright) for plan in plans} == {(a, b) for a in (0, 1) for b in (0, 1)}
+    assert {(plan.halves, plan.query_rows.start % 8 > 0) for plan in row_plans} >= {(True, True), (False, True)}
     assert {case.down_factor > 1 for case in CASES} == {plan.queries.upright for plan in plans} == {True, False}
     assert any(plan.full_count.any() for plan in plans)
     assert any(one.circle_count.any() for one in lists)
@@ -121,15 +131,22 @@ def test_the_interpreters_broken_bfloat16_is_refused(interpreter):
     ],
     ids=str,
 )
-def test_lists_hold_the_tiles_that_are_seen(grid, radius):
+@pytest.mark.parametrize("halves", [False, True], ids=["query tiles", "halves"])
+def test_lists_hold_the_tiles_that_are_seen(grid, radius, halves):
     layout, spec = SequenceLayout(0, grid), ClearSpec(radius)
-    plan = tile_plan(layout, spec, CPU)
+    plan = tile_plan(layout, spec, CPU, halves=halves)
     lists = triton_launch.tile_lists(plan)
     seen = image_rows_mask(range(grid[0]), layout, spec, CPU).unflatten(1, grid).unflatten(0, grid)
-    height, width = query_tile_size(plan.queries.upright)
-    for tile in range(plan.query_tiles):
-        y, x = tile // plan.queries.tiles[1] * height, tile % plan.queries.tiles[1] * width
-        queries = seen[y : y + height, x : x + width].flatten(0, 1)
+    upright = plan.queries.upright
+    height, width = query_tile_size(upright)
+    assert len(lists.partial) == plan.query_tiles * (2 if halves else 1)
+    for tile in range(len(lists.partial)):
+        whole_tile, second = divmod(tile, 2) if halves else (tile, 0)
+        y, x = whole_tile // plan.queries.tiles[1] * height, whole_tile % plan.queries.tiles[1] * width
+        if halves:
+            y, x = y + 8 * second * upright, x + 8 * second * (not upright)
+        tall, wide = (8, 8) if halves else (height, width)
+        queries = seen[y : y + tall, x : x + wide].flatten(0, 1)
         if not len(queries):
             continue
         expected = {"circle": set(), "border": set(), "full": set()}
@@ -149,6 +166,6 @@ def test_lists_hold_the_tiles_that_are_seen(grid, radius):
         for kind, places in found.items():
             assert len(set(places.tolist())) == len(places)
             # A query tile that the border cuts is asked about as if it were whole.
-            if len(queries) == height * width or kind == "border":
+            if len(queries) == tall * wide or kind == "border":
                 assert set(places.tolist()) == expected[kind], (tile, kind)
         assert set().union(*(one.tolist() for one in found.values())) >= set().union(*expected.values())

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from clear_core import ClearSpec, clear_attention
-from clear_core.attention import choose, explain_backend
+from clear_core.attention import choose
 from clear_core.attention.backends.triton import backend as triton_backend
 from clear_core.attention.backends.triton import block_shapes
+from clear_core.attention.call import CallKind
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -52,12 +53,34 @@ def test_a_named_triton_is_refused_with_the_reason(monkeypatch):
         run()
 
 
-@pytest.mark.parametrize("flex", [None, "it is broken"])
-def test_auto_never_takes_triton(flex, monkeypatch):
-    monkeypatch.setattr(choose, "_self_test", lambda backend, *case: flex if backend.name == "flex" else None)
+def on_a_card(monkeypatch, broken=(), hip=None):
+    monkeypatch.setattr(choose, "_self_test", lambda backend, *case: "broken" if backend.name in broken else None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert explain_backend(CUDA, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] != "triton"
+    monkeypatch.setattr(torch.version, "hip", hip)
+
+
+def chosen(dtype=torch.bfloat16, needs_grad=False):
+    kind = CallKind(CUDA, dtype, 128, (64, 64), ClearSpec(8), needs_grad)
+    backend, _, passed_over = choose._choose(kind)
+    return backend.name, passed_over
+
+
+def test_auto_takes_triton_on_nvidia_cards_and_flex_where_it_is_broken(monkeypatch):
+    on_a_card(monkeypatch)
+    assert chosen() == ("triton", None)
+    on_a_card(monkeypatch, broken=["triton"])
+    assert chosen() == ("flex", "The Triton kernel is not used because broken.")
+    on_a_card(monkeypatch, broken=["triton", "flex"])
+    assert chosen() == ("gather", "The Triton kernel is not used because broken.")
+
+
+def test_auto_does_not_look_at_triton_where_it_has_no_use(monkeypatch):
+    on_a_card(monkeypatch)
+    assert chosen(needs_grad=True) == ("flex", None)
+    assert chosen(torch.float32)[0] == "gather"
+    on_a_card(monkeypatch, hip="6.4")
+    assert chosen() == ("flex", None)
 
 
 # ---- when it fails ----
@@ -82,6 +105,7 @@ def pretended(monkeypatch):
             launch(shape)
 
         monkeypatch.setattr(triton_backend, "launch", spy)
+        monkeypatch.setattr(triton_backend, "launch_pooling", lambda *arguments: None)
         return tried
 
     return pretend

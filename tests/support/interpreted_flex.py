@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +88,7 @@ def errors(code: Code, case: Case) -> list[float]:
     call = case.call()
     half = {name: getattr(call, name).to(getattr(torch, case.kernel.split("-")[0])) for name in ("q", "k", "v")}
     expected = DENSE.run(call)
-    found = run_emitted(code, AttentionCall(**{**vars(call), **half}))
+    found = run_emitted(code, replace(call, **half))
     pairs = zip(found, expected, strict=True)
     return [float((one.float() - other).abs().max()) for one, other in pairs if one is not None]
 

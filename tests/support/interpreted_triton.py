@@ -16,8 +16,8 @@ from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import choose, first_use
 from clear_core.attention.backends.triton import backend as triton_backend
 from clear_core.attention.backends.triton import launch as triton_launch
-from clear_core.attention.backends.triton.launch import BlockShape, KernelTensors, launch
-from clear_core.attention.pool import mean_weight
+from clear_core.attention.backends.triton.launch import BlockShape, KernelTensors, launch, launch_pooling
+from clear_core.attention.pool import mean_weight, pool_tokens
 from clear_core.attention.tiling.plan import tile_plan
 
 BLOCKS = ((128, 64), (128, 64), (64, 64), (128, 32), (64, 32), (64, 16))
@@ -158,6 +158,31 @@ def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
         return 0.0, 0.0
     difference = (found.float() - expected).abs().max() / expected.abs().max().clamp(min=1)
     return float(difference), float((lse - expected_lse).abs().max())
+
+
+def pooling_errors(dtype: torch.dtype) -> list[float]:
+    """Largest differences of the pooling kernel's results from the plain ones, of values of about 1."""
+    found = []
+    generator = torch.Generator().manual_seed(0)
+    for grid, down, head_dim, strided in [
+        ((12, 8), 4, 16, False),
+        ((13, 9), 4, 64, True),
+        ((3, 5), 8, 50, True),
+        ((25, 23), 2, 32, False),
+        ((7, 6), 3, 128, True),
+    ]:
+        wide = torch.randn(2, grid[0] * grid[1], 2, 3, head_dim, generator=generator).to(dtype)
+        tokens = wide[:, :, 1].transpose(1, 2)
+        tokens = tokens if strided else tokens.contiguous()
+        noise = torch.rand(down, down, generator=generator) / down**2
+        # The last weights cancel in a whole cell, so that a cut one has no finite gain.
+        for weight in (mean_weight(down), noise, noise - noise.mean(), torch.zeros(down, down)):
+            expected = pool_tokens(tokens, grid, weight)
+            pooled = torch.full_like(expected, float("nan"))
+            launch_pooling(tokens, pooled, grid, weight)
+            off = (pooled.float() - expected.float()).abs().max()
+            found.append(float(off / expected.float().abs().max().clamp(min=1)))
+    return found
 
 
 def said() -> list[str]:

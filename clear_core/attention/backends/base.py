@@ -16,6 +16,7 @@ class Backend(Protocol):
     Attributes:
         name: What users write.
         title: The subject of a sentence about it.
+        instead: What results come from, as the end of a sentence.
         takes_bias: Whether it takes attention masks; calls that have one are handed over to gathered tiles if not.
         compiled: Whether its kernel is compiled here: it is then tested beside the reference before its first use, and
             may raise :class:`KernelError`, after which it is not used again.
@@ -23,6 +24,7 @@ class Backend(Protocol):
 
     name: str
     title: str
+    instead: str
     takes_bias: bool
     compiled: bool
 

@@ -46,6 +46,7 @@ class DenseBackend:
 
     name = "dense"
     title = "Dense attention"
+    instead = "dense attention"
     takes_bias = True
     compiled = False
 

@@ -40,6 +40,7 @@ class GatherBackend:
 
     name = "gather"
     title = "Attention by gathered tiles"
+    instead = "gathered tiles"
     takes_bias = True
     compiled = False
 

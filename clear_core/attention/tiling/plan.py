@@ -15,23 +15,25 @@ from .order import KEY_BLOCK, KEY_TILE_SIDE, QUERY_BLOCK, TileOrder
 
 @dataclass(frozen=True, eq=False)
 class TilePlan:
-    """The key tiles that each query tile needs. Depends on nothing but layout, spec, query rows and device.
+    """The key tiles that each block of queries needs. Depends on layout, spec, query rows, halves and device alone.
 
     Attributes:
         layout, spec: What the plan was made for.
         query_rows: The image rows of the queries, one or more.
+        halves: Whether a block of queries is half a query tile, in the order of the key tiles; else a query tile.
         queries: Tile order of the queries, a grid of the query rows alone.
         keys: Tile order of the keys, the whole grid; its query tiles have the same orientation.
-        partial: (query tiles, P) key tiles of which some query sees some key; P is the longest list's length.
-        partial_count: (query tiles,) int32, how many entries of each row of ``partial`` count; the rest are 0.
-        full: (query tiles, F) key tiles of which every query sees every key, as ``partial``.
-        full_count: (query tiles,) int32.
-        blocks: Number of (query tile, key tile) pairs in both lists together.
+        partial: (blocks of queries, P) key tiles of which some query sees some key; P is the longest list's length.
+        partial_count: (blocks of queries,) int32, how many entries of each row of ``partial`` count; the rest are 0.
+        full: (blocks of queries, F) key tiles of which every query sees every key, as ``partial``.
+        full_count: (blocks of queries,) int32.
+        blocks: Number of (block of queries, key tile) pairs in both lists together.
     """
 
     layout: SequenceLayout
     spec: ClearSpec
     query_rows: range
+    halves: bool
     queries: TileOrder
     keys: TileOrder
     partial: Tensor
@@ -59,7 +61,12 @@ class TilePlan:
     @property
     def block_pairs(self) -> int:
         """Query-key pairs of one block."""
-        return QUERY_BLOCK * KEY_BLOCK
+        return self.block_queries * KEY_BLOCK
+
+    @property
+    def block_queries(self) -> int:
+        """Queries of one block, padding included."""
+        return KEY_BLOCK if self.halves else QUERY_BLOCK
 
     @property
     def nbytes(self) -> int:
@@ -70,12 +77,13 @@ class TilePlan:
 
 @lru_cache(maxsize=16)
 def tile_plan(
-    layout: SequenceLayout, spec: ClearSpec, device: torch.device, query_rows: range | None = None
+    layout: SequenceLayout, spec: ClearSpec, device: torch.device, query_rows: range | None = None, halves: bool = False
 ) -> TilePlan:
     """The plan of one layout and spec, its tensors on ``device``. Cached; the result is shared and never changed.
 
     Args:
         query_rows: The image rows of the queries, one or more; None is all of them.
+        halves: Whether each half of a query tile gets a list of its own: shorter ones, and twice as many.
     """
     height, width = layout.grid
     query_rows = range(height) if query_rows is None else query_rows
@@ -84,20 +92,25 @@ def tile_plan(
     order = TileOrder.of(layout.grid, upright)
     # Inference-mode tensors cannot be saved for backward, so cached tensors are built outside that mode.
     with torch.inference_mode(False):
-        rows = _axis_tiles(height, query_rows, queries.tiles[0], 2 if upright else 1, spec.radius)
-        cols = _axis_tiles(width, range(width), queries.tiles[1], 1 if upright else 2, spec.radius)
-        # (tile rows, tile columns, key rows, key columns)
+        # Key tiles of a block of queries, and blocks of a query tile, along both axes.
+        tall, wide = (1, 1) if halves else (2, 1) if upright else (1, 2)
+        parts = (2, 1) if halves and upright else (1, 2) if halves else (1, 1)
+        rows = _axis_tiles(height, query_rows, queries.tiles[0] * parts[0], tall, spec.radius)
+        cols = _axis_tiles(width, range(width), queries.tiles[1] * parts[1], wide, spec.radius)
+        # (rows of blocks, columns of blocks, key rows, key columns)
         nearest = rows.nearest[:, None, :, None] + cols.nearest[None, :, None, :]
         farthest = rows.farthest[:, None, :, None] + cols.farthest[None, :, None, :]
         full = farthest < spec.inside
         partial = (nearest < spec.inside) & ~full
         keys = _key_tile_index(rows.index[:, None, :, None], cols.index[None, :, None, :], order)
-        partial_list, partial_count = _compact(partial.flatten(0, 1).flatten(1), keys.flatten(0, 1).flatten(1))
-        full_list, full_count = _compact(full.flatten(0, 1).flatten(1), keys.flatten(0, 1).flatten(1))
+        partial, full, keys = (_by_query_tile(one, parts[0]) for one in (partial, full, keys))
+        partial_list, partial_count = _compact(partial, keys)
+        full_list, full_count = _compact(full, keys)
         return TilePlan(
             layout,
             spec,
             query_rows,
+            halves,
             queries,
             order,
             partial_list.to(device),
@@ -151,6 +164,15 @@ def _axis_tiles(side: int, queries: range, query_tiles: int, key_tiles_each: int
     # A key tile with padding in it always needs the mask.
     farthest = farthest.masked_fill(~(exists & whole), _FAR)
     return _AxisTiles(index.masked_fill(~exists, 0), nearest.square(), farthest.square())
+
+
+def _by_query_tile(of_blocks: Tensor, upper_and_lower: int) -> Tensor:
+    """(rows of blocks, columns of blocks, key rows, key columns) as (blocks, candidates), a query tile's together.
+
+    Args:
+        upper_and_lower: Blocks of a query tile one below the other. Those side by side are together already.
+    """
+    return of_blocks.unflatten(0, (-1, upper_and_lower)).transpose(1, 2).flatten(0, 2).flatten(1)
 
 
 def _key_tile_index(row: Tensor, col: Tensor, order: TileOrder) -> Tensor:

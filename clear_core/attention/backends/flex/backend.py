@@ -10,7 +10,8 @@ import importlib
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class FlexBackend:
 
     name = "flex"
     title = "FlexAttention"
+    instead = "FlexAttention"
     takes_bias = False
     compiled = True
 
@@ -102,9 +104,11 @@ def _run_kernel(call: AttentionCall, plan: TilePlan, mask: Any) -> Attended:
     copy_to_tiles(q[:, :, call.image_queries], filled, plan.queries)
     keys, values = (_prefix_and_tiles(call, one, plan) for one in (call.k, call.v))
     options, score_mod = _kernel_options(q.device), _score_mod(call.scale)
-    compiled = _compiled(torch.get_num_threads() if q.device.type == "cpu" else 0)
+    threads = torch.get_num_threads() if q.device.type == "cpu" else 0
+    kind = _KernelKind(threads, q.dtype, queries.shape[-1], call.return_lse, call.needs_grad)
+    compiled = _compiled(kind)
     try:
-        with _told(q.device, q.dtype, queries.shape[-1]), _guards_in_python():
+        with _told(q.device, kind), _guards_in_python():
             found = compiled(queries, keys, values, mask, score_mod, options, call.return_lse)
     except torch.OutOfMemoryError:
         raise
@@ -157,16 +161,45 @@ def _fused(
     return attention(q, k, v, return_lse=True, **options)
 
 
-@lru_cache(maxsize=8)
-def _compiled(threads: int) -> Callable[..., Any]:
-    """The compiled kernel for a number of CPU threads; 0 on a card.
+class _KernelKind(NamedTuple):
+    """What a kernel is compiled for; all else may change from call to call.
+
+    Attributes:
+        threads: Of a CPU; 0 on a card.
+        dtype, head_dim: Of its inputs, padded.
+        return_lse, needs_grad: As in the call.
+    """
+
+    threads: int
+    dtype: torch.dtype
+    head_dim: int
+    return_lse: bool
+    needs_grad: bool
+
+
+@lru_cache(maxsize=64)
+def _function(kind: _KernelKind) -> FunctionType:
+    """``_fused`` as a function with code of its own.
+
+    torch counts what it compiles of one code and ends with an error after eight. Number types, head sizes, the
+    log-sum-exp and gradients of several models would be more than that.
+    """
+    name = "_".join(["_fused", *(str(one).removeprefix("torch.") for one in kind)])
+    return FunctionType(_fused.__code__.replace(co_name=name), _fused.__globals__, name)
+
+
+@lru_cache(maxsize=64)
+def _compiled(kind: _KernelKind) -> Callable[..., Any]:
+    """The compiled kernel.
 
     The C++ kernel has room for the threads it was compiled for and no more, and torch 2.11 leaves their number out of
     the key of its cache on disk: found there by a process with more threads, it would write past its buffers.
     """
-    options: dict[str, str | int | bool | Callable[..., Any]] | None = {"cpp.threads": threads} if threads else None
+    options: dict[str, str | int | bool | Callable[..., Any]] | None = None
+    if kind.threads:
+        options = {"cpp.threads": kind.threads}
     # fullgraph: past the recompile limit torch raises instead of running unfused with every score in memory.
-    return torch.compile(_fused, dynamic=True, fullgraph=True, options=options)
+    return torch.compile(_function(kind), dynamic=True, fullgraph=True, options=options)
 
 
 # Filled once it is found that a kernel may run here of which torch does not say that it is compiled.
@@ -174,23 +207,24 @@ _untold: list[bool] = []
 
 
 @contextmanager
-def _told(device: torch.device, dtype: torch.dtype, head_dim: int) -> Generator[None]:
+def _told(device: torch.device, kind: _KernelKind) -> Generator[None]:
     """The self-test compiles, and is told of; ``torch._dynamo.reset()``, which other nodes call, drops the kernel."""
-    if _untold or is_running() or _is_compiled():
+    if _untold or is_running() or _is_compiled(kind):
         yield
         return
-    with first_use(f'Compiling the attention kernel "{FLEX.name}"', device, dtype, f"head size {head_dim}"):
+    work = f'Compiling the attention kernel "{FLEX.name}"'
+    with first_use(work, device, kind.dtype, f"head size {kind.head_dim}"):
         yield
-    if not _is_compiled():
+    if not _is_compiled(kind):
         # Every call would be told of.
         _untold.append(True)
 
 
-def _is_compiled() -> bool:
+def _is_compiled(kind: _KernelKind) -> bool:
     """Whether torch holds some compiled form of the kernel; also where it cannot be asked."""
     eval_frame: Any = importlib.import_module("torch._dynamo.eval_frame")
     entries = getattr(eval_frame, "_debug_get_cache_entry_list", None)
-    return entries is None or bool(entries(_fused.__code__))
+    return entries is None or bool(entries(_function(kind).__code__))
 
 
 def _guards_in_python() -> AbstractContextManager[object]:

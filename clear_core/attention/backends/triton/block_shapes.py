@@ -35,7 +35,8 @@ _TRIAL_RUNS = 10
 def candidate_shapes(
     device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype, head_dim: int
 ) -> tuple[BlockShape, ...]:
-    """Shapes to try, the likeliest first; the last needs the least. Chosen by compiled code, see benchmarks/README.md.
+    """Shapes to try, the likeliest first; the last needs the least. Chosen by compiled code and by an H100's times, see
+    benchmarks/README.md.
 
     Args:
         device_type: "cuda" with a compute capability is NVIDIA, without one ROCm.
@@ -47,14 +48,20 @@ def candidate_shapes(
     if device_type == "cuda" and capability is not None:
         warps = 8 if padded_head_dim(head_dim) == 128 else 4
         if capability in LARGE_SHARED_MEMORY:
+            # The first is the fastest on an H100 at every radius and size (benchmarks/README.md).
             return (
-                BlockShape(128, 64, warps, 3),
                 BlockShape(64, 64, 4, 2),
+                BlockShape(128, 64, warps, 3),
                 BlockShape(128, 32, warps, 3),
                 BlockShape(64, 32, 4, 2),
             )
-        # Half a query tile by a whole key tile would leave room for one program of four warps.
-        return BlockShape(128, 64, warps, 2), BlockShape(128, 32, warps, 2), BlockShape(64, 32, 4, 2)
+        # Two programs with two stages of whole key tiles would not fit a multiprocessor.
+        return (
+            BlockShape(128, 64, warps, 2),
+            BlockShape(64, 64, 4, 1),
+            BlockShape(128, 32, warps, 2),
+            BlockShape(64, 32, 4, 2),
+        )
     if device_type == "cuda":
         # Compiled for gfx942 (MI300) none of these spills; for gfx1100 all do, the last one least.
         return BlockShape(128, 64, 4, 1), BlockShape(128, 32, 8, 1), BlockShape(64, 64, 4, 1), BlockShape(64, 32, 4, 1)
@@ -120,7 +127,7 @@ def _seconds(device: torch.device, dtype: torch.dtype, head_dim: int, shape: Blo
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     text = slice(0, layout.text)
     tensors = KernelTensors(q, k, v, k[:, :, text], v[:, :, text], out, lse)
-    run = partial(launch, shape, tensors, tile_plan(layout, spec, device), head_dim**-0.5)
+    run = partial(launch, shape, tensors, tile_plan(layout, spec, device, halves=shape.halves), head_dim**-0.5)
     best = float("inf")
     for _ in range(4):
         synchronize(device)

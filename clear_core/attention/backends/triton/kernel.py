@@ -124,9 +124,9 @@ def clear_kernel(
         k, v: First element of (B, heads, T + height * width + R, D), the last dimension contiguous.
         prefix_k, prefix_v: (B, heads, prefix, D), the keys that every image query sees.
         lse: (B, heads, T + query_rows * width + R) float32.
-        partial, full: Key tiles of each query tile, int32, row * 2**16 + column; in ``partial`` those that are
+        partial, full: Key tiles of each program's queries, int32, row * 2**16 + column; in ``partial`` those that are
             inside the grid come first.
-        circle_count, partial_count, full_count: (query tiles,) int32, the number of entries of ``partial`` that are
+        circle_count, partial_count, full_count: (query blocks,) int32, the number of entries of ``partial`` that are
             inside the grid, of all its entries, and of the entries of ``full``.
         scale: Factor on the products times log2(e), above 0.
         text: Tokens in front of the image.
@@ -202,9 +202,10 @@ def clear_kernel(
     )
     k_step = k_token * UNIT
     v_step = v_token * UNIT
-    full += tile.to(tl.int64) * full_width
-    partial += tile.to(tl.int64) * partial_width
-    inside_grid = tl.load(circle_count + tile)
+    block = tl.program_id(0)
+    full += block.to(tl.int64) * full_width
+    partial += block.to(tl.int64) * partial_width
+    inside_grid = tl.load(circle_count + block)
     acc, row_sum, row_max = walk_tiles(
         acc,
         row_sum,
@@ -218,7 +219,7 @@ def clear_kernel(
         scale,
         full,
         0,
-        tl.load(full_count + tile),
+        tl.load(full_count + block),
         query_y,
         query_x,
         text,
@@ -270,7 +271,7 @@ def clear_kernel(
         scale,
         partial,
         inside_grid,
-        tl.load(partial_count + tile),
+        tl.load(partial_count + block),
         query_y,
         query_x,
         text,

@@ -16,6 +16,9 @@ from ...call import padded_head_dim
 from ...tiling.order import KEY_TILE_SIDE, QUERY_BLOCK, query_tile_size
 from ...tiling.plan import TilePlan
 
+# Cells that a program of the pooling kernel sums.
+_POOLED_CELLS = 16
+
 # Squares of distances in a visited tile stay below 2**24, where float32 is exact, up to this radius.
 FAR_RADIUS = 2**11
 
@@ -27,7 +30,7 @@ class BlockShape:
     """Block sizes and pipelining that the kernel is compiled for (Triton's config).
 
     Attributes:
-        block_m: Queries of a program, 128 (a whole query tile) or 64 (half of one).
+        block_m: Queries of a program, 128 (a whole query tile) or 64 (half of one, with its own list of key tiles).
         block_n: Keys of a step, 64 (a whole key tile) or a half or quarter of one.
         warps: Warps of a program (num_warps).
         stages: Steps of keys that are in shared memory at once (num_stages).
@@ -37,6 +40,11 @@ class BlockShape:
     block_n: int
     warps: int
     stages: int
+
+    @property
+    def halves(self) -> bool:
+        """Whether a program takes half a query tile."""
+        return self.block_m < QUERY_BLOCK
 
     def __str__(self) -> str:
         return f"{self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"
@@ -63,6 +71,7 @@ def launch(shape: BlockShape, tensors: KernelTensors, plan: TilePlan, scale: flo
     """Starts the kernel.
 
     Args:
+        plan: With halves exactly if the shape's.
         scale: Factor on the query-key products, above 0.
     """
     from .kernel import clear_kernel
@@ -76,7 +85,7 @@ def launch(shape: BlockShape, tensors: KernelTensors, plan: TilePlan, scale: flo
         for axis, step in zip(("batch", "head", "token"), tensor.stride()[:3], strict=True)
     }
     sizes = kernel_sizes(plan, heads)
-    grid = (plan.query_tiles * (QUERY_BLOCK // shape.block_m), batch * heads)
+    grid = (plan.partial.shape[0], batch * heads)
     arguments: dict[str, Any] = {
         **tensors._asdict(),
         **tile_lists(plan)._asdict(),
@@ -90,6 +99,46 @@ def launch(shape: BlockShape, tensors: KernelTensors, plan: TilePlan, scale: flo
     }
     with _current_device(q.device):
         clear_kernel[grid](**arguments)
+
+
+def launch_pooling(tokens: Tensor, pooled: Tensor, grid: tuple[int, int], weight: Tensor) -> None:
+    """Starts the pooling kernel.
+
+    Args:
+        tokens: (B, heads, h * w, D) keys or values of the image, the last dimension contiguous.
+        pooled: (B, heads, cells, D), written; the last dimension contiguous.
+        grid: (h, w) in tokens.
+        weight: (d, d), any dtype and device.
+    """
+    from .pooling import pool_kernel
+
+    weight = weight.to(tokens.device, torch.float32).contiguous()
+    batch, heads, _, head_dim = tokens.shape
+    cells, down = pooled.shape[2], weight.shape[0]
+    unit = stride_unit(tokens, pooled)
+    strides = {
+        f"{name}_{axis}": step // unit
+        for name, tensor in (("token", tokens), ("pooled", pooled))
+        for axis, step in zip(("batch", "head", "step"), tensor.stride()[:3], strict=True)
+    }
+    with _current_device(tokens.device):
+        pool_kernel[-(-cells // _POOLED_CELLS), batch * heads](
+            tokens=tokens,
+            pooled=pooled,
+            weight=weight,
+            heads=heads,
+            height=grid[0],
+            width=grid[1],
+            columns=-(-grid[1] // down),
+            cells=cells,
+            down=down,
+            **strides,
+            HEAD_DIM=head_dim,
+            PADDED_DIM=padded_head_dim(head_dim),
+            CELLS=_POOLED_CELLS,
+            UNIT=unit,
+            num_warps=4,  # pyright: ignore[reportCallIssue] - one of the compiler's options
+        )
 
 
 def kernel_sizes(plan: TilePlan, heads: int) -> dict[str, int]:
@@ -137,7 +186,7 @@ def stride_unit(*tensors: Tensor) -> int:
 
 
 class TileLists(NamedTuple):
-    """Key tiles of every query tile as :func:`.kernel.clear_kernel` takes them, all int32."""
+    """Key tiles of every block of queries as :func:`.kernel.clear_kernel` takes them, all int32."""
 
     partial: Tensor
     circle_count: Tensor
