@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import torch
 
-from ..layout import SequenceLayout
 from ..spec import ClearSpec
 from ..wording import quoted
 from .backends.base import Backend, KernelError
@@ -17,7 +15,7 @@ from .backends.gather import GATHER
 from .backends.triton.backend import TRITON
 from .call import Attended, AttentionCall, CallKind, padded_head_dim
 from .first_use import first_use
-from .pool import mean_weight
+from .self_test import run_self_test
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +25,10 @@ REGISTRY: list[Backend] = [DENSE, GATHER, TRITON, FLEX]
 BACKENDS = ("auto", *(backend.name for backend in REGISTRY))
 """Names that ``clear_attention`` takes as ``backend``."""
 
-# Largest error in the self-test, for values of about 1: more than any dtype's rounding, less than any wrong mask.
-_SELF_TEST_TOLERANCE = 0.03
-
 _logged: set[str] = set()
 
-# What self-tests said, by backend, device, dtype, padded head size and whether the log-sum-exp is wanted.
-_verdicts: dict[tuple[str, torch.device, torch.dtype, int, bool], str | None] = {}
+# What self-tests said, by backend, device, dtype, padded head size and whether gradients and log-sum-exp are wanted.
+_verdicts: dict[tuple[str, torch.device, torch.dtype, int, bool, bool], str | None] = {}
 
 # Kernels that failed after their self-test, and the error; they are not tried again.
 _dropped: dict[tuple[str, torch.device, torch.dtype, int, bool], str] = {}
@@ -175,7 +170,7 @@ def _refusal(backend: Backend, kind: CallKind) -> str | None:
     """Why such a call cannot run here at all, self-test included, as the end of a sentence; None if it can."""
     reason = backend.unavailable(kind)
     if reason is None and (backend.compiled or _is_unproven(kind.device)):
-        return _self_test(backend, kind.device, kind.dtype, padded_head_dim(kind.head_dim), kind.return_lse)
+        return _self_test(backend, kind._replace(head_dim=padded_head_dim(kind.head_dim)))
     return reason
 
 
@@ -204,15 +199,14 @@ def _is_unproven(device: torch.device) -> bool:
     return device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip is not None)
 
 
-def _self_test(
-    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
-) -> str | None:
+def _self_test(backend: Backend, kind: CallKind) -> str | None:
     """Why a kernel fails a small test, as the end of a sentence, or None. Asked once; a lack of memory is no answer."""
-    case = (backend.name, device, dtype, head_dim, return_lse)
+    case = (backend.name, kind.device, kind.dtype, kind.head_dim, kind.needs_grad, kind.return_lse)
     if case not in _verdicts:
+        details = [f"head size {kind.head_dim}", f"lse {kind.return_lse}", *["gradients"] * kind.needs_grad]
         try:
-            with first_use(_test_words(backend), device, dtype, f"head size {head_dim}", f"lse {return_lse}"):
-                _verdicts[case] = _run_self_test(backend, device, dtype, head_dim, return_lse)
+            with first_use(_test_words(backend), kind.device, kind.dtype, *details):
+                _verdicts[case] = run_self_test(backend, kind)
         except (KernelError, torch.OutOfMemoryError) as error:
             reason = f"its kernel does not run here ({str(error).splitlines()[0]})"
             if isinstance(error, torch.OutOfMemoryError) or error.no_memory:
@@ -225,48 +219,3 @@ def _self_test(
 def _test_words(backend: Backend) -> str:
     what = "Compiling and testing the attention kernel" if backend.compiled else "Testing the attention"
     return f'{what} "{backend.name}"'
-
-
-def _run_self_test(
-    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool
-) -> str | None:
-    """Small odd cases beside the reference in float32 on a CPU: a window alone, and one with pooled keys.
-
-    V is a view into wider rows, as models have it.
-    """
-    for spec in (ClearSpec(5), ClearSpec(5, 3)):
-        if reason := _run_case(backend, device, dtype, head_dim, return_lse, spec):
-            return reason
-    return None
-
-
-def _run_case(
-    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, return_lse: bool, spec: ClearSpec
-) -> str | None:
-    layout = SequenceLayout(7, (20, 13), 2)
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.randn(3, 1, layout.length, 2, 2 * head_dim, generator=generator).to(device, dtype)
-    q, k, v = (one[..., head_dim:].transpose(1, 2) for one in wide)
-    call = AttentionCall(
-        q=q,
-        k=k,
-        v=v,
-        layout=layout,
-        query_rows=range(layout.grid[0]),
-        spec=spec,
-        spatial_weight=mean_weight(spec.down_factor) if spec.pools else None,
-        scale=head_dim**-0.5,
-        bias=None,
-        chunk_bytes=None,
-        on_chunk=lambda: None,
-        return_lse=return_lse,
-        needs_grad=False,
-    )
-    found = backend.run(call)
-    # The device's own attention may be what is wrong.
-    expected = DENSE.run(replace(call, q=q.float().cpu(), k=k.float().cpu(), v=v.float().cpu()))
-    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
-    error = max(float((a.float().cpu() - b).abs().max()) for a, b in pairs)
-    if not error < _SELF_TEST_TOLERANCE:
-        return f"its kernel is off by {error:.2g} in a small test on {device}"
-    return None

@@ -11,7 +11,7 @@ from benchmarks.counted import Counting
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.flex.block_mask import key_count
 from clear_core.attention.fused import SCORE_BYTES
-from clear_core.attention.tiling.order import query_tile_size
+from clear_core.attention.tiling.order import KEY_BLOCK, query_tile_size
 from clear_core.attention.tiling.plan import tile_plan
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def test_flex_writes_each_byte_once(grid):
     height, width = query_tile_size(plan.keys.upright)
     # Padding below and padding beside the image overlap.
     corner = (plan.keys.tiles[0] * height - grid[0]) * (plan.keys.tiles[1] * width - grid[1])
-    tokens = plan.queries.tokens + 2 * key_count(plan) + layout.length + 3 * corner
+    tokens = plan.queries.tokens + 2 * key_count(plan, KEY_BLOCK) + layout.length + 3 * corner
     assert found["copied_bytes"] == tokens * launches.HEADS * launches.HEAD_DIM * 2
 
 

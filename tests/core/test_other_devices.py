@@ -147,7 +147,7 @@ def test_a_device_that_is_wrong_all_the_same_is_refused(monkeypatch):
 def test_flex_is_not_compiled_where_it_cannot_run(dtype, capability, part, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(choose, "_run_self_test", lambda *case: None)
+    monkeypatch.setattr(choose, "run_self_test", lambda *case: None)
     reason = choose.unavailable_reason("flex", CUDA, dtype, 128)
     assert reason is None if part is None else part in reason
 
@@ -187,7 +187,7 @@ def test_a_self_test_without_memory_is_no_verdict(error, monkeypatch):
         if answer is not None:
             raise answer
 
-    monkeypatch.setattr(choose, "_run_self_test", test)
+    monkeypatch.setattr(choose, "run_self_test", test)
     assert "out of memory" in choose.unavailable_reason("flex", CPU, torch.float32, 32)
     assert choose.unavailable_reason("flex", CPU, torch.float32, 32) is None
     assert choose.unavailable_reason("flex", CPU, torch.float32, 32) is None and not answers

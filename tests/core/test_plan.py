@@ -10,7 +10,13 @@ import torch
 
 from clear_core import ClearSpec, SequenceLayout
 from clear_core.attention.backends.dense import image_rows_mask
-from clear_core.attention.backends.flex.block_mask import kernel_lists, mask_by_division, mask_by_table
+from clear_core.attention.backends.flex.block_mask import (
+    first_image_key,
+    kernel_lists,
+    key_block,
+    mask_by_division,
+    mask_by_table,
+)
 from clear_core.attention.backends.flex.copies import copy_from_tiles, copy_to_tiles
 from clear_core.attention.tiling import gathered
 from clear_core.attention.tiling.classes import tile_classes
@@ -34,7 +40,7 @@ def some_cases(number):
         yield pytest.param(layout, spec, rows, id=f"{name}-rows{rows.start}to{rows.stop}")
 
 
-def oracle_in_tile_order(plan):
+def oracle_in_tile_order(plan, block):
     """bool (queries, keys) in the kernel's order from the oracle's mask; padded queries and keys see nothing."""
     layout = plan.layout
     seen = image_rows_mask(plan.query_rows, layout, plan.spec, CPU)
@@ -51,27 +57,28 @@ def oracle_in_tile_order(plan):
 
     query, key = index_in_grid(plan.queries), index_in_grid(plan.keys)
     real = query >= 0
-    start = plan.prefix_blocks * KEY_BLOCK
+    start = first_image_key(plan, block)
     expected = torch.zeros(len(query), start + len(key), dtype=torch.bool)
     expected[:, : plan.prefix] = prefix[query] & real[:, None]
     expected[:, start:] = window[query][:, key] & real[:, None] & (key >= 0)
     return expected, real
 
 
+@pytest.mark.parametrize("block", [KEY_BLOCK, QUERY_BLOCK], ids=["forward", "gradient"])
 @pytest.mark.parametrize("layout, spec, rows", list(some_cases(60)))
-def test_lists_and_mask_are_the_oracles(layout, spec, rows):
+def test_lists_and_mask_are_the_oracles(layout, spec, rows, block):
     plan = tile_plan(layout, spec, CPU, rows)
-    expected, real = oracle_in_tile_order(plan)
+    expected, real = oracle_in_tile_order(plan, block)
     query, key = torch.arange(expected.shape[0])[:, None], torch.arange(expected.shape[1])
     for form in (mask_by_division, mask_by_table):
-        mask = form(plan)(0, 0, query, key)
+        mask = form(plan, block)(0, 0, query, key)
         assert torch.equal(mask[real], expected[real])
 
-    partial_count, partial, full_count, full = (one[0, 0] for one in kernel_lists(plan))
+    partial_count, partial, full_count, full = (one[0, 0] for one in kernel_lists(plan, block))
     assert partial.shape == full.shape
     for tile in range(plan.query_tiles):
         rows = slice(tile * QUERY_BLOCK, (tile + 1) * QUERY_BLOCK)
-        blocks = expected[rows][real[rows]].unflatten(1, (-1, KEY_BLOCK))
+        blocks = expected[rows][real[rows]].unflatten(1, (-1, block))
         listed_partial = partial[tile, : partial_count[tile]].tolist()
         listed_full = full[tile, : full_count[tile]].tolist()
         assert len({*listed_partial, *listed_full}) == len(listed_partial) + len(listed_full)
@@ -83,6 +90,21 @@ def test_lists_and_mask_are_the_oracles(layout, spec, rows):
             # Tight: each listed block is near enough for the corners of the two rectangles.
             nearest = {one for one in listed_partial + listed_full if bool(blocks[:, one].any())}
             assert nearest == {*listed_partial, *listed_full}
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_torchs_backward_kernel_can_take_our_blocks(capability, head_dim, monkeypatch):
+    """torch leaves out steps that do not divide the blocks, and fails if none is left: at the first backward pass."""
+    heuristics = pytest.importorskip("torch._inductor.template_heuristics.triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+    for dtype in (torch.bfloat16, torch.float16):
+        steps = heuristics.CUDAConfigHeuristic().get_flex_attn_bwd_configs(head_dim, dtype)
+        assert any(
+            QUERY_BLOCK % one.block_m1 == QUERY_BLOCK % one.block_m2 == 0
+            and key_block(True) % one.block_n1 == key_block(True) % one.block_n2 == 0
+            for one in steps
+        )
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (16, 8), (8, 16), (17, 9), (40, 33)], ids=str)

@@ -17,9 +17,12 @@ from clear_core.attention import choose, first_use
 from clear_core.attention.backends.triton import backend as triton_backend
 from clear_core.attention.backends.triton import launch as triton_launch
 from clear_core.attention.backends.triton.launch import BlockShape, KernelTensors, launch, launch_pooling
+from clear_core.attention.call import CallKind
 from clear_core.attention.pool import mean_weight, pool_tokens
+from clear_core.attention.self_test import run_self_test
 from clear_core.attention.tiling.plan import tile_plan
 
+KIND = CallKind(torch.device("cpu"), torch.float32, 16, (1, 1), ClearSpec(1), return_lse=True)
 BLOCKS = ((128, 64), (128, 64), (64, 64), (128, 32), (64, 32), (64, 16))
 
 
@@ -199,7 +202,7 @@ def refusal_of_another_window() -> str | None:
     sizes = triton_launch.kernel_sizes
     triton_launch.kernel_sizes = lambda plan, heads: {**sizes(plan, heads), "inside": (plan.spec.radius + 1) ** 2}
     try:
-        return choose._run_self_test(choose.TRITON, torch.device("cpu"), torch.float32, 16, True)
+        return run_self_test(choose.TRITON, KIND)
     finally:
         triton_launch.kernel_sizes = sizes
 

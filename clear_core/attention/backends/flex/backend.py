@@ -22,7 +22,7 @@ from ...outside_image import attend_outside_image
 from ...tiling.order import KEY_BLOCK, QUERY_BLOCK
 from ...tiling.plan import TilePlan, tile_plan
 from ..base import KernelError, no_triton, too_old
-from .block_mask import PAST_SPECIAL, block_mask, key_count
+from .block_mask import PAST_SPECIAL, block_mask, first_image_key, key_block, key_count
 from .copies import copy_from_tiles, copy_to_tiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,7 +88,7 @@ FLEX = FlexBackend()
 def _head_groups(call: AttentionCall, plan: TilePlan) -> list[slice]:
     """Slices of the heads, each as large as the memory limit and the kernel's offsets allow."""
     batch, heads = call.q.shape[:2]
-    queries, keys = plan.queries.tokens, key_count(plan)
+    queries, keys = plan.queries.tokens, key_count(plan, key_block(call.needs_grad))
     head_dim = padded_head_dim(call.q.shape[-1])
     most = _MOST_ELEMENTS // (batch * keys * head_dim)
     if call.chunk_bytes is not None:
@@ -278,10 +278,11 @@ def _prefix_and_tiles(call: AttentionCall, tokens: Tensor, plan: TilePlan) -> Te
     """Keys or values as the kernel reads them: text, reference, pooled, padding to a whole block, image in tiles.
 
     Returns:
-        (B * heads, 1, prefix blocks * 64 + key tiles * 64, padded head size), contiguous.
+        (B * heads, 1, padded prefix + key tiles * 64, padded head size), contiguous.
     """
-    start, parts = plan.prefix_blocks * KEY_BLOCK, call.prefix_parts(tokens)
-    given, filled = _kernel_input(tokens, key_count(plan))
+    block = key_block(call.needs_grad)
+    start, parts = first_image_key(plan, block), call.prefix_parts(tokens)
+    given, filled = _kernel_input(tokens, key_count(plan, block))
     if plan.prefix < start:
         filled[:, :, plan.prefix : start].zero_()
     first = 0

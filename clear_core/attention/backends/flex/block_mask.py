@@ -18,9 +18,23 @@ from ...tiling.plan import TilePlan
 PAST_SPECIAL = 2
 
 
-def key_count(plan: TilePlan) -> int:
+def key_block(needs_grad: bool) -> int:
+    """Keys of a block: a key tile, or two of them that lie together for a kernel with a gradient.
+
+    The backward kernel takes steps of 128 keys on compute capability 9.0 and 10.x and on AMD, and torch refuses blocks
+    that are no multiple of its steps.
+    """
+    return QUERY_BLOCK if needs_grad else KEY_BLOCK
+
+
+def first_image_key(plan: TilePlan, block: int) -> int:
+    """Keys of the prefix, padding to whole blocks of ``block`` keys included."""
+    return -(-plan.prefix // block) * block
+
+
+def key_count(plan: TilePlan, block: int) -> int:
     """Keys of the kernel, padding included."""
-    return plan.prefix_blocks * KEY_BLOCK + plan.keys.tokens
+    return first_image_key(plan, block) + plan.keys.tokens
 
 
 # Each block of a model asks for the same one.
@@ -36,63 +50,87 @@ def block_mask_for(plan: TilePlan, needs_grad: bool, card: bool) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
     known = inspect.signature(BlockMask.from_kv_blocks).parameters
-    queries, keys = plan.queries.tokens, key_count(plan)
+    block = key_block(needs_grad)
+    queries, keys = plan.queries.tokens, key_count(plan, block)
     options: dict[str, Any] = {}
     if "compute_q_blocks" in known:
         options["compute_q_blocks"] = needs_grad
     if "seq_lengths" in known:
         options["seq_lengths"] = (queries, keys)
-    partial_count, partial, full_count, full = kernel_lists(plan)
+    partial_count, partial, full_count, full = kernel_lists(plan, block)
     # The CPU kernel, the transposed lists and older versions of torch read as many columns as there are key blocks.
     if needs_grad or not card or len(options) < 2:
-        columns = keys // KEY_BLOCK
+        columns = keys // block
         partial, full = (F.pad(one, (0, columns - one.shape[-1])) for one in (partial, full))
     return BlockMask.from_kv_blocks(
         partial_count,
         partial,
         full_count,
         full,
-        BLOCK_SIZE=(QUERY_BLOCK, KEY_BLOCK),
-        mask_mod=mask_by_table(plan) if card else mask_by_division(plan),
+        BLOCK_SIZE=(QUERY_BLOCK, block),
+        mask_mod=mask_by_table(plan, block) if card else mask_by_division(plan, block),
         **options,
     )
 
 
 # A model runs one layout at a time, or a few that take turns.
 @lru_cache(maxsize=4)
-def kernel_lists(plan: TilePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def kernel_lists(plan: TilePlan, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Partial and full key blocks of every query block, the prefix included, as the kernel takes them.
+
+    Args:
+        block: Keys of a block.
 
     Returns:
         Counts (1, 1, query tiles) and lists (1, 1, query tiles, width), int32, for partial and for full blocks; both
         lists have one width, because older kernels step through both by the stride of the first.
     """
     with torch.inference_mode(False):
-        whole = plan.prefix // KEY_BLOCK
-        prefix = torch.arange(plan.prefix_blocks, dtype=torch.int32, device=plan.partial.device)
+        whole, prefix_blocks = plan.prefix // block, first_image_key(plan, block) // block
+        prefix = torch.arange(prefix_blocks, dtype=torch.int32, device=plan.partial.device)
         prefix = prefix.expand(plan.query_tiles, -1)
         lists: list[Tensor] = []
-        for blocks, tiles in ((prefix[:, whole:], plan.partial), (prefix[:, :whole], plan.full)):
-            lists.append(torch.cat([blocks, tiles.to(torch.int32) + plan.prefix_blocks], dim=1))
+        partial, partial_count, full, full_count = _image_lists(plan, block)
+        for blocks, tiles in ((prefix[:, whole:], partial), (prefix[:, :whole], full)):
+            lists.append(torch.cat([blocks, tiles + prefix_blocks], dim=1))
         width = max(one.shape[1] for one in lists)
         partial, full = (F.pad(one, (0, width - one.shape[1]))[None, None] for one in lists)
-        partial_count = plan.partial_count + (plan.prefix_blocks - whole)
-        full_count = plan.full_count + whole
+        partial_count = partial_count + (prefix_blocks - whole)
+        full_count = full_count + whole
         return partial_count[None, None], partial, full_count[None, None], full
+
+
+def _image_lists(plan: TilePlan, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Partial and full blocks of image keys, and their numbers, as the plan's lists; int32."""
+    if block == KEY_BLOCK:
+        return plan.partial.to(torch.int32), plan.partial_count, plan.full.to(torch.int32), plan.full_count
+    # How many key tiles of each block are partial, and how many are full.
+    numbers: list[Tensor] = []
+    for tiles, count in ((plan.partial, plan.partial_count), (plan.full, plan.full_count)):
+        listed = torch.arange(tiles.shape[1], device=tiles.device) < count[:, None]
+        number = torch.zeros(plan.query_tiles, plan.keys.tokens // block, dtype=torch.int32, device=tiles.device)
+        numbers.append(number.scatter_add_(1, tiles.long() * KEY_BLOCK // block, listed.to(torch.int32)))
+    is_full = numbers[1] == block // KEY_BLOCK
+    return *_listed((numbers[0] + numbers[1] > 0) & ~is_full), *_listed(is_full)
+
+
+def _listed(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The wanted columns of each row, the others behind them, and their number; int32."""
+    return (~wanted).to(torch.int8).argsort(dim=1, stable=True).to(torch.int32), wanted.sum(dim=1, dtype=torch.int32)
 
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Whether a query sees a key, from batch, head and their indices in the kernel's order."""
 
 
-def mask_by_division(plan: TilePlan) -> MaskMod:
+def mask_by_division(plan: TilePlan, block: int) -> MaskMod:
     """The mask of plain integers: the compiler makes them symbols, so one kernel serves every grid, radius and range.
 
     There must be ten or more of them: the C++ backend replaces its own symbol "ks<count>" as text, and a count of one
     digit would be found inside the names of these. It also fails on tensors, so this is the form for a CPU.
     """
     prefix = plan.prefix + PAST_SPECIAL
-    image = plan.prefix_blocks * KEY_BLOCK + PAST_SPECIAL
+    image = first_image_key(plan, block) + PAST_SPECIAL
     columns = plan.keys.tiles[1] + PAST_SPECIAL
     first_row = plan.query_rows.start + PAST_SPECIAL
     height = plan.layout.grid[0] + PAST_SPECIAL
@@ -126,14 +164,14 @@ def mask_by_division(plan: TilePlan) -> MaskMod:
 _ROW_SHIFT = 16
 
 
-def mask_by_table(plan: TilePlan) -> MaskMod:
+def mask_by_table(plan: TilePlan, block: int) -> MaskMod:
     """The mask for cards: the place of a token's key tile is looked up, and the rest are shifts.
 
     A division by a number that is known at run time only takes a card many instructions, for every column of a block.
     """
     table = _tile_places(plan)
     prefix = plan.prefix + PAST_SPECIAL
-    image = plan.prefix_blocks * KEY_BLOCK + PAST_SPECIAL
+    image = first_image_key(plan, block) + PAST_SPECIAL
     first_row = plan.query_rows.start + PAST_SPECIAL
     height = plan.layout.grid[0] + PAST_SPECIAL
     width = plan.layout.grid[1] + PAST_SPECIAL
