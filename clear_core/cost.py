@@ -53,7 +53,7 @@ def clear_pairs(layout: SequenceLayout, spec: ClearSpec, query_rows: range | Non
 
 def visited_blocks(plan: TilePlan) -> int:
     """(query block, key block) pairs that a block-sparse kernel works through for the image queries."""
-    return plan.blocks + plan.query_tiles * plan.prefix_blocks
+    return plan.blocks + len(plan.partial) * plan.prefix_blocks
 
 
 def visited_pairs(plan: TilePlan) -> int:

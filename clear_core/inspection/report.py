@@ -152,7 +152,7 @@ def triton_sentence(facts: Inspection) -> str:
         return ""
     return (
         "On Windows torch comes without Triton. The package triton-windows, installed into ComfyUI's Python, would "
-        "give it: windows are then computed by a compiled kernel (FlexAttention) and no longer by gathered tiles, "
+        "give it: windows are then computed by a compiled kernel and no longer by gathered tiles, "
         f"with the same picture. Take its release for your torch ({torch.__version__}); CLEAR installs nothing itself."
     )
 

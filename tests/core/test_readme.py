@@ -30,12 +30,35 @@ def test_the_two_commands_stand_alone_on_their_lines(command):
     assert command in importlib.import_module("dev").COMMANDS
 
 
-@pytest.mark.parametrize(("size", "record"), [("1024", "cpu_1k"), ("2048", "cpu_2k"), ("4096", "cpu_4k")])
-def test_measured_figures_are_their_records(size, record):
-    results = json.loads((RECORDS / f"{record}.json").read_text(encoding="utf-8"))["results"]
-    (runs,) = [result["runs"] for result in results if result["radius"] == 16]
-    fastest = max(run["speed_up"] for run in runs.values())
-    assert float(row_of(size)[-1].split()[0]) == float(f"{fastest:.2g}")
+def runs_of(key: str) -> dict[str, dict[str, float]]:
+    record = json.loads((RECORDS / "h100.json").read_text(encoding="utf-8"))
+    return record["results"][key]["runs"]
+
+
+@pytest.mark.parametrize(("size", "name"), [("1024", "1K"), ("2048", "2K"), ("4096", "4K"), ("8192", "8K")])
+def test_measured_figures_are_their_records(size, name):
+    dense = runs_of(f"{name}, dense")["sdpa"]["median_ms"]
+    windows = runs_of(f"{name}, radius 16")["triton"]["median_ms"]
+    first, second, ratio = map(float, re.findall(r"[\d.]+", row_of(size)[2]))
+    expected = (dense, windows, dense / windows)
+    # Thousands of milliseconds are not rounded to hundreds.
+    assert (first, second, ratio) == tuple(float(f"{one:.{4 if one > 1000 else 2}g}") for one in expected)
+
+
+@pytest.mark.parametrize(("size", "name"), [("2048", "2K"), ("4096", "4K")])
+def test_measured_steps_are_their_records(size, name):
+    runs = runs_of(f"{name}, radius 16, step")
+    dense, windows = (runs[one]["step_ms"] / 1e3 for one in ("sdpa", "triton"))
+    found = tuple(map(float, re.findall(r"[\d.]+", row_of(size)[3])))
+    assert found == tuple(float(f"{one:.2g}") for one in (dense, windows, dense / windows))
+
+
+def test_the_factors_without_triton_are_their_records():
+    given = re.search(r"2K is ([\d.]+) times\s+and 4K ([\d.]+) times", README)
+    assert given
+    for name, factor in zip(("2K", "4K"), given.groups(), strict=True):
+        dense = runs_of(f"{name}, dense")["sdpa"]["median_ms"]
+        assert float(factor) == float(f"{dense / runs_of(f'{name}, radius 16')['gather']['median_ms']:.2g}")
 
 
 def test_the_memory_of_the_largest_picture_is_the_calculated_one():
