@@ -48,13 +48,10 @@ def candidate_shapes(
     if device_type == "cuda" and capability is not None:
         warps = 8 if padded_head_dim(head_dim) == 128 else 4
         if capability in LARGE_SHARED_MEMORY:
-            # The first is the fastest on an H100 at every radius and size (benchmarks/README.md).
-            return (
-                BlockShape(64, 64, 4, 2),
-                BlockShape(128, 64, warps, 3),
-                BlockShape(128, 32, warps, 3),
-                BlockShape(64, 32, 4, 2),
-            )
+            large = BlockShape(64, 64, 4, 2), BlockShape(128, 64, warps, 3)
+            # Halves are faster on an H100 at every radius and size; on 8.0 and 10.0 their steps are longer code.
+            first = large if capability == (9, 0) else large[::-1]
+            return *first, BlockShape(128, 32, warps, 3), BlockShape(64, 32, 4, 2)
         # Two programs with two stages of whole key tiles would not fit a multiprocessor.
         return (
             BlockShape(128, 64, warps, 2),
