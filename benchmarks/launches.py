@@ -89,6 +89,7 @@ def pretended(kind: Kind, counting: Counting) -> Generator[None]:
     from clear_core.attention import choose, lse
     from clear_core.attention.backends.flex import backend as flex
     from clear_core.attention.backends.triton import backend as triton
+    from clear_core.attention.backends.triton.launch import BlockShape
 
     def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         counting.counts.attention(q.shape[:-1].numel() * k.shape[-2])
@@ -115,7 +116,8 @@ def pretended(kind: Kind, counting: Counting) -> Generator[None]:
         replace(torch, "tensor", tensor)
         replace(flex, "_compiled", lambda threads: fused_kernel)
         replace(triton, "launch", lambda *arguments: counting.counts.attention())
-        replace(triton, "shapes_for", lambda *arguments: (None,))
+        replace(triton, "launch_pooling", lambda *arguments: counting.counts.attention())
+        replace(triton, "shapes_for", lambda *arguments: (BlockShape(128, 64, 8, 3),))
         replace(lse, "_card_is_right", lambda *arguments: kind.fused)
         replace(choose, "_self_test", lambda *arguments: None)
         replace(torch.cuda, "_lazy_init", lambda: None)

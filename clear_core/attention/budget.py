@@ -17,7 +17,7 @@ CPU_PAIRS = 2**26
 def default_chunk_bytes(device: torch.device, state_bytes: int) -> int:
     """Memory in bytes for one chunk if the caller sets no limit: a hidden state, but neither very little nor very much.
 
-    Copies of q, k and v and a chunk are then within the four hidden states that are planned for the attention.
+    Copies of q, k and v and a chunk are then about the four hidden states that are planned for the attention.
 
     It does not follow the free memory: a host that keeps weights on the card until it is full would make the chunks
     small, and libraries plan anew for chunks of another size. Larger ones leave a CPU's caches and are slower; a few

@@ -25,13 +25,14 @@ REGISTRY: list[Backend] = [DENSE, GATHER, TRITON, FLEX]
 BACKENDS = ("auto", *(backend.name for backend in REGISTRY))
 """Names that ``clear_attention`` takes as ``backend``."""
 
-_logged: set[str] = set()
+# Causes, and what ran instead.
+_logged: set[tuple[str, str]] = set()
 
 # What self-tests said, by backend, device, dtype, padded head size and whether gradients and log-sum-exp are wanted.
 _verdicts: dict[tuple[str, torch.device, torch.dtype, int, bool, bool], str | None] = {}
 
 # Kernels that failed after their self-test, and the error; they are not tried again.
-_dropped: dict[tuple[str, torch.device, torch.dtype, int, bool], str] = {}
+_dropped: dict[tuple[str, torch.device, torch.dtype, int, bool, bool], str] = {}
 
 
 def explain_backend(
@@ -183,14 +184,14 @@ def _hand_over(backend: Backend, kind: CallKind) -> str | None:
     return None
 
 
-def _kernel(backend: Backend, kind: CallKind) -> tuple[str, torch.device, torch.dtype, int, bool]:
-    return backend.name, kind.device, kind.dtype, kind.head_dim, kind.return_lse
+def _kernel(backend: Backend, kind: CallKind) -> tuple[str, torch.device, torch.dtype, int, bool, bool]:
+    return backend.name, kind.device, kind.dtype, kind.head_dim, kind.needs_grad, kind.return_lse
 
 
 def _log_once(cause: str, backend: Backend) -> None:
     """Says once why a backend is passed over, and which one computes the same instead."""
-    if cause not in _logged:
-        _logged.add(cause)
+    if (cause, backend.name) not in _logged:
+        _logged.add((cause, backend.name))
         logger.warning("CLEAR attention: %s The results are the same, from %s.", cause, backend.instead)
 
 
@@ -201,7 +202,7 @@ def _is_unproven(device: torch.device) -> bool:
 
 def _self_test(backend: Backend, kind: CallKind) -> str | None:
     """Why a kernel fails a small test, as the end of a sentence, or None. Asked once; a lack of memory is no answer."""
-    case = (backend.name, kind.device, kind.dtype, kind.head_dim, kind.needs_grad, kind.return_lse)
+    case = _kernel(backend, kind)
     if case not in _verdicts:
         details = [f"head size {kind.head_dim}", f"lse {kind.return_lse}", *["gradients"] * kind.needs_grad]
         try:

@@ -115,7 +115,9 @@ def count(monkeypatch) -> Callable[[str, ClearSpec, range], int]:
 
     def launch(shape, tensors, plan, scale):
         blocks = int(plan.partial_count.sum() + plan.full_count.sum())
-        pairs.append(2 * (blocks * 128 * 64 + plan.query_tiles * 128 * tensors.prefix_k.shape[2]))
+        pairs.append(
+            2 * (blocks * plan.block_pairs + len(plan.partial) * plan.block_queries * tensors.prefix_k.shape[2])
+        )
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     monkeypatch.setattr(flex, "_compiled", lambda threads: compiled)

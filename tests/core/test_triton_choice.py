@@ -145,6 +145,16 @@ def test_a_kernel_that_fails_is_dropped_and_said_once(error, pretended, caplog):
     assert all(torch.equal(out, run("gather")) for out in outputs)
 
 
+def test_a_triton_that_cannot_be_imported_is_a_kernel_that_fails(pretended, monkeypatch):
+    def broken(*asked):
+        raise ImportError("DLL load failed while importing libtriton")
+
+    pretended(lambda shape: None)
+    monkeypatch.setattr(triton_backend, "shapes_for", broken)
+    assert torch.equal(run(), run("gather"))
+    assert "DLL load failed" in next(iter(choose._dropped.values()))
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), KeyboardInterrupt()], ids=repr)
 def test_what_the_host_handles_is_passed_on(error, pretended):
     def launch(shape):

@@ -90,12 +90,12 @@ def _attend_image(call: AttentionCall, out: Tensor, lse: Tensor) -> None:
     q, k, v = (one if one.stride(-1) == 1 else one.contiguous() for one in (q, call.k, call.v))
     try:
         tensors = KernelTensors(q, k, v, _prefix(call, k), _prefix(call, v), out, lse)
+        shapes = shapes_for(q.device, q.dtype, q.shape[-1])
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         # Compilers raise errors of many kinds, most of them private.
         raise KernelError(TRITON.name, error) from error
-    shapes = shapes_for(q.device, q.dtype, q.shape[-1])
     for shape in shapes:
         plan = tile_plan(call.layout, call.spec, q.device, call.query_rows, shape.halves)
         try:

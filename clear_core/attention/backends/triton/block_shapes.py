@@ -24,6 +24,9 @@ from .launch import BlockShape, KernelTensors, interpreted, launch
 
 logger = logging.getLogger(__name__)
 
+# Raised when the kernel or its candidates change: what was measured before says nothing of them.
+_KERNEL = 2
+
 # Compute capabilities with 163 KB of shared memory and more; 8.6, 8.9 and 12.x have 99 KB.
 LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3), (11, 0))
 
@@ -80,7 +83,7 @@ def _shapes_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> tupl
     import triton
 
     name = getattr(torch, device.type).get_device_name(device)
-    key = f"{name}, triton {triton.__version__}, {dtype}, head size {head_dim}"
+    key = f"{name}, triton {triton.__version__}, {dtype}, head size {head_dim}, kernel {_KERNEL}"
     file = user_cache_folder() / "triton_block_shapes.json"
     if order := stored_order(file, key, shapes):
         return order
