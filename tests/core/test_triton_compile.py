@@ -126,7 +126,8 @@ def test_it_compiles_and_fits_the_card(capability, dtype, shape):
     assert found["fits"] and found["programs_per_sm"] >= 1
     if dtype != "float32":
         assert found["tensor_cores"] == ("wgmma.mma_async" if capability == 90 else "mma.sync")
-        assert found["wide_async_copies"] > 0
+        # With one stage nothing is copied ahead.
+        assert (found["wide_async_copies"] > 0) == (shape.stages > 1)
         # Five walks: the prefix in whole blocks and the rest of it, tiles whole, cut by a circle, by the border.
         assert len(found["loop_instructions"]) == 5
         assert found["spills_in_loops"] == 0
