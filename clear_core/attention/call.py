@@ -16,7 +16,7 @@ from ..spec import ClearSpec
 from .bias import AttentionBias
 from .budget import default_chunk_bytes
 from .fused import is_fused
-from .pool import border_gain, pool_tokens
+from .pool import border_gain, has_cut_cells, pool_tokens
 
 
 class Attended(NamedTuple):
@@ -167,7 +167,7 @@ class AttentionCall:
     def _border_gain(self) -> Tensor | None:
         """The same for keys and values; None if no cell is cut."""
         weight = self.spatial_weight
-        if weight is None or not any(side % self.spec.down_factor for side in self.layout.grid):
+        if weight is None or not has_cut_cells(self.layout.grid, self.spec.down_factor):
             return None
         return border_gain(weight.to(self.k.device, torch.float32), self.layout.grid)
 

@@ -16,6 +16,11 @@ def blend_with_mean(weight: Tensor, strength: float) -> Tensor:
     return torch.lerp(mean_weight(weight.shape[0]), weight.float().cpu(), strength)
 
 
+def has_cut_cells(grid: tuple[int, int], down_factor: int) -> bool:
+    """Whether the border of a grid cuts some of its cells."""
+    return any(side % down_factor for side in grid)
+
+
 def border_gain(weight: Tensor, grid: tuple[int, int]) -> Tensor:
     """What a cell's sum is multiplied with so that a cut cell keeps the total weight of a whole one.
 
@@ -66,6 +71,6 @@ def pool_tokens(tokens: Tensor, grid: tuple[int, int], weight: Tensor, gain: Ten
             part = image[:, :, i::d, j::d]
             if part.numel():
                 summed[:, :, : part.shape[2], : part.shape[3]].addcmul_(part, weight[i, j])
-    if any(side % d for side in grid):
+    if has_cut_cells(grid, d):
         summed = summed * (border_gain(weight, grid) if gain is None else gain)[..., None]
     return summed.to(tokens.dtype).flatten(2, 3)

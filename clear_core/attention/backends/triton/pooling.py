@@ -1,4 +1,4 @@
-"""Pooled keys and values by a Triton kernel: each token is read once. its plain twin is ``pool_tokens``.
+"""Pooled keys and values by a Triton kernel: each token is read once. Its plain twin: ``pool_tokens``.
 
 Imported only if Triton is installed. Annotations are objects here: Triton 3.1's interpreter cannot read strings.
 """
