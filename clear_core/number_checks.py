@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 from .wording import quoted
 
@@ -36,6 +36,20 @@ def check_number(
     kind = Integral if whole else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not _lies_in(value, least, most, above):
         raise ValueError(f"{name} is {quoted(value)}; expected {_expected(least, most, whole, above)}.")
+
+
+def check_percents(start: object, end: object) -> None:
+    """Refuse what is no part of the sampling: ``start_percent`` and ``end_percent``, 0 to 1, the start first.
+
+    Raises:
+        ValueError: It is none; the sentence names both.
+    """
+    check_number("start_percent", start, 0, 1)
+    check_number("end_percent", end, 0, 1)
+    if cast(float, start) > cast(float, end):
+        raise ValueError(
+            f"start_percent is {start!r} and end_percent {end!r}; expected 0 <= start_percent <= end_percent <= 1."
+        )
 
 
 def _lies_in(value: Any, least: float, most: float, above: bool) -> bool:

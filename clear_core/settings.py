@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .number_checks import check_number
+from .number_checks import check_number, check_percents
 from .spec import ClearSpec
 from .wording import quoted
 
@@ -56,13 +56,7 @@ class ClearSettings:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {quoted(getattr(self, name))}; expected one of {', '.join(choices)}.")
         check_number("ntk_factor", self.ntk_factor, 0)
-        check_number("start_percent", self.start_percent, 0, 1)
-        check_number("end_percent", self.end_percent, 0, 1)
-        if self.start_percent > self.end_percent:
-            raise ValueError(
-                f"start_percent is {self.start_percent!r} and end_percent {self.end_percent!r}; expected "
-                "0 <= start_percent <= end_percent <= 1."
-            )
+        check_percents(self.start_percent, self.end_percent)
         check_number("min_tokens", self.min_tokens, 0, whole=True)
 
 

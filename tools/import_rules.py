@@ -83,6 +83,12 @@ RULES = (
         "nodes/host/model imports no sibling",
         "what CLEAR puts on a model serves all the others",
         inside=("nodes.host.model",),
+        never=("nodes.host.guidance", "nodes.host.upscale", "nodes.host.inspect", "nodes.host.server"),
+    ),
+    Rule(
+        "nodes/host/guidance imports model alone",
+        "corrections of a prediction serve every node that samples",
+        inside=("nodes.host.guidance",),
         never=("nodes.host.upscale", "nodes.host.inspect", "nodes.host.server"),
     ),
     Rule(
@@ -101,7 +107,7 @@ RULES = (
         "nodes/host/server touches no model",
         "a request may come at any time, also while a model runs",
         inside=("nodes.host.server",),
-        never=("nodes.host.model", "nodes.host.upscale", "nodes.host.inspect"),
+        never=("nodes.host.model", "nodes.host.guidance", "nodes.host.upscale", "nodes.host.inspect"),
         but=tuple(f"nodes.host.model.{name}" for name in READS),
     ),
 )

@@ -4,8 +4,26 @@ Latents are (..., h, w): the last two axes are the picture, whatever lies before
 """
 
 from .hiflow import Alignment, HiFlowState, align
-from .imax import SCHEDULES, guided
+from .imax import SCHEDULES, Schedule, guided
 from .lowpass import butterworth, coarse
 from .progress import progress
+from .record import PredictionRecord, RecordedRun, brought_to_size
+from .settings import MOST_LEVEL, MOST_STRENGTH, GuideSettings
 
-__all__ = ["SCHEDULES", "Alignment", "HiFlowState", "align", "butterworth", "coarse", "guided", "progress"]
+__all__ = [
+    "MOST_LEVEL",
+    "MOST_STRENGTH",
+    "SCHEDULES",
+    "Alignment",
+    "GuideSettings",
+    "HiFlowState",
+    "PredictionRecord",
+    "RecordedRun",
+    "Schedule",
+    "align",
+    "brought_to_size",
+    "butterworth",
+    "coarse",
+    "guided",
+    "progress",
+]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..number_checks import check_number
 from .lowpass import butterworth
 
 
@@ -16,13 +17,23 @@ class Alignment:
     Attributes:
         direction: Of the low frequencies with the reference's prediction; published 1.0 at 2K, 0.25 at 4K.
         acceleration: Of the change of the velocity with the reference's; published 0.5.
-        order, cutoff: Of the low-pass filter.
+        order: Of the low-pass filter; the larger, the sharper.
+        cutoff: Of the low-pass filter, above 0 and up to 2, in halves of the sampling rate.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     direction: float = 1.0
     acceleration: float = 0.5
     order: int = 4
     cutoff: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("direction", "acceleration"):
+            check_number(name, getattr(self, name), 0, 1)
+        check_number("order", self.order, 1, whole=True)
+        check_number("cutoff", self.cutoff, 0, 2, above=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,13 @@ from tests.host.support_comfy.boot import PROJECT
 from tests.host.support_comfy.sampling import Graph
 from tests.support.page_hands import connect, edit_widget, empty_canvas, place_from_search
 
-NODES = {"CLEARAttention": "CLEAR Attention", "CLEARUpscale": "CLEAR Upscale", "CLEARInspect": "CLEAR Inspect"}
+NODES = {
+    "CLEARAttention": "CLEAR Attention",
+    "CLEARUpscale": "CLEAR Upscale",
+    "CLEARInspect": "CLEAR Inspect",
+    "CLEARGuide": "CLEAR Guide (low-resolution",
+    "CLEARGuideAlign": "CLEAR Guide: align",
+}
 TINY = PROJECT / "demo" / "comfyui" / "tiny_flux_windows.json"
 
 SAVED = "() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))"

@@ -13,7 +13,7 @@ from tests.host.support_comfy.boot import PROJECT
 # Both front ends follow the browser's language; we have no French texts.
 LANGUAGES = {"en": "en-US", "zh": "zh-CN", "fr": "fr-FR"}
 
-NODES = ("CLEARAttention", "CLEARUpscale", "CLEARInspect")
+NODES = ("CLEARAttention", "CLEARUpscale", "CLEARInspect", "CLEARGuide", "CLEARGuideRecord", "CLEARGuideAlign")
 
 SHOW_ALONE = """kind => {
     app.graph.clear();

@@ -12,7 +12,7 @@ from tests.host.support_comfy.sampling import run_node
 from tests.host.support_comfy.server import error_message
 from tests.host.test_server import CLEAR, SAMPLER, WORKFLOW
 
-NODES = ("CLEARAttention", "CLEARUpscale", "CLEARUpscaleStage", "CLEARInspect")
+NODES = ("CLEARAttention", "CLEARUpscale", "CLEARUpscaleStage", "CLEARInspect", "CLEARGuide", "CLEARGuideAlign")
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, "7", None, [2], 10**400]
 """The last one is a number, but in no widget's range; a single stage, which only CLEARUpscale makes, has few ranges."""

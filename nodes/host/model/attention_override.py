@@ -29,6 +29,7 @@ from .host_sparse import is_host_sparse
 from .masks import CallMasks, misfit
 from .notices import Notices
 from .rope_embedder import foreign_embedder, ntk_factor
+from .sampling_range import is_in_range
 from .tile_frame import KEY as FRAME_PART
 
 OVERRIDE = "optimized_attention_override"
@@ -140,18 +141,8 @@ class WindowPatch:
         return token_grid(height, width, self.shape.family.token_cells)
 
     def is_in_range(self, sampling: Any, sigma: Tensor) -> bool:
-        """Whether a noise level is in the active range of the sampling, both ends included.
-
-        Args:
-            sampling: The model's ``model_sampling``.
-            sigma: (B,).
-
-        Source: ``model_sampling.percent_to_sigma``, compared as ``comfy.controlnet.ControlBase`` does; ComfyUI
-        0.9.0 and later.
-        """
-        start, end = self.settings.start_percent, self.settings.end_percent
-        is_late_enough = start <= 0 or not sigma[0] > sampling.percent_to_sigma(start)
-        return is_late_enough and (end >= 1 or not sigma[0] < sampling.percent_to_sigma(end))
+        """Whether windows are active at a noise level, of a batch (B,), of the model's ``model_sampling``."""
+        return is_in_range(sampling, sigma, self.settings.start_percent, self.settings.end_percent)
 
 
 class WindowCall:
