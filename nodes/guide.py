@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..clear_core.guidance import MOST_LEVEL, MOST_STRENGTH, SCHEDULES, GuideSettings
 from .attention import ADVANCED
-from .host.guidance.guide import apply_guide
+from .host.guidance.guide import apply_guide, check_guide
 from .host.number_inputs import with_checked_numbers
 from .host.search_aliases import with_search_aliases
 
@@ -98,4 +98,5 @@ class CLEARGuide(io.ComfyNode):
     @with_checked_numbers
     def execute(cls, model: Any, guide: dict[str, Any], **settings: Any) -> io.NodeOutput:
         """``settings`` are the widgets; their names and defaults are those of :class:`GuideSettings`."""
+        check_guide(guide["samples"])
         return io.NodeOutput(apply_guide(model, guide["samples"], GuideSettings(**settings)))

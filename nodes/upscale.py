@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..clear_core.sdedit import COLOR_FIXES, DEFAULT_OVERLAP
+from ..clear_core.sdedit import AUTO, COLOR_FIXES, DEFAULT_OVERLAP, GUIDED_ABOVE, GUIDES
 from .attention import ADVANCED
 from .host.number_inputs import with_checked_numbers
 from .host.samplers import sampler_names, scheduler_names
@@ -53,6 +53,11 @@ class CLEARUpscale(io.ComfyNode):
             enable_expand=True,
             inputs=[
                 *upscale_sockets(),
+                io.Model.Input(
+                    "later_model",
+                    optional=True,
+                    tooltip="Another model for the stages after the first, such as one with a LoRA for large pictures.",
+                ),
                 io.Float.Input(
                     "upscale_by",
                     default=2.0,
@@ -169,14 +174,31 @@ class CLEARUpscale(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "shift",
-                    default=3.0,
+                    default=0.0,
                     min=0.0,
                     max=100.0,
                     step=0.01,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Moves the noise levels up. 0: the model's own. A ModelSampling node before this one "
-                    "takes precedence.",
+                    tooltip="Moves the noise levels up. 0: the model family's recipe (FLUX.1: 3, and 6 in a stage at "
+                    "denoise 1). A ModelSampling node before this one takes precedence.",
+                ),
+                io.Combo.Input(
+                    "guide",
+                    options=list(GUIDES),
+                    default=AUTO,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Keeps the layout of the picture that a stage enlarges, even at denoise 1. auto: off up to "
+                    f"{GUIDED_ABOVE} px, decay above. decay fades over the steps, shift holds on longer.",
+                ),
+                io.String.Input(
+                    "guide_strength",
+                    default="1.0",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Strength of guide, 0 to 2; for several stages one number each, such as 0, 1. The last one "
+                    "is repeated; 0 is off.",
                 ),
             ],
             outputs=[

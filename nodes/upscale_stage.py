@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..clear_core.sdedit import COLOR_FIXES
+from ..clear_core.sdedit import AUTO, COLOR_FIXES, GUIDES
 from .host.number_inputs import with_checked_numbers
 from .host.samplers import sampler_names, scheduler_names
 from .host.upscale.expansion import STAGE_NODE
@@ -42,7 +42,12 @@ class CLEARUpscaleStage(io.ComfyNode):
                 io.Int.Input("tile_height", tooltip="Height of a tile in pixels; 0 is automatic."),
                 io.Int.Input("tile_overlap", tooltip="Pixels that neighbouring tiles share."),
                 io.Combo.Input("color_fix", options=list(COLOR_FIXES), tooltip="Source of the coarse colours."),
-                io.Float.Input("shift", tooltip="Shift of the noise levels; 0 is the model's own."),
+                io.Float.Input("shift", tooltip="Shift of the noise levels; 0 is the family's recipe."),
+                io.Combo.Input(
+                    "guide", options=[name for name in GUIDES if name != AUTO], tooltip="Guidance schedule."
+                ),
+                io.Float.Input("guide_strength", tooltip="Factor on the guidance."),
+                io.Int.Input("guide_level", tooltip="Guidance level."),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The picture after this stage."),

@@ -2,6 +2,7 @@
 
 from .autotile import choose_tiles
 from .color import COLOR_FIXES, wavelet_color_fix
+from .guides import AUTO, GUIDED_ABOVE, GUIDES, OFF, guided_stages
 from .images import as_mask, as_picture, check_finite, reflect_to
 from .sampling import euler, noised, sdedit
 from .schedule import sdedit_sigmas, static_shift
@@ -9,8 +10,12 @@ from .stages import Stage, plan_stages
 from .tiles import DEFAULT_OVERLAP, Tile, TileLayout
 
 __all__ = [
+    "AUTO",
     "COLOR_FIXES",
     "DEFAULT_OVERLAP",
+    "GUIDED_ABOVE",
+    "GUIDES",
+    "OFF",
     "Stage",
     "Tile",
     "TileLayout",
@@ -19,6 +24,7 @@ __all__ = [
     "check_finite",
     "choose_tiles",
     "euler",
+    "guided_stages",
     "noised",
     "plan_stages",
     "reflect_to",

@@ -6,8 +6,10 @@ Source: the high-resolution recipe of the paper (enlarge, noise, denoise, repeat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..guidance import GuideSettings
 from ..layout import TOKEN_PIXELS, token_grid
 from ..number_checks import check_number
 from ..wording import quoted
@@ -15,6 +17,8 @@ from ..wording import quoted
 LARGEST_FACTOR = 8.0
 MOST_PER_STAGE = 2.0
 SEEDS = 2**64
+
+STRENGTHS = 'numbers above 0 to 1, separated by commas, such as "0.7, 0.5"'
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Stage:
         size: (height, width) in px of the output image.
         denoise: Strength of the pass, above 0 and up to 1.
         seed: Seed of the noise.
+        guide: Guidance by the enlarged input image; None for none.
 
     Raises:
         ValueError: A value is out of range.
@@ -37,6 +42,7 @@ class Stage:
     size: tuple[int, int]
     denoise: float
     seed: int
+    guide: GuideSettings | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("number", self.number), ("height", self.size[0]), ("width", self.size[1])):
@@ -83,8 +89,8 @@ def plan_stages(
         upscale_by: Factor on both sides, 1 to 8; 1 redraws the image at its own size.
         stages: Number of stages; 0 takes the fewest that enlarge at most twice each.
         denoise: Strength if there is one stage, or if ``stage_denoise`` is empty.
-        stage_denoise: Strengths of several stages, see :func:`parse_strengths`; the last one serves all later
-            stages, surplus ones are ignored.
+        stage_denoise: Strengths of several stages, above 0 and up to 1, separated by commas; the last one serves
+            all later stages, surplus ones are ignored.
         seed: Seed of the first stage's noise; every later stage adds 1.
 
     Raises:
@@ -97,37 +103,43 @@ def plan_stages(
     check_number("seed", seed, 0, SEEDS - 1, whole=True)
     # The tolerance keeps log2(8) from rounding up to a fourth stage.
     count = stages or max(1, math.ceil(math.log(upscale_by, MOST_PER_STAGE) - 1e-9))
-    given = parse_strengths(stage_denoise) if count > 1 else ()
+    given = parse_numbers("stage_denoise", stage_denoise, STRENGTHS, check_strength) if count > 1 else ()
     strengths = given or (check_strength("denoise", denoise),)
 
     planned, source = list[Stage](), (height, width)
     for number in range(1, count + 1):
         factor = upscale_by ** (number / count)
         size = (round(height * factor), round(width * factor))
-        planned.append(
-            Stage(number, source, size, strengths[min(number, len(strengths)) - 1], (seed + number - 1) % SEEDS)
-        )
+        planned.append(Stage(number, source, size, of_stage(strengths, number), (seed + number - 1) % SEEDS))
         source = size
     return tuple(planned)
 
 
-def parse_strengths(text: str) -> tuple[float, ...]:
-    """Strengths above 0 and up to 1, separated by commas; none from an empty text.
+def of_stage(values: tuple[float, ...], number: int) -> float:
+    """The value of a stage: its own, or the last one."""
+    return values[min(number, len(values)) - 1]
+
+
+def parse_numbers(name: str, text: str, expected: str, check: Callable[[str, float], float]) -> tuple[float, ...]:
+    """Numbers separated by commas; none from an empty text.
+
+    Args:
+        name: Of the setting.
+        text: As the user typed it.
+        expected: What the message asks for.
+        check: Refuses a number by a ValueError.
 
     Raises:
-        ValueError: A part is not such a number.
+        ValueError: A part is no such number.
     """
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    strengths: list[float] = []
+    numbers: list[float] = []
     for part in parts:
         try:
-            strengths.append(check_strength("stage_denoise", float(part)))
+            numbers.append(check(name, float(part)))
         except ValueError:
-            raise ValueError(
-                f"stage_denoise is {quoted(text)}; expected numbers above 0 to 1, separated by commas, such as "
-                '"0.7, 0.5".'
-            ) from None
-    return tuple(strengths)
+            raise ValueError(f"{name} is {quoted(text)}; expected {expected}.") from None
+    return tuple(numbers)
 
 
 def check_strength(name: str, value: float) -> float:

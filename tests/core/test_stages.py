@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clear_core.sdedit import plan_stages, reflect_to
+from clear_core.sdedit import guided_stages, plan_stages, reflect_to
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,35 @@ def test_stages_have_their_own_seeds():
 
 
 @pytest.mark.parametrize(
+    ("size", "upscale_by", "guide", "strength", "expected"),
+    [
+        ((1024, 1024), 4.0, "auto", "1.0", [None, None]),
+        ((1024, 1024), 4.01, "auto", "1.0", [None, None, ("decay", 1.0, 1)]),
+        ((512, 1200), 4.0, "auto", "0.5", [None, ("decay", 0.5, 1)]),
+        ((1024, 1024), 8.0, "auto", "0", [None, None, None]),
+        ((64, 64), 8.0, "off", "1.0", [None, None, None]),
+        ((64, 64), 8.0, "shift", "0, 1, 0.5", [None, ("shift", 1.0, 1), ("shift", 0.5, 1)]),
+        ((64, 64), 4.0, "decay", "2", [("decay", 2.0, 1), ("decay", 2.0, 1)]),
+        ((64, 64), 4.0, "decay", "", [("decay", 1.0, 1), ("decay", 1.0, 1)]),
+    ],
+    ids=str,
+)
+def test_guides(size, upscale_by, guide, strength, expected):
+    planned = guided_stages(plan_stages(*size, upscale_by=upscale_by), guide, strength)
+    found = [stage.guide and (stage.guide.schedule, stage.guide.strength, stage.guide.level) for stage in planned]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("upscale_by", "level"), [(1.0, 1), (1.5, 1), (2.0, 1), (2.5, 2), (4.0, 2), (4.2, 3), (8.0, 3)], ids=str
+)
+def test_a_guides_blocks_are_as_wide_as_the_enlargement(upscale_by, level):
+    for size in ((333, 501), (64, 64)):
+        (stage,) = guided_stages(plan_stages(*size, upscale_by=upscale_by, stages=1), "decay", "1")
+        assert stage.guide is not None and stage.guide.level == level
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"upscale_by": 0.9}, ["upscale_by", "0.9", "1 to 8"]),
@@ -89,6 +118,22 @@ def test_stages_have_their_own_seeds():
 def test_refuses_values_in_one_sentence(values, words):
     with pytest.raises(ValueError) as refused:
         plan_stages(64, 64, **values)
+    sentence = str(refused.value)
+    assert all(word in sentence for word in words) and "\n" not in sentence and sentence.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("guide", "strength", "words"),
+    [
+        ("constant", "1", ["guide", "constant", "auto, off, decay, shift"]),
+        ("decay", "3", ["guide_strength", "'3'", "0 to 2"]),
+        ("off", "1; 0", ["guide_strength", "1; 0", "commas"]),
+        ("auto", "nan", ["guide_strength", "nan"]),
+    ],
+)
+def test_refuses_a_guide_in_one_sentence(guide, strength, words):
+    with pytest.raises(ValueError) as refused:
+        guided_stages(plan_stages(64, 64), guide, strength)
     sentence = str(refused.value)
     assert all(word in sentence for word in words) and "\n" not in sentence and sentence.endswith(".")
 

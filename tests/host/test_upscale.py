@@ -19,6 +19,7 @@ OPTIONAL = [
     "negative",
     "upscale_model",
     "mask",
+    "later_model",
     "upscale_by",
     "seed",
     "steps",
@@ -33,6 +34,8 @@ OPTIONAL = [
     "tile_overlap",
     "color_fix",
     "shift",
+    "guide",
+    "guide_strength",
 ]
 
 
@@ -58,7 +61,10 @@ def test_each_widget_reaches_the_run_by_its_name(host, pack):
     assert defaults == {name: widgets[name][1]["default"] for name in defaults}
     inputs = host.stock("CLEARUpscaleStage").INPUT_TYPES()
     single = {*inputs["required"], *inputs["optional"]}
-    assert single == settings | sockets | {"image", "item", "number", "height", "width", "denoise", "seed"}
+    # A stage has one model, and the guidance that the plan gave it.
+    guide = {"guide", "guide_strength", "guide_level"}
+    sockets -= {"later_model"}
+    assert single == settings | sockets | guide | {"image", "item", "number", "height", "width", "denoise", "seed"}
 
 
 @pytest.mark.parametrize("windows", [True, False], ids=["windows", "dense"])

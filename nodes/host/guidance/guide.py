@@ -73,16 +73,11 @@ class Guide(SharedByClones):
         return of_batch(model.process_latent_in(samples), shape[0])
 
 
-def apply_guide(model: ModelPatcher, samples: Tensor, settings: GuideSettings) -> ModelPatcher:
-    """A clone of ``model`` that is guided; ``model`` itself is not touched.
-
-    Args:
-        model: Of any family.
-        samples: The guide, at the size that will be sampled, as the host passes latents on.
-        settings: With strength 0 nothing is added.
+def check_guide(samples: Tensor) -> None:
+    """Refuse what cannot be the latent of a finished picture.
 
     Raises:
-        ValueError: The guide is of several parts, or empty.
+        ValueError: It is of several parts, or empty.
     """
     if getattr(samples, "is_nested", False):
         raise ValueError("the guide holds several latents (picture and sound); expected the latent of a picture.")
@@ -91,6 +86,16 @@ def apply_guide(model: ModelPatcher, samples: Tensor, settings: GuideSettings) -
             "the guide is an empty latent; connect the finished low-resolution picture, enlarged and encoded (Upscale "
             "Image, then VAE Encode)."
         )
+
+
+def apply_guide(model: ModelPatcher, samples: Tensor, settings: GuideSettings) -> ModelPatcher:
+    """A clone of ``model`` that is guided; ``model`` itself is not touched.
+
+    Args:
+        model: Of any family.
+        samples: The guide, at the size that will be sampled, as the host passes latents on.
+        settings: With strength 0 nothing is added.
+    """
     clone = model.clone()
     if settings.strength:
         guide = Guide(samples, settings)

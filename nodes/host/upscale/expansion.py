@@ -12,11 +12,13 @@ from typing import Any
 from comfy_execution.graph_utils import GraphBuilder, is_link
 from comfy_execution.utils import get_executing_context
 
+from ....clear_core.sdedit import OFF
 from .progress import RunPlan, announce_plan
 from .stage import StageSettings
 
 STAGE_NODE = "CLEARUpscaleStage"
 SOCKETS = ("model", "positive", "vae", "negative", "upscale_model", "mask")
+LINKED = ("image", *SOCKETS, "later_model")
 
 Link = list[Any]
 """[id of a node, index of its output]."""
@@ -30,7 +32,7 @@ def links_of(dynprompt: Any, node: str | None) -> dict[str, Link]:
     if dynprompt is None or node is None:
         return {}
     inputs = dynprompt.get_node(node)["inputs"]
-    return {name: inputs[name] for name in ("image", *SOCKETS) if is_link(inputs.get(name))}
+    return {name: inputs[name] for name in LINKED if is_link(inputs.get(name))}
 
 
 def item_of_running_call() -> int:
@@ -49,6 +51,7 @@ def expand_stages(run: RunPlan, settings: StageSettings, links: dict[str, Link])
     announce_plan(graph.prefix, run)
     image, latent = links["image"], []
     sockets = {name: link for name, link in links.items() if name in SOCKETS}
+    later = {"model": links["later_model"]} if "later_model" in links else {}
     for stage in run.stages:
         node = graph.node(
             STAGE_NODE,
@@ -60,8 +63,11 @@ def expand_stages(run: RunPlan, settings: StageSettings, links: dict[str, Link])
             width=stage.size[1],
             denoise=stage.denoise,
             seed=stage.seed,
+            guide=OFF if stage.guide is None else stage.guide.schedule,
+            guide_strength=0.0 if stage.guide is None else stage.guide.strength,
+            guide_level=1 if stage.guide is None else stage.guide.level,
             **asdict(settings),
-            **sockets,
+            **(sockets if stage.number == 1 else {**sockets, **later}),
         )
         image, latent = node.out(0), node.out(1)
     return graph.finalize(), image, latent

@@ -54,8 +54,16 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
     return (
         f"stage {stage.number}: {stage.source[1]} x {stage.source[0]} to {width} x {height} px{padded}, "
         f"{stage.tokens} tokens, {shape}, {settings.steps} steps at denoise {stage.denoise:g}, seed {stage.seed}, "
-        f"VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, about {memory:.1f} GiB beside the weights"
+        f"{guide_words(stage)}, VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, "
+        f"about {memory:.1f} GiB beside the weights"
     )
+
+
+def guide_words(stage: Stage) -> str:
+    """Whether the picture that a stage enlarges also guides it."""
+    if stage.guide is None:
+        return "not guided"
+    return f"guided ({stage.guide.schedule}, strength {stage.guide.strength:g}, level {stage.guide.level})"
 
 
 def effect_words(inputs: StageInputs, stage: Stage, settings: StageSettings, batch: int) -> str:
@@ -102,15 +110,20 @@ def weight_lines(model: ModelPatcher) -> list[str]:
 
 def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSettings, batch: int) -> str:
     """Everything that determines the picture, one line each, stages first."""
-    lines = [stage_words(stage, inputs, settings, batch) for stage in stages]
-    if has_windows(inputs.model):
-        lines += [effect_words(inputs, stage, settings, batch) for stage in stages]
+    with_inputs = [(stage, inputs.of_stage(stage.number)) for stage in stages]
+    lines = [stage_words(stage, each, settings, batch) for stage, each in with_inputs]
+    lines += [effect_words(each, stage, settings, batch) for stage, each in with_inputs if has_windows(each.model)]
     lines += [
         f"pictures: {batch}",
         f"sampler: {settings.sampler_name}, scheduler {settings.scheduler}, cfg {settings.cfg:g}",
-        f"shift: {with_shift(inputs.model, settings.shift)[1]}",
-        f"attention: {attention_words(inputs.model)}",
-        *weight_lines(inputs.model),
+    ]
+    for name, each in zip(("", "later_model "), inputs.by_model, strict=False):
+        lines += [
+            f"{name}shift: {with_shift(each.model, settings.shift)[1]}",
+            f"{name}attention: {attention_words(each.model)}",
+            *(f"{name}{line}" for line in weight_lines(each.model)),
+        ]
+    lines += [
         f"enlarged by: {'upscale model, then ' if inputs.upscale_model is not None else ''}Lanczos",
         f"color fix: {settings.color_fix}",
         f"mask: {mask_words(inputs.mask)}",

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ....clear_core.sdedit import Stage, plan_stages
+from ....clear_core.guidance import GuideSettings
+from ....clear_core.sdedit import AUTO, OFF, Stage, guided_stages, plan_stages
 from ..model.family import model_shape
 from ..model.read import has_windows
 from ..node_text import write_on_node
@@ -35,6 +36,8 @@ class PlanSettings:
     denoise: float = 0.5
     stages: int = 0
     stage_denoise: str = "0.7, 0.5"
+    guide: str = AUTO
+    guide_strength: str = "1.0"
 
     def plan(self, image: Tensor) -> tuple[Stage, ...]:
         """The stages for an image (B, H, W, C).
@@ -42,7 +45,9 @@ class PlanSettings:
         Raises:
             ValueError: A value is out of range; the sentence names it.
         """
-        return plan_stages(image.shape[1], image.shape[2], **asdict(self))
+        sizes = asdict(self)
+        guide, strength = sizes.pop("guide"), sizes.pop("guide_strength")
+        return guided_stages(plan_stages(image.shape[1], image.shape[2], **sizes), guide, strength)
 
 
 @dataclass(frozen=True)
@@ -82,21 +87,25 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
             sentence names it.
     """
     sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
-    model_shape(sockets.model)
+    for each in sockets.by_model:
+        model_shape(each.model)
     image, sockets = checked(image, sockets)
-    check_vae(sockets.vae, sockets.model)
-    for name, prompts in (("positive", sockets.positive), ("negative", sockets.negative or [])):
-        check_encoded(prompts, name, sockets.model)
+    for each in sockets.by_model:
+        check_vae(each.vae, each.model)
+        for name, prompts in (("positive", each.positive), ("negative", each.negative or [])):
+            check_encoded(prompts, name, each.model)
     plan = pick(PlanSettings, inputs).plan(image)
     info = info_text(plan, sockets, settings, image.shape[0])
-    if not has_windows(sockets.model):
+    if not all(has_windows(sockets.of_stage(stage.number).model) for stage in plan):
         logging.warning("CLEAR: attention is dense, since there is no CLEARAttention before CLEARUpscale.")
     if mask_words(sockets.mask) == EMPTY_MASK:
         logging.warning(
             "CLEAR: the mask of CLEARUpscale is %s; Load Image gives such a mask for a picture without transparency.",
             EMPTY_MASK,
         )
-    planned = settings.steps * sum(step_work(stage, sockets, settings, image.shape[0]) for stage in plan)
+    planned = settings.steps * sum(
+        step_work(stage, sockets.of_stage(stage.number), settings, image.shape[0]) for stage in plan
+    )
     time = time_text(planned, settings.sampler_name) if planned else "time: nothing is sampled"
     write_on_node(f"{info}\n{time}", node)
     run = RunPlan(plan, settings.steps, node)
@@ -113,7 +122,8 @@ def run_inline(
     """All stages one after the other: the image (B, H, W, 3) and the latent of the last one."""
     latent: dict[str, Tensor] = {}
     for stage in run.stages:
-        image, latent = run_stage(image, inputs, stage, settings, StageProgress(run, stage))
+        sockets = inputs.of_stage(stage.number)
+        image, latent = run_stage(image, sockets, stage, settings, StageProgress(run, stage))
     return image, latent
 
 
@@ -128,7 +138,9 @@ def run_single_stage(lists: Mapping[str, list[Any]]) -> tuple[Tensor, dict[str, 
     inputs = {name: values[min(item, len(values) - 1)] for name, values in lists.items()}
     image, sockets = fitted(inputs["image"], pick(StageInputs, inputs))
     source, size = (image.shape[1], image.shape[2]), (inputs["height"], inputs["width"])
-    stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"])
+    guided = inputs["guide"] != OFF
+    guide = GuideSettings(inputs["guide"], inputs["guide_strength"], inputs["guide_level"]) if guided else None
+    stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"], guide)
     settings = pick(StageSettings, inputs)
     run = plan_of_running_node() or RunPlan((stage,), settings.steps)
     return run_stage(image, sockets, stage, settings, StageProgress(run, stage))

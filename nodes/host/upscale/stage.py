@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -23,6 +23,7 @@ from ....clear_core.call_memory import MemoryPlan
 from ....clear_core.layout import TOKEN_PIXELS
 from ....clear_core.number_checks import check_number
 from ....clear_core.sdedit import DEFAULT_OVERLAP, Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
+from ..guidance.guide import apply_guide
 from ..model.memory_plan import memory_plan
 from ..model.sequence import sampler_conds
 from ..model.throughput import timed
@@ -54,7 +55,7 @@ class StageSettings:
     tile_height: int = 0
     tile_overlap: int = DEFAULT_OVERLAP
     color_fix: str = "none"
-    shift: float = 3.0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -93,7 +94,11 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class StageInputs:
-    """The sockets of a stage."""
+    """The sockets.
+
+    Attributes:
+        later_model: What samples in the stages after the first; None for ``model`` there too.
+    """
 
     model: ModelPatcher
     positive: list[Any]
@@ -101,10 +106,22 @@ class StageInputs:
     negative: list[Any] | None = None
     upscale_model: Any = None
     mask: Tensor | None = None
+    later_model: ModelPatcher | None = None
 
     def memory(self) -> MemoryPlan:
         """What the calls take: with all prompts, as the host is told, since some samplers use the negative at cfg 1."""
         return memory_plan(self.model, sampler_conds([*self.positive, *(self.negative or ())]))
+
+    def of_stage(self, number: int) -> StageInputs:
+        """The sockets of one stage, whose ``model`` is the one that samples there."""
+        if self.later_model is None or number == 1:
+            return self
+        return replace(self, model=self.later_model)
+
+    @property
+    def by_model(self) -> tuple[StageInputs, ...]:
+        """The sockets with each model that samples: of the first stage, and of later ones if they have their own."""
+        return (self,) if self.later_model is None else (self, self.of_stage(2))
 
     @property
     def conditionings(self) -> tuple[list[Any], list[Any]]:
@@ -222,6 +239,8 @@ def denoise(
 ) -> Tensor:
     """The latent, noised to the stage's strength and denoised again as KSampler does it."""
     model = timed(with_shift(inputs.model, settings.shift)[0])
+    if stage.guide is not None:
+        model = apply_guide(model, latent, stage.guide)
     if not tiles.is_whole:
         model = TiledModel(tiles, progress.on_tile).install(model)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
