@@ -41,6 +41,8 @@ class Family:
         hires_tokens: Up to this many image tokens the model needs no high-resolution recipe.
         hires_ntk: Automatic NTK factor above ``hires_tokens``; 1 where the family has no such recipe.
         shift: Recommended shift of the noise levels; None for the model's own.
+        hires_shift: Shift of the noise levels for a run from noise above ``hires_tokens``; None for the model's own.
+            FLUX.1's 6 is I-Max's (arXiv 2410.07536, ``time_shift_2`` in its pipeline_flux_imax.py).
         weights: Family whose distilled weights fit; None if nobody has distilled any.
         num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model.
         diffusers: Names in diffusers.
@@ -57,6 +59,7 @@ class Family:
     hires_tokens: int
     hires_ntk: float
     shift: float | None
+    hires_shift: float | None
     weights: str | None
     num_double: int
     num_single: int
@@ -86,6 +89,7 @@ FLUX1 = Family(
     hires_tokens=8192,
     hires_ntk=10.0,
     shift=3.0,
+    hires_shift=6.0,
     weights="FLUX.1",
     num_double=19,
     num_single=38,
@@ -117,6 +121,7 @@ CHROMA = Family(
     hires_tokens=8192,
     hires_ntk=10.0,
     shift=None,
+    hires_shift=None,
     weights=None,
     num_double=19,
     num_single=38,
