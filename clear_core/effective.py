@@ -14,7 +14,7 @@ from .cost import clear_pairs, dense_pairs, model_gflops
 from .dense_blocks import BlockId, parse_dense_blocks
 from .families import ModelShape
 from .layout import SequenceLayout
-from .rope import ntk_factor
+from .rope import NOT_STRETCHED, RopeStretch
 from .scale import attention_scale
 from .settings import DEFAULT_RADIUS, ClearSettings
 from .spec import ClearSpec
@@ -41,7 +41,7 @@ class Effective:
         inactive: Why there are no windows at all; None if there are. CLEAR's scale, NTK factor and weights apply in
             either case, unless it is not connected.
         dense_blocks: Blocks that never have windows.
-        ntk_factor: Factor on the rotary base.
+        stretch: What is done to the rotary base. The noise level of a call, on which it may depend, is no part of it.
         proportional: Whether the scale grows with the number of tokens.
         active_range: (start, end) of the sampling, 0 to 1, between which there are windows; outside it, a call attends
             densely.
@@ -56,7 +56,7 @@ class Effective:
     spec: ClearSpec
     inactive: Inactive | None
     dense_blocks: frozenset[BlockId]
-    ntk_factor: float
+    stretch: RopeStretch
     proportional: bool
     active_range: tuple[float, float]
     controlnet: bool
@@ -165,7 +165,7 @@ def _effective(
             spec=ClearSpec(DEFAULT_RADIUS),
             inactive=Inactive.NOT_CONNECTED,
             dense_blocks=frozenset(),
-            ntk_factor=1.0,
+            stretch=NOT_STRETCHED,
             proportional=False,
             active_range=(0.0, 1.0),
             controlnet=False,
@@ -188,7 +188,7 @@ def _effective(
         spec=settings.spec,
         inactive=inactive,
         dense_blocks=dense_blocks,
-        ntk_factor=ntk_factor(image_tokens, settings.ntk_factor, family),
+        stretch=RopeStretch.of(settings.ntk, settings.ntk_factor, frame, family),
         proportional=_auto(settings.proportional_attention, hires),
         active_range=(settings.start_percent, settings.end_percent),
         controlnet=_auto(settings.controlnet, hires),

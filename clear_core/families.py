@@ -41,6 +41,8 @@ class Family:
         hires_tokens: Up to this many image tokens the model needs no high-resolution recipe.
         hires_ntk: Automatic NTK factor above ``hires_tokens``; 1 where the family has no such recipe.
         shift: Recommended shift of the noise levels; None for the model's own.
+        hires_shift: Shift of the noise levels for a run from noise above ``hires_tokens``; None for the model's own.
+            FLUX.1's 6 is I-Max's (arXiv 2410.07536, ``time_shift_2`` in its pipeline_flux_imax.py).
         weights: Family whose distilled weights fit; None if nobody has distilled any.
         num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model.
         diffusers: Names in diffusers.
@@ -57,6 +59,7 @@ class Family:
     hires_tokens: int
     hires_ntk: float
     shift: float | None
+    hires_shift: float | None
     weights: str | None
     num_double: int
     num_single: int
@@ -68,6 +71,15 @@ class Family:
     def latent_pixels(self) -> int:
         """Side of a latent cell in pixels (the VAE's factor)."""
         return self.token_pixels // self.token_cells
+
+    def shift_for(self, image_tokens: int, denoise: float) -> float | None:
+        """Shift of the noise levels for one run; None for the model's own.
+
+        Args:
+            image_tokens: Of the whole frame.
+            denoise: Above 0 and up to 1; 1 starts from pure noise.
+        """
+        return self.hires_shift if denoise >= 1 and self.is_hires(image_tokens) else self.shift
 
     def is_hires(self, image_tokens: int) -> bool:
         """Whether a frame of this many image tokens gets the high-resolution recipe."""
@@ -86,6 +98,7 @@ FLUX1 = Family(
     hires_tokens=8192,
     hires_ntk=10.0,
     shift=3.0,
+    hires_shift=6.0,
     weights="FLUX.1",
     num_double=19,
     num_single=38,
@@ -117,6 +130,7 @@ CHROMA = Family(
     hires_tokens=8192,
     hires_ntk=10.0,
     shift=None,
+    hires_shift=None,
     weights=None,
     num_double=19,
     num_single=38,

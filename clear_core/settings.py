@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .number_checks import check_number, check_percents
+from .rope import NTK
 from .spec import ClearSpec
 from .wording import quoted
 
@@ -26,7 +27,8 @@ class ClearSettings:
 
     Attributes:
         spec: Window radius and down factor.
-        ntk_factor: Factor on the rotary base; 0 is automatic (FLUX.1: 1 up to 8192 image tokens, 10 above).
+        ntk_factor: Factor on the rotary base; 1 is off, 0 automatic (FLUX.1: 1 up to 8192 image tokens, 10 above; by
+            the frame's sides if ``ntk`` is "fading").
         proportional_attention: "on", "off", or "auto" (FLUX.1: on above 8192 image tokens).
         backend: A name of :data:`clear_core.attention.BACKENDS`.
         start_percent: Share of the sampling, 0 to 1, before which attention is dense.
@@ -36,6 +38,7 @@ class ClearSettings:
         min_tokens: Frames of fewer image tokens attend densely.
         controlnet: Whether a ControlNet's blocks get the window: "on", "off", or "auto" (FLUX.1: on above 8192 image
             tokens).
+        ntk: How the rotary base is stretched: "constant", "clipped" or "fading", see :mod:`clear_core.rope`.
 
     Raises:
         ValueError: A value is out of range.
@@ -50,9 +53,10 @@ class ClearSettings:
     dense_blocks: str = ""
     min_tokens: int = 0
     controlnet: str = "auto"
+    ntk: str = "constant"
 
     def __post_init__(self) -> None:
-        for name, choices in (("proportional_attention", PROPORTIONAL), ("controlnet", CONTROLNET)):
+        for name, choices in (("proportional_attention", PROPORTIONAL), ("controlnet", CONTROLNET), ("ntk", NTK)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {quoted(getattr(self, name))}; expected one of {', '.join(choices)}.")
         check_number("ntk_factor", self.ntk_factor, 0)

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..clear_core.attention import BACKENDS
+from ..clear_core.rope import NTK
 from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choose_spec
 from ..clear_core.weights import read_clear_file
 from .host.model.apply import apply_clear
@@ -144,6 +145,16 @@ class CLEARAttention(io.ComfyNode):
                     extra_dict=ADVANCED,
                     tooltip="Adds an overview of the whole picture, pooled over squares of this side in tokens. 0: as "
                     "in the weights; 1: none, for weights without one.",
+                ),
+                io.Combo.Input(
+                    "ntk",
+                    options=list(NTK),
+                    default="constant",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="How the position encoding is stretched. constant: by ntk_factor in every step; clipped: "
+                    "the same, but no more than plain interpolation would (I-Max); fading: most at the start of the "
+                    "sampling, not at all at its end (DyPE).",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with CLEAR attention; the input model stays as it is.")],

@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..clear_core.sdedit import AUTO, COLOR_FIXES, DEFAULT_OVERLAP, GUIDED_ABOVE, GUIDES
+from ..clear_core.sdedit import AUTO, COLOR_FIXES, DEFAULT_OVERLAP, GUIDES
+from ..clear_core.sdedit.guides import GUIDED_ABOVE
 from .attention import ADVANCED
 from .host.number_inputs import with_checked_numbers
 from .host.samplers import sampler_names, scheduler_names
@@ -180,8 +181,8 @@ class CLEARUpscale(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Moves the noise levels up. 0: the model family's recipe (FLUX.1: 3, and 6 in a stage at "
-                    "denoise 1). A ModelSampling node before this one takes precedence.",
+                    tooltip="Moves the noise levels up. 0: the model family's recipe (FLUX.1: 3; 6 at denoise 1 above "
+                    "2 megapixels). A ModelSampling node before this one takes precedence.",
                 ),
                 io.Combo.Input(
                     "guide",

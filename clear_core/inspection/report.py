@@ -198,6 +198,7 @@ def settings_lines(settings: ClearSettings | None) -> list[tuple[str, str]]:
         ("min tokens", str(settings.min_tokens)),
         ("controlnet", settings.controlnet),
         ("backend asked for", settings.backend),
+        ("ntk", settings.ntk),
     ]
 
 
@@ -220,7 +221,7 @@ def effective_lines(facts: Inspection) -> list[tuple[str, str]]:
             "weights",
             f"{weights.name}, strength {weights.strength:g}, sha256 {weights.fingerprint}" if weights else "none",
         ),
-        ("ntk factor", f"{effective.ntk_factor:g} ({'set' if settings.ntk_factor else 'automatic'})"),
+        ("ntk factor", f"{effective.stretch} ({'set' if settings.ntk_factor else 'automatic'})"),
         (
             "attention scale",
             f"{scale:.6f} ({effective.query_factor_for(effective.shape.head_dim):.4f} of plain, proportional attention "

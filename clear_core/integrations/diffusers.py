@@ -26,7 +26,7 @@ from ..attention.pool import mean_weight
 from ..effective import Effective
 from ..families import FLUX1, ModelShape
 from ..layout import SequenceLayout
-from ..rope import ntk_theta
+from ..rope import RopeStretch, cos_sin, ntk_theta
 from ..settings import ClearSettings
 from ..spec import ClearSpec
 from ..weights.naming import DIFFUSERS, STREAMS, Stream, spatial_name
@@ -95,6 +95,7 @@ def apply_clear(
     ntk_factor: float = 0.0,
     proportional_attention: str = "auto",
     backend: str = "auto",
+    ntk: str = "constant",
 ) -> ClearHandle:
     """Give every block of a FLUX.1 transformer windowed attention (arXiv 2412.16112).
 
@@ -107,9 +108,12 @@ def apply_clear(
         spec: Window radius and down factor.
         spatial_weights: (d, d) by (stream, block index), one for every block, as
             ``ClearFile.spatial_weights()`` gives them; None or empty pools by the mean. The values are copied.
-        ntk_factor: Factor on the rotary base; 0 decides by the frame (1 up to 8192 image tokens, 10 above).
+        ntk_factor: Factor on the rotary base; 0 decides by the frame (1 up to 8192 image tokens, 10 above; by its
+            sides if ``ntk`` is "fading"), 1 is off.
         proportional_attention: "on", "off", or "auto" (on above 8192 image tokens).
         backend: As in :func:`clear_core.clear_attention`.
+        ntk: How the rotary base is stretched: "constant", "clipped" or "fading", see :mod:`clear_core.rope`. "fading"
+            takes the noise level of a call from its ``timestep``, which must be the same for the whole batch.
 
     Returns:
         The handle that removes it.
@@ -123,7 +127,7 @@ def apply_clear(
     if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance]  callers need not be typed
         raise ValueError(f"spec is {quoted(spec)}; expected a ClearSpec.")
     check_backend(backend)
-    settings = ClearSettings(spec, ntk_factor, proportional_attention, backend)
+    settings = ClearSettings(spec, ntk_factor, proportional_attention, backend, ntk=ntk)
     blocks = dict(attention_modules(transformer))
     weights = check_spatial_weights(spatial_weights or {}, spec, blocks)
     embedder = type(transformer.pos_embed).__name__
@@ -232,7 +236,8 @@ def describe_call(
     """Forward pre-hook: adds the :class:`ClearCall` of this call to ``joint_attention_kwargs``.
 
     Raises:
-        ValueError: ``img_ids`` or ``txt_ids`` is missing, or the image's ids are not one row-major grid.
+        ValueError: ``img_ids`` or ``txt_ids`` is missing, the image's ids are not one row-major grid, or the base
+            fades and ``timestep`` is not one noise level.
     """
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
     values = dict(zip(names, args, strict=False)) | kwargs
@@ -244,10 +249,40 @@ def describe_call(
     embedder: Any = transformer.pos_embed
     txt_ids = values["txt_ids"][0] if values["txt_ids"].ndim == 3 else values["txt_ids"]
     effective = Effective.of(settings, shape, SequenceLayout(txt_ids.shape[0], frame.grid, frame.reference))
-    if effective.ntk_factor != 1.0 and type(embedder).__name__ == NAMES.embedder:
-        scaled = type(embedder)(theta=ntk_theta(embedder.theta, effective.ntk_factor), axes_dim=embedder.axes_dim)
-        rotary = scaled(torch.cat([txt_ids.to(frame.exact_ids), frame.exact_ids]))
+    if not effective.stretch.is_off and type(embedder).__name__ == NAMES.embedder:
+        ids = torch.cat([txt_ids.to(frame.exact_ids), frame.exact_ids])
+        rotary = stretched_rotary(effective.stretch, embedder, ids, values.get("timestep"))
     call = ClearCall(effective, rotary)
     values["img_ids"] = frame.exact_ids
     values["joint_attention_kwargs"] = dict(values.get("joint_attention_kwargs") or {}, clear_call=call)
     return (), values
+
+
+def stretched_rotary(
+    stretch: RopeStretch, embedder: Any, ids: Tensor, timestep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (L, D), as ``embedder`` gives them for ids (L, 3), under a stretched base.
+
+    Args:
+        stretch: What is done to the base.
+        embedder: The model's ``FluxPosEmbed``.
+        ids: Positions of text, image and reference tokens.
+        timestep: (B,) noise levels of the call, 0 to 1.
+
+    Raises:
+        ValueError: The base fades, and ``timestep`` is missing or not one noise level.
+    """
+    factor = stretch.base_factor
+    if factor is not None:
+        return type(embedder)(theta=ntk_theta(embedder.theta, factor), axes_dim=embedder.axes_dim)(ids)
+    sigma = 1.0
+    if stretch.fades:
+        levels = [] if timestep is None else timestep.unique().tolist()
+        if len(levels) != 1:
+            raise ValueError(
+                f"the transformer was called with the timesteps {levels}; expected one for the whole batch, which "
+                "ntk 'fading' goes by: split the batch, or use ntk 'clipped'."
+            )
+        sigma = float(levels[0])
+    cos, sin = cos_sin(ids, stretch.frequencies(embedder.theta, embedder.axes_dim, sigma))
+    return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)

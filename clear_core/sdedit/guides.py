@@ -11,9 +11,10 @@ from ..number_checks import check_number
 from ..wording import quoted
 from .stages import Stage, of_stage, parse_numbers
 
-AUTO, OFF = "auto", "off"
+AUTO = "auto"
+OFF = "off"
 
-GUIDES = (AUTO, OFF, "decay", "shift")
+GUIDES = ("auto", "off", "decay", "shift")
 """``auto``: off up to 4096 px, above it :data:`AUTO_SCHEDULE`. The others are schedules of
 :class:`~clear_core.guidance.GuideSettings`."""
 

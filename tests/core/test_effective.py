@@ -58,7 +58,7 @@ def test_a_tile_is_judged_by_its_frame_and_covered_by_its_own_windows() -> None:
     settings = ClearSettings(ClearSpec(8), min_tokens=5000)
     alone, part = Effective.of(settings, FLUX, tile), Effective.of(settings, FLUX, tile, (256, 256))
     assert (alone.inactive, part.inactive) == (Inactive.MIN_TOKENS, Inactive.COVERED)
-    assert (alone.ntk_factor, part.ntk_factor) == (1.0, 10.0)
+    assert (alone.stretch.factor, part.stretch.factor) == (1.0, 10.0)
     assert part.scale == Effective.of(settings, FLUX, LARGE).scale != alone.scale
 
 
@@ -66,7 +66,7 @@ def test_a_tile_is_judged_by_its_frame_and_covered_by_its_own_windows() -> None:
 @pytest.mark.parametrize("family", [FLUX1, CHROMA], ids=lambda family: family.name)
 def test_auto_goes_by_the_size(layout: SequenceLayout, hires: bool, family: Family) -> None:
     auto = of(layout, ModelShape.usual(family))
-    assert (auto.ntk_factor, auto.proportional, auto.controlnet) == (
+    assert (auto.stretch.factor, auto.proportional, auto.controlnet) == (
         (10.0, True, True) if hires else (1.0, False, False)
     )
     base = math.log(layout.text + layout.image, 4608) if hires else 1.0
@@ -76,15 +76,15 @@ def test_auto_goes_by_the_size(layout: SequenceLayout, hires: bool, family: Fami
 def test_set_values_override_auto() -> None:
     on = of(MEGAPIXEL, ntk_factor=3.0, proportional_attention="on", controlnet="on")
     off = of(ntk_factor=1.0, proportional_attention="off", controlnet="off")
-    assert (on.ntk_factor, on.proportional, on.controlnet) == (3.0, True, True)
-    assert (off.ntk_factor, off.proportional, off.controlnet) == (1.0, False, False)
+    assert (on.stretch.factor, on.proportional, on.controlnet) == (3.0, True, True)
+    assert (off.stretch.factor, off.proportional, off.controlnet) == (1.0, False, False)
     assert off.scale == 128**-0.5
 
 
 def test_the_recipe_is_the_family_s() -> None:
     other = replace(FLUX1, hires_tokens=100, hires_ntk=1.0, scale_base=200)
     effective = of(SequenceLayout(16, (12, 12)), replace(FLUX, family=other))
-    assert (effective.ntk_factor, effective.proportional) == (1.0, True)
+    assert (effective.stretch.factor, effective.proportional) == (1.0, True)
     assert effective.scale == pytest.approx(math.sqrt(math.log(160, 200) / 128))
 
 
@@ -111,7 +111,7 @@ def test_pooled_keys_count_tenfold() -> None:
 
 def test_without_clear_nothing_is_changed() -> None:
     effective = Effective.of(None, FLUX, LARGE)
-    assert (effective.ntk_factor, effective.scale, effective.controlnet) == (1.0, 128**-0.5, False)
+    assert (effective.stretch.factor, effective.scale, effective.controlnet) == (1.0, 128**-0.5, False)
     assert effective.pairs == 57 * LARGE.length**2
 
 

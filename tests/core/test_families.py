@@ -35,6 +35,11 @@ def test_a_native_sequence_has_the_plain_scale_in_every_family() -> None:
         assert scale == pytest.approx(family.head_dim**-0.5)
 
 
+def test_shifts_are_flux_s_alone_and_larger_from_noise_at_high_resolution() -> None:
+    """3 is the authors' for FLUX.1, 6 I-Max's for its run at the target size; Chroma has its own."""
+    assert [(family.shift, family.hires_shift) for family in (FLUX1, CHROMA)] == [(3.0, 6.0), (None, None)]
+
+
 def test_only_flux_has_weights() -> None:
     assert [family.name for family in FAMILIES if family.weights] == ["FLUX.1"]
     assert [ModelShape.usual(family).is_relative for family in (FLUX1, CHROMA)] == [False, True]
@@ -66,3 +71,11 @@ def test_a_family_is_a_constant() -> None:
         FLUX1.token_pixels = 32  # type: ignore[misc]
     assert len({*FAMILIES}) == len(FAMILIES)
     assert all(field.name in FLUX1.__dict__ for field in fields(FLUX1))
+
+
+def test_the_shift_of_a_run_is_6_from_noise_at_high_resolution():
+    for family in FAMILIES:
+        for denoise in (0.3, 0.7, 0.99):
+            assert family.shift_for(8193, denoise) == family.shift_for(4096, 1.0) == family.shift
+        assert family.shift_for(8193, 1.0) == family.hires_shift
+    assert (FLUX1.shift_for(8192, 1.0), FLUX1.shift_for(8193, 1.0), CHROMA.shift_for(8193, 1.0)) == (3.0, 6.0, None)

@@ -29,6 +29,7 @@ ATTENTION = {
     "controlnet": "off",
     "backend": "gather",
     "down_factor": 2,
+    "ntk": "clipped",
 }
 UPSCALE = {
     "upscale_by": 3.0,

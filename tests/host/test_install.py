@@ -152,6 +152,7 @@ def test_an_old_api_graph_with_fewer_inputs_runs(kept, host, pack, tiny_flux):
         "controlnet": "auto",
         "backend": "auto",
         "down_factor": 0,
+        "ntk": "constant",
     }
     (short,) = run_node(host.stock("CLEARAttention"), **given)
     (full,) = run_node(host.stock("CLEARAttention"), model=model, **spelled)

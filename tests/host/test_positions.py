@@ -161,13 +161,13 @@ def test_every_thread_has_its_own_call(host, host_part):
     from comfy.ldm.flux.layers import EmbedND
 
     module = host_part("model.rope_embedder")
-    layout = host_part("model.attention_override").SequenceLayout(0, (1, 4))
+    layout, stretch = host_part("model.attention_override").SequenceLayout(0, (1, 4)), module.RopeStretch
     embedder, barrier, found = module.PositionEmbedder(EmbedND(128, 10000, [16, 56, 56])), threading.Barrier(2), {}
     ids = torch.zeros(1, 4, 3)
     ids[..., 2] = torch.arange(4.0)
 
     def run(factor: float) -> None:
-        with module.positions(layout=layout), module.ntk_factor(factor):
+        with module.positions(layout=layout), module.stretched(stretch("constant", factor), None):
             barrier.wait()
             found[factor] = embedder(ids)
             barrier.wait()

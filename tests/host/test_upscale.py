@@ -194,8 +194,23 @@ def test_a_model_sampling_patch_upstream_wins_and_is_named(host, vae, upscale, t
     _, expected, _ = upscale(image, tiny_flux(), shift=1.5)
     assert torch.equal(latent, expected)
     assert "shift: ModelSamplingDiscreteFlow of a node upstream, shift 1.5" in info
-    own = upscale(image, tiny_flux(), shift=0.0)
-    assert "shift: the model's own" in own[2] and not torch.equal(own[1], expected)
+    usual = upscale(image, tiny_flux(), shift=3.0)
+    family = upscale(image, tiny_flux(), shift=0.0)
+    assert "shift: 3" in family[2].splitlines() and torch.equal(family[1], usual[1])
+    assert not torch.equal(family[1], expected)
+
+
+def test_a_familys_recipe_has_its_own_shift_from_noise_at_high_resolution(upscale, tiny_flux, host_part, monkeypatch):
+    """FLUX.1: 3, and 6 for a stage from pure noise above 2 megapixels; 16 tokens stand for 8192 here."""
+    families = host_part("model.family").FLUX1
+    monkeypatch.setattr(type(families), "is_hires", lambda self, tokens: tokens > 16)
+    model, image = tiny_flux(), picture(32, 32)
+    _, latent, info = upscale(image, model, upscale_by=4.0, stage_denoise="1.0")
+    assert "shift: 3, then 6" in info.splitlines()
+    middle, _, _ = upscale(image, model, denoise=1.0, shift=3.0)
+    _, alone, said = upscale(middle, model, denoise=1.0, shift=6.0, seed=1)
+    assert torch.equal(latent, alone) and "shift: 6" in said.splitlines()
+    assert "shift: 3" in upscale(middle, model, denoise=0.9)[2].splitlines()
 
 
 def test_info_names_what_decides_the_picture(upscale, tiny_flux, clear_node):

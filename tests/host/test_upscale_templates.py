@@ -121,7 +121,7 @@ def test_the_recipe_gives_what_our_node_gives(host, load, tiny_flux, clear_node)
 def test_the_papers_values_are_where_they_belong(load):
     graph = load(PAPER)
     widgets = graph[find(graph, "CLEARUpscale")]["inputs"]
-    assert (widgets["steps"], widgets["denoise"], widgets["stage_denoise"], widgets["shift"]) == (14, 0.7, "", 3.0)
+    assert (widgets["steps"], widgets["denoise"], widgets["stage_denoise"], widgets["shift"]) == (14, 0.7, "", 0.0)
     assert graph[find(graph, "FluxGuidance")]["inputs"]["guidance"] == 7.5
     assert graph[find(graph, "CLEARAttention")]["inputs"]["weights_name"] == "clear_local_8_down_4.safetensors"
 
@@ -130,5 +130,5 @@ def test_our_nodes_template_has_its_widgets_where_they_belong(load):
     graph = load(NODE)
     widgets = graph[find(graph, "CLEARUpscale")]["inputs"]
     assert widgets["upscale_by"] == 3.0 and widgets["steps"] == 14 and widgets["stage_denoise"] == "0.7, 0.5"
-    assert widgets["color_fix"] == "none" and widgets["shift"] == 3.0 and widgets["tile_overlap"] == 128
+    assert widgets["color_fix"] == "none" and widgets["shift"] == 0.0 and widgets["tile_overlap"] == 128
     assert widgets["model"] == [find(graph, "CLEARAttention"), 0]

@@ -58,8 +58,9 @@ KINDS: Mapping[str, Kind] = {
             "controlnet": "auto",
             "backend": "auto",
             "down_factor": 0,
+            "ntk": "constant",
         },
-        (360, 450),
+        (360, 474),
         PACK,
     ),
     "CLEARUpscale": Kind(

@@ -12,4 +12,5 @@ export const SETTINGS = [
   "controlnet",
   "backend",
   "down_factor",
+  "ntk",
 ];

@@ -28,7 +28,7 @@ from .host_sparse import RULE as SPARSE_RULE
 from .host_sparse import is_host_sparse
 from .masks import CallMasks, misfit
 from .notices import Notices
-from .rope_embedder import foreign_embedder, ntk_factor
+from .rope_embedder import say_not_stretched, stretched
 from .sampling_range import is_in_range
 from .tile_frame import KEY as FRAME_PART
 
@@ -114,15 +114,9 @@ class WindowPatch:
         options[OVERRIDE] = call.attend
         patches = options.get("patches", {})
         options["patches"] = {**patches, "post_input": [*patches.get("post_input", ()), call.observe_input]}
-        factor = call.effective.ntk_factor
-        foreign = foreign_embedder(executor.class_obj.diffusion_model)
-        if factor != 1.0 and foreign:
-            self.notices.log_once(
-                "embedder",
-                f"the model's position embedder is a {foreign} of another node; it is kept, "
-                f"and ntk_factor {factor:g} is not applied.",
-            )
-        with ntk_factor(factor):
+        stretch = call.effective.stretch
+        say_not_stretched(stretch, executor.class_obj.diffusion_model, self.notices)
+        with stretched(stretch, t):
             out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
         counter = current_counter()
         if call.was_reached and counter:

@@ -1,8 +1,8 @@
 """ControlNets beside a CLEAR model: their own FLUX blocks attend in the model's windows.
 
-The host gives a ControlNet's model no transformer_options, so neither an attention override nor an NTK factor reaches
-it. For the length of a sampling run the conditioning therefore holds shallow copies of its ControlNets. Nothing of the
-originals is written to, so they can serve other samplers meanwhile, and an ended run leaves nothing on them.
+The host gives a ControlNet's model no transformer_options, so it gets neither an attention override nor a stretched
+base. For the length of a sampling run the conditioning therefore holds shallow copies of its ControlNets. Nothing of
+the originals is written to, so they can serve other samplers meanwhile, and an ended run leaves nothing on them.
 
 Source: ``comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE``; ``comfy.controlnet.ControlNet.get_control``, which hands
 its model whatever ``extra_conds`` names; ``comfy.ldm.flux.controlnet.ControlNetFlux``; ComfyUI 0.9.0 and later.
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from ....clear_core.effective import Effective
 from ....clear_core.layout import SequenceLayout
+from ....clear_core.rope import NOT_STRETCHED
 from .attention_override import OVERRIDE, WindowCall, WindowPatch
 from .placed_control import PlacedControlModel
-from .rope_embedder import PositionEmbedder, foreign_embedder, ntk_factor, positions
+from .rope_embedder import PositionEmbedder, foreign_embedder, positions, stretched
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
@@ -185,9 +186,11 @@ class WindowedControlModel:
                 )
             model = PlacedControlModel(self.model, part) if part else self.model
             return model(x, *args, **inputs)
-        # Where another node's embedder keeps the factor from the model, the ControlNet's places stay with the model's.
+        # Where another node's embedder keeps its base from CLEAR, the ControlNet's places stay with the model's.
         is_foreign = foreign_embedder(self.base.diffusion_model) is not None
-        with ntk_factor(1.0 if is_foreign else call.effective.ntk_factor):
+        stretch = NOT_STRETCHED if is_foreign else call.effective.stretch
+        # The ControlNet's own timesteps are rounded to its dtype.
+        with stretched(stretch, options.get("sigmas", inputs.get("timesteps"))):
             residuals = self.view_for(call, part)(x, *args, **inputs)
         if not call.was_reached:
             self.window.notices.log_once(

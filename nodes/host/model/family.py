@@ -72,7 +72,7 @@ def host_family(model: ModelPatcher) -> HostFamily:
         )
     if found.family is FLUX1 and config.get("vec_in_dim") is None:
         name = "Ovis-Image" if config.get("yak_mlp") else _name(model, kind)
-        return replace(found, family=replace(FLUX1, name=name, weights=None, shift=None))
+        return replace(found, family=replace(FLUX1, name=name, weights=None, shift=None, hires_shift=None))
     return found
 
 

@@ -12,6 +12,7 @@ from comfy.ldm.flux.controlnet import ControlNetFlux
 from torch import Tensor
 
 from ....clear_core.layout import SequenceLayout, token_grid
+from ....clear_core.rope import NOT_STRETCHED
 from .rope_embedder import PositionEmbedder, positions
 from .tile_frame import FramePart
 
@@ -37,5 +38,7 @@ class PlacedControlModel:
     def __call__(self, x: Tensor, *args: Any, context: Tensor, **inputs: Any) -> dict[str, Any]:
         """The residuals by block for a latent x: (B, C, H, W)."""
         layout = SequenceLayout(context.shape[1], token_grid(*x.shape[-2:]))
-        with positions(factor=1.0, layout=layout, part=self.part, rope_options=None, references_follow=False):
+        with positions(
+            stretch=NOT_STRETCHED, layout=layout, part=self.part, rope_options=None, references_follow=False
+        ):
             return self.view(x, *args, context=context, **inputs)

@@ -1,4 +1,4 @@
-"""The model's position embedder, with the NTK factor, exact position ids and tile position of each call.
+"""The model's position embedder, with the stretched base, exact position ids and tile position of each call.
 
 Source: ``comfy.ldm.flux.layers.EmbedND``, exchanged by ``ModelPatcher.add_object_patch``, which follows clones and is
 undone by the host; ``comfy.patcher_extension.WrappersMP.APPLY_MODEL``; ComfyUI 0.9.0 and later.
@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ....clear_core.layout import SequenceLayout, token_grid
-from ....clear_core.rope import ntk_theta
+from ....clear_core.rope import NOT_STRETCHED, RopeStretch, ntk_theta, rotations
 from .family import HOST_FAMILIES
 from .image_positions import place_image
 from .notices import Notices
@@ -36,14 +36,16 @@ class CallPositions:
     """The running call of a model, as its position embedder has to know it.
 
     Attributes:
-        factor: NTK factor.
+        stretch: What is done to the rotary base.
+        sigma: Noise level of the call, 0 to 1; read only if ``stretch`` fades.
         layout: Text, image and reference tokens of the call's inputs; None keeps all ids as they are.
         part: The tile that the call computes, or None for the whole frame.
         rope_options: The call's ``transformer_options["rope_options"]``.
         references_follow: Whether reference tokens lie past the image's last row and column (the host's "uxo").
     """
 
-    factor: float = 1.0
+    stretch: RopeStretch = NOT_STRETCHED
+    sigma: float = 1.0
     layout: SequenceLayout | None = None
     part: FramePart | None = None
     rope_options: Mapping[str, float] | None = None
@@ -64,15 +66,21 @@ def positions(**changes: Any) -> Generator[None]:
         _running.reset(token)
 
 
-def ntk_factor(factor: float) -> Any:
-    """A context in which :class:`PositionEmbedder` multiplies its theta by ``factor``."""
-    return positions(factor=factor)
+def stretched(stretch: RopeStretch, sigmas: Tensor | None) -> Any:
+    """A context in which :class:`PositionEmbedder` stretches its base.
+
+    Args:
+        stretch: What is done to it.
+        sigmas: (B,) noise levels of the call, all the same; None counts as pure noise.
+    """
+    # Reading a number waits for the device, so only where it is needed.
+    return positions(stretch=stretch, sigma=float(sigmas[0]) if stretch.fades and sigmas is not None else 1.0)
 
 
 class PositionEmbedder(torch.nn.Module):
-    """Embeds positions as ``base`` does, with the NTK factor, the exact ids and the tile of the running call.
+    """Embeds positions as ``base`` does, with the stretched base, the exact ids and the tile of the running call.
 
-    An embedder of another node gets the ids of the tile; its theta is not scaled.
+    An embedder of another node gets the ids of the tile; its base is not stretched.
     """
 
     def __init__(self, base: torch.nn.Module):
@@ -102,10 +110,12 @@ class PositionEmbedder(torch.nn.Module):
                 )
             else:
                 ids = placed
-        base = self.base
-        if call.factor != 1.0 and is_plain(base):
-            base = EmbedND(base.dim, ntk_theta(base.theta, call.factor), base.axes_dim)
-        return base(ids)
+        base, factor = self.base, call.stretch.base_factor
+        if factor == 1.0 or not is_plain(base):
+            return base(ids)
+        if factor is None:
+            return rotations(ids, call.stretch.frequencies(base.theta, base.axes_dim, call.sigma))
+        return EmbedND(base.dim, ntk_theta(base.theta, factor), base.axes_dim)(ids)
 
 
 @dataclass(frozen=True)
@@ -182,9 +192,20 @@ def is_plain(embedder: Any) -> TypeGuard[EmbedND]:
 
 
 def foreign_embedder(diffusion_model: torch.nn.Module) -> str | None:
-    """Class name of a position embedder that ignores our NTK factor, or None."""
+    """Class name of a position embedder that does not stretch its base for us, or None."""
     current = getattr(diffusion_model, ATTRIBUTE, None)
     if isinstance(current, PositionEmbedder):
         current = current.base
         return None if is_plain(current) else type(current).__name__
     return type(current).__name__
+
+
+def say_not_stretched(stretch: RopeStretch, diffusion_model: torch.nn.Module, notices: Notices) -> None:
+    """Log once that another node's embedder is kept, if that matters."""
+    foreign = foreign_embedder(diffusion_model)
+    if foreign and not stretch.is_off:
+        notices.log_once(
+            "embedder",
+            f"the model's position embedder is a {foreign} of another node; it is kept, "
+            f"and ntk_factor {stretch} is not applied.",
+        )

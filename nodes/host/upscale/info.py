@@ -27,6 +27,8 @@ def attention_words(model: ModelPatcher) -> str:
         return "dense, no windows: there is no CLEARAttention before this node"
     settings = patch.settings
     ntk = f"{settings.ntk_factor:g}" if settings.ntk_factor else "auto"
+    if settings.ntk != "constant":
+        ntk += f" {settings.ntk}"
     weights = f"{patch.file.name} at strength {patch.strength:g}" if patch.file else "none"
     return (
         f"CLEAR, {settings.spec}, ntk {ntk}, proportional {settings.proportional_attention}, "
@@ -73,7 +75,7 @@ def effect_words(inputs: StageInputs, stage: Stage, settings: StageSettings, bat
     tile = settings.tiles(inputs, stage, batch).tile
     effective = effective_of(model, sequence_of(model, first, tile), stage.grid)
     return (
-        f"stage {stage.number} attention: {window_words(effective)}, ntk {effective.ntk_factor:g}, "
+        f"stage {stage.number} attention: {window_words(effective)}, ntk {effective.stretch}, "
         f"scale {effective.scale:.6f} ({'proportional' if effective.proportional else 'plain'}), "
         f"backend {backend_of(model, effective)[0]}"
     )
@@ -117,9 +119,10 @@ def info_text(stages: tuple[Stage, ...], inputs: StageInputs, settings: StageSet
         f"pictures: {batch}",
         f"sampler: {settings.sampler_name}, scheduler {settings.scheduler}, cfg {settings.cfg:g}",
     ]
+    shifts = dict.fromkeys(with_shift(each.model, settings.shift, stage)[1] for stage, each in with_inputs)
+    lines.append(f"shift: {', then '.join(shifts)}")
     for name, each in zip(("", "later_model "), inputs.by_model, strict=False):
         lines += [
-            f"{name}shift: {with_shift(each.model, settings.shift)[1]}",
             f"{name}attention: {attention_words(each.model)}",
             *(f"{name}{line}" for line in weight_lines(each.model)),
         ]

@@ -8,6 +8,9 @@ from __future__ import annotations
 import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 
+from ....clear_core.sdedit import Stage
+from ..model.family import model_shape
+
 KEY = "model_sampling"
 
 
@@ -15,21 +18,22 @@ class StaticShift(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sa
     """Flow matching with a fixed shift, as the stock node ModelSamplingAuraFlow sets it."""
 
 
-def with_shift(model: ModelPatcher, shift: float) -> tuple[ModelPatcher, str]:
-    """A model with that shift, and the origin of its shift in text.
+def with_shift(model: ModelPatcher, shift: float, stage: Stage) -> tuple[ModelPatcher, str]:
+    """A model with a stage's shift, and that shift in text with its origin.
 
     Args:
-        shift: 0 keeps the model's own.
+        shift: 0 takes it from the recipe of the model's family.
     """
     if KEY in model.object_patches:
         sampling = model.object_patches[KEY]
         value = getattr(sampling, "shift", None)
         kind = type(sampling).__mro__[1].__name__
         return model, f"{kind} of a node upstream" + (f", shift {value:g}" if value is not None else "")
-    if not shift:
+    wanted = shift or model_shape(model).family.shift_for(stage.tokens, stage.denoise)
+    if not wanted:
         return model, "the model's own"
     clone = model.clone()
     sampling = StaticShift(model.model.model_config)
-    sampling.set_parameters(shift=shift, multiplier=1.0)
+    sampling.set_parameters(shift=wanted, multiplier=1.0)
     clone.add_object_patch(KEY, sampling)
-    return clone, f"{shift:g}"
+    return clone, f"{wanted:g}"

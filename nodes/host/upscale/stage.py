@@ -238,7 +238,7 @@ def denoise(
     noise_mask: Tensor | None = None,
 ) -> Tensor:
     """The latent, noised to the stage's strength and denoised again as KSampler does it."""
-    model = timed(with_shift(inputs.model, settings.shift)[0])
+    model = timed(with_shift(inputs.model, settings.shift, stage)[0])
     if stage.guide is not None:
         model = apply_guide(model, latent, stage.guide)
     if not tiles.is_whole:

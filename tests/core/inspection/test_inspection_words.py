@@ -36,7 +36,7 @@ def test_text_holds_what_a_bug_report_needs():
     head_dim, tokens = 128, 65536 + 512
     scale = math.sqrt(math.log(10 * tokens, 4608) / head_dim)
     assert lines["weights"] == "w.safetensors, strength 0.7, sha256 0123456789"
-    assert lines["ntk factor"] == "5 (set)"
+    assert (lines["ntk factor"], lines["ntk"]) == ("5 (set)", "constant")
     assert lines["attention scale"].startswith(f"{scale:.6f} (")
     assert lines["backend"] == "gather (Because.)" and lines["backend asked for"] == "gather"
     assert (lines["radius"], lines["down factor"], lines["dense blocks"]) == ("8", "4", "0-3")

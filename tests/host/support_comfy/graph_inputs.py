@@ -21,6 +21,7 @@ CLEAR_WIDGETS = [
     "controlnet",
     "backend",
     "down_factor",
+    "ntk",
 ]
 """Widgets of CLEARAttention in their frozen order: saved workflows restore them by position."""
 
