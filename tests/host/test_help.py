@@ -91,6 +91,7 @@ def test_the_search_finds_it_by_other_words_where_the_host_can(node, infos):
                 "negative",
                 "upscale_model",
                 "mask",
+                "later_model",
                 "upscale_by",
                 "seed",
                 "steps",

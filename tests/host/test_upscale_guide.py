@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.host.support_comfy.sampling import run_node
 from tests.host.support_comfy.upscaling import lanczos, stock_graph
@@ -119,3 +120,54 @@ def test_in_a_graph_each_stage_has_its_model_and_its_guide(host, one_cache):
     unguided[UPSCALE]["inputs"]["guide_strength"] = "0, 0"
     assert one_cache.run(unguided, [SAVE]), one_cache.told
     assert FIRST not in one_cache.executed and not torch.equal(saved_latent(host), first)
+
+
+def weights_added(patched: Any) -> dict[str, torch.Tensor]:
+    """What a model's patches add to its weights."""
+    import comfy.lora
+
+    zeros = {
+        key: torch.zeros_like(value) for key, value in patched.model.state_dict().items() if key in patched.patches
+    }
+    return {key: comfy.lora.calculate_weight(patched.patches[key], zero, key) for key, zero in zeros.items()}
+
+
+def test_a_lora_of_uraes_names_reaches_the_later_model(host, upscale, tiny_flux, clear_node, caplog):
+    """URAE's files have diffusers' names: queries, keys, values and outputs of all blocks (its notebook for 4K)."""
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for kind, parts in (
+        ("transformer_blocks", ("to_q", "to_k", "to_v", "to_out.0")),
+        ("single_transformer_blocks", ("to_q", "to_k", "to_v")),
+    ):
+        for block in range(2):
+            for part in parts:
+                stem = f"transformer.{kind}.{block}.attn.{part}"
+                tensors[f"{stem}.lora_A.weight"] = torch.randn(4, 256, generator=generator)
+                tensors[f"{stem}.lora_B.weight"] = torch.randn(256, 4, generator=generator) / 10
+    folder = host.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "urae_names.safetensors")
+    model = clear_node(tiny_flux(), radius=3)
+    inputs = {"lora_name": "urae_names.safetensors", "strength_model": 1.0}
+    (lora,) = run_node(host.stock("LoraLoaderModelOnly"), model=model, **inputs)
+    assert "not loaded" not in caplog.text
+    added = weights_added(lora)
+    assert len(added) == 2 * 2 + 2, "joined queries, keys and values, and the outputs of double blocks"
+
+    def product(kind: str, block: int, part: str) -> torch.Tensor:
+        stem = f"transformer.{kind}.{block}.attn.{part}"
+        return tensors[f"{stem}.lora_B.weight"] @ tensors[f"{stem}.lora_A.weight"]
+
+    for block in range(2):
+        joined = torch.cat([product("transformer_blocks", block, part) for part in ("to_q", "to_k", "to_v")])
+        stem = f"diffusion_model.double_blocks.{block}.img_attn"
+        torch.testing.assert_close(added[f"{stem}.qkv.weight"], joined)
+        torch.testing.assert_close(added[f"{stem}.proj.weight"], product("transformer_blocks", block, "to_out.0"))
+        joined = torch.cat([product("single_transformer_blocks", block, part) for part in ("to_q", "to_k", "to_v")])
+        found = added[f"diffusion_model.single_blocks.{block}.linear1.weight"]
+        torch.testing.assert_close(found[: 3 * 256], joined)
+        assert not found[3 * 256 :].any(), "the MLP's part stays"
+    out, _, info = upscale(picture(32, 32), model, later_model=lora, upscale_by=4.0)
+    assert "later_model attention: CLEAR, radius 3" in info
+    assert not torch.equal(out, upscale(picture(32, 32), model, upscale_by=4.0)[0])

@@ -160,6 +160,15 @@ KINDS: Mapping[str, Kind] = {
     "ImageScaleBy": Kind(
         {"image": "IMAGE"}, (("IMAGE", "IMAGE"),), {"upscale_method": "lanczos", "scale_by": 2.0}, (320, 82)
     ),
+    "ImageScale": Kind(
+        {"image": "IMAGE"},
+        (("IMAGE", "IMAGE"),),
+        {"upscale_method": "bicubic", "width": 3840, "height": 2160, "crop": "disabled"},
+        (320, 130),
+    ),
+    "LoraLoaderModelOnly": Kind(
+        {"model": "MODEL"}, (("MODEL", "MODEL"),), {"lora_name": "", "strength_model": 1.0}, (340, 82)
+    ),
     "EmptySD3LatentImage": Kind(
         {}, (("LATENT", "LATENT"),), {"width": 1280, "height": 720, "batch_size": 1}, (340, 106)
     ),

@@ -54,6 +54,9 @@ CONTROLNET = Model(
     "controlnet",
     "3.6 GB",
 )
+URAE_2K = Model(
+    "urae_2k_adapter.safetensors", f"{HUB}/Huage001/URAE/resolve/main/urae_2k_adapter.safetensors", "loras", "a LoRA"
+)
 
 
 def clear_weights(stem: str) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .graph import Graph, Node
+from .guided import guided_4k, guided_8k, late_lora
 from .models import CLIP_L, FLUX_DEV, T5, T5_FP8, VAE, clear_weights
 from .parts import SCENE, WINDOWS, about, begin, result, small_picture, windows
 from .upscaling import controlnet, eight_k, upscale_faithful, upscale_paper
@@ -198,6 +199,9 @@ EXAMPLES: Sequence[Callable[[], Graph]] = (
     upscale_paper,
     eight_k,
     controlnet,
+    guided_4k,
+    guided_8k,
+    late_lora,
     stock_nodes,
     low_vram,
     side_by_side,
