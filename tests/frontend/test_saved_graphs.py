@@ -47,6 +47,8 @@ UPSCALE = {
     "tile_overlap": 64,
     "color_fix": "wavelet",
     "shift": 1.25,
+    "guide": "shift",
+    "guide_strength": "0, 1.5",
 }
 
 BUILD = """([attention, upscale]) => {

@@ -60,7 +60,7 @@ KINDS: Mapping[str, Kind] = {
             "down_factor": 0,
             "ntk": "constant",
         },
-        (360, 474),
+        (360, 450),
         PACK,
     ),
     "CLEARUpscale": Kind(
