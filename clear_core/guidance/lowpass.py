@@ -29,20 +29,11 @@ def coarse(latent: Tensor, level: int) -> Tensor:
         raise ValueError(f"level is {level}; expected 1 or more.")
     height, width = latent.shape[-2:]
     side = 2**level
-    rows, columns = -(-height // side), -(-width // side)
     exact = latent if latent.dtype == torch.float64 else latent.float()
-    planes = exact.reshape(1, -1, height, width)
-    padded = F.pad(planes, (0, columns * side - width, 0, rows * side - height))
-    sums = padded.unflatten(3, (columns, side)).unflatten(2, (rows, side)).sum(dim=(3, 5))
-    counts = _lengths(height, side, latent.device)[:, None] * _lengths(width, side, latent.device)
-    means = (sums / counts).repeat_interleave(side, 2).repeat_interleave(side, 3)
-    return means[:, :, :height, :width].reshape(latent.shape).to(latent.dtype)
-
-
-def _lengths(length: int, side: int, device: torch.device) -> Tensor:
-    """Elements of each block along one axis."""
-    starts = torch.arange(0, length, side, device=device)
-    return (length - starts).clamp(max=side)
+    # Without padding, a block at the border is divided by what it holds.
+    means = F.avg_pool2d(exact.reshape(1, -1, height, width), side, ceil_mode=True)
+    spread = means.repeat_interleave(side, 2)[:, :, :height].repeat_interleave(side, 3)[..., :width]
+    return spread.reshape(latent.shape).to(latent.dtype)
 
 
 def butterworth(latent: Tensor, order: int = 4, cutoff: float = 0.2) -> Tensor:
