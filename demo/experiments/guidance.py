@@ -14,7 +14,7 @@ def add_guidance(commands: Any) -> None:
     """Adds the command to the parsers of ``python -m demo.experiments``."""
     command = commands.add_parser("guidance", help="compare ways to a large picture; writes a record and a sheet")
     command.add_argument("--scenes", type=int, default=4)
-    command.add_argument("--above", type=int, default=2, help="of these, the scenes also made at 2048 px (default: 2)")
+    command.add_argument("--few", type=int, default=2, help="of these, the scenes with every attention and size")
     command.add_argument("--out", type=Path, default=Path("out/guidance"), help="folder that keeps every picture made")
     command.add_argument("--record", type=Path, default=Path("out/guidance.json"))
     command.add_argument("--sheet", type=Path, default=Path("out/guidance.jpg"))
@@ -31,16 +31,15 @@ def run_guidance(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .guidance_record import make_record
-    from .guidance_run import Folder, make_all, pictures
+    from .guidance_run import Folder, wanted
     from .guidance_sheet import sheet
 
     folder = Folder(options.out)
-    total = pictures(options.scenes, options.above)
-    for _ in tqdm(make_all(folder, options.scenes, options.above), total=total, unit="picture"):
-        pass
-    record = make_record(folder, options.scenes, options.above)
+    for index, scene, attention, method, side in tqdm([*wanted(options.scenes, options.few)], unit="picture"):
+        folder.large(index, scene, attention, method, side)
+    record = make_record(folder, options.scenes, options.few)
     options.record.parent.mkdir(parents=True, exist_ok=True)
     options.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    sheet(folder, options.scenes, options.above).save(options.sheet, quality=82)
+    sheet(folder, options.scenes, options.few).save(options.sheet, quality=74, optimize=True)
     print(tables(record))

@@ -77,23 +77,9 @@ class Start:
         return encode(enlarge(decode(self.latent).clamp(0, 1), side))
 
 
-SHORT = (
+GUIDED = (
     Method(),
-    Method(schedule="decay"),
-    Method(schedule="shift"),
-    Method(schedule="constant"),
-    Method(0.5),
-    Method(0.7),
-    Method(0.7, "decay"),
-    Method(0.5, hiflow=True),
-)
-FULL = (
-    Method(),
-    Method(repeated=True),
     *(Method(schedule=schedule, level=level) for schedule in ("decay", "shift", "constant") for level in (1, 2)),
-    Method(shift=6),
-    Method(schedule="decay", shift=6),
-    Method(schedule="shift", shift=6),
     Method(0.5),
     Method(0.5, "decay"),
     Method(0.5, "shift"),
@@ -102,25 +88,36 @@ FULL = (
     Method(0.7, "shift"),
     Method(0.5, hiflow=True),
 )
-# The windows as they are serve for comparison: fewer rows show what undistilled weights do.
-METHODS: dict[Attention, tuple[Method, ...]] = {
-    "distilled": (*FULL, Method(0.5, "constant", 2), Method(0.7, "constant", 2)),
-    "dense": FULL,
-    "plain": SHORT,
+MAIN = (*GUIDED, Method(0.5, "constant", 2), Method(0.7, "constant", 2))
+"""With distilled windows, on every scene."""
+
+REPEATED = Method(repeated=True)
+COMPARED: dict[Attention, tuple[Method, ...]] = {
+    "distilled": (*MAIN, REPEATED, *(Method(schedule=schedule, shift=6) for schedule in (None, "decay", "shift"))),
+    "dense": (*GUIDED, REPEATED),
+    "plain": (
+        Method(),
+        Method(schedule="decay"),
+        Method(schedule="shift"),
+        Method(schedule="constant"),
+        Method(0.5),
+        Method(0.7),
+        Method(0.7, "decay"),
+        Method(0.5, hiflow=True),
+    ),
 }
+"""On the first scenes: the three attentions side by side, and what is only tried there."""
+
 ABOVE = (
     Method(0.5),
     Method(0.5, "decay"),
     Method(0.5, "shift"),
     Method(0.5, "constant"),
-    Method(0.7),
     Method(0.7, "decay"),
-    Method(0.7, "constant"),
-    Method(),
     Method(schedule="decay"),
     Method(schedule="shift"),
-    Method(schedule="constant"),
 )
+"""From a picture of four times the base's side to one of eight times."""
 
 
 def make_base(denoiser: Denoiser, noise: Tensor) -> Start:

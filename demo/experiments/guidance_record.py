@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,38 +17,32 @@ from clear_core.guidance import SCHEDULES, Alignment, HiFlowState, align, guided
 from ..tiny_flux.codec import decode, encode
 from ..tiny_flux.data import held_out_scenes
 from ..world import Scene, draw_scene
-from .guidance_methods import ABOVE, BASE_SIDE, METHODS, STEPS, Attention, enlarge, scene_noise
+from .guidance_methods import ABOVE, BASE_SIDE, COMPARED, MAIN, STEPS, Attention, Method, enlarge, scene_noise
 from .guidance_run import ABOVE_START, AT, BEYOND, SPEC, Folder, denoiser_of, several_things, window_of
 from .measure import mean
 from .objects import count_things
-from .picture_measures import detail, layout_agreement, seams
+from .picture_measures import FINE_CELLS, detail, layout_agreement, seams
 
 Row = dict[str, Any]
-"""``side`` in px, ``attention``, ``method``, and the means of :func:`judged`."""
+"""Figures by name; of a method, ``attention``, ``method`` and the means of :func:`judged`."""
 
 VALIDATION = 60
 """Scenes that the detector is validated on."""
 
 
-def make_record(folder: Folder, scenes: int, above: int) -> dict[str, Any]:
-    """Judges a folder's pictures of the first scenes; ``above`` is how many scenes have pictures of ``BEYOND`` px."""
+def make_record(folder: Folder, scenes: int, few: int) -> dict[str, Any]:
+    """Judges a folder's pictures; ``scenes`` and ``few`` as in :func:`.guidance_run.wanted`."""
     chosen = several_things(scenes)
     bases = [shown(folder.base(index, scene).latent) for index, scene in enumerate(chosen)]
-    rows = [
-        {"side": AT, "attention": attention, "method": method.name}
-        | judged([shown(folder.at(i, scene, attention, method)) for i, scene in enumerate(chosen)], bases, chosen)
-        for attention, methods in METHODS.items()
-        for method in methods
-    ]
-    fewer = chosen[:above]
-    beyond = [
-        {"side": BEYOND, "attention": "distilled", "method": method.name}
-        | judged([shown(folder.beyond(i, scene, method)) for i, scene in enumerate(fewer)], bases, fewer)
-        for method in ABOVE
-    ]
+
+    def row(attention: Attention, method: Method, side: int, scenes: Sequence[Scene]) -> Row:
+        pictures = [shown(folder.large(index, scene, attention, method, side)) for index, scene in enumerate(scenes)]
+        return {"attention": attention, "method": method.name} | judged(pictures, bases, scenes)
+
+    first = chosen[:few]
     return {
         "scenes": [scene.caption for scene in chosen],
-        "scenes_beyond": above,
+        "few": few,
         "base_side": BASE_SIDE,
         "steps": STEPS,
         "window": str(SPEC),
@@ -55,20 +50,38 @@ def make_record(folder: Folder, scenes: int, above: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": platform.machine(),
         "detector": validated(),
-        "references": [*references(chosen, bases, AT), *references(fewer, bases, BEYOND)],
-        "rows": rows,
-        "beyond": beyond,
+        "main": {
+            "side": AT,
+            "references": references(chosen, bases, AT),
+            "rows": [row("distilled", method, AT, chosen) for method in MAIN],
+        },
+        "compared": {
+            "side": AT,
+            "references": [],
+            "rows": [row(one, method, AT, first) for one, methods in COMPARED.items() for method in methods],
+        },
+        "beyond": {
+            "side": BEYOND,
+            "references": references(first, bases, BEYOND),
+            "rows": [row("distilled", method, BEYOND, first) for method in ABOVE],
+        },
         "seconds": timed(),
     }
 
 
 def judged(pictures: Sequence[Tensor], bases: Sequence[Tensor], scenes: Sequence[Scene]) -> Row:
-    """Means over scenes: layout, share of things found, surplus blobs, seams, detail over the drawn picture's."""
+    """Means over scenes.
+
+    Returns:
+        ``layout`` and ``form``: agreement with the base in coarse and in fine cells. ``found``: share of the captions'
+        things. ``surplus``: further blobs in one picture. ``seams``. ``detail``: over the drawn picture's.
+    """
     counts = [count_things(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
     side = pictures[0].shape[-1]
     return {
         # There may be fewer pictures than bases.
         "layout": mean(layout_agreement(*pair) for pair in zip(pictures, bases, strict=False)),
+        "form": mean(layout_agreement(*pair, FINE_CELLS) for pair in zip(pictures, bases, strict=False)),
         "found": sum(count.found for count in counts) / sum(count.wanted for count in counts),
         "surplus": mean(count.surplus for count in counts),
         "seams": mean(seams(picture) for picture in pictures),
@@ -79,11 +92,13 @@ def judged(pictures: Sequence[Tensor], bases: Sequence[Tensor], scenes: Sequence
 
 
 def references(scenes: Sequence[Scene], bases: Sequence[Tensor], side: int) -> list[Row]:
-    """What the measures say of drawn pictures and of enlarged base pictures."""
-    large = [enlarge(base[None], side)[0] for base in bases[: len(scenes)]]
+    """What the measures say of drawn pictures, of the base pictures, and of these enlarged."""
+    small = bases[: len(scenes)]
+    large = [enlarge(base[None], side)[0] for base in small]
     return [
-        {"side": side, "method": "drawn"} | judged([drawn(scene, side) for scene in scenes], bases, scenes),
-        {"side": side, "method": "base, enlarged"} | judged(large, bases, scenes),
+        {"method": "drawn"} | judged([drawn(scene, side) for scene in scenes], bases, scenes),
+        {"method": "base at its own size"} | judged(small, bases, scenes),
+        {"method": "base, enlarged"} | judged(large, bases, scenes),
     ]
 
 
@@ -144,6 +159,7 @@ def shown(latent: Tensor) -> Tensor:
     return decode(latent)[0].clamp(0, 1)
 
 
+@lru_cache(maxsize=16)
 def drawn(scene: Scene, side: int) -> Tensor:
     """(3, side, side): the scene as the world draws it, through the codec."""
     return shown(encode(torch.from_numpy(draw_scene(scene, side, side)).permute(2, 0, 1)[None]))

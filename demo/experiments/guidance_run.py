@@ -17,7 +17,18 @@ from clear_core.integrations.flux_denoiser import FluxDenoiser
 from ..model import build_denoiser, with_distilled_weights
 from ..tiny_flux.data import held_out_scenes
 from ..world import Scene
-from .guidance_methods import ABOVE, BASE_SIDE, METHODS, Attention, Method, Start, make_base, make_large, scene_noise
+from .guidance_methods import (
+    ABOVE,
+    BASE_SIDE,
+    COMPARED,
+    MAIN,
+    Attention,
+    Method,
+    Start,
+    make_base,
+    make_large,
+    scene_noise,
+)
 
 SPEC = ClearSpec(8)
 AT, BEYOND = 1024, 2048
@@ -75,17 +86,13 @@ class Folder:
         found = self._kept(f"{index} base", make)
         return Start(found.pop("latent"), {float(sigma): x0 for sigma, x0 in found.items()})
 
-    def at(self, index: int, scene: Scene, attention: Attention, method: Method) -> Tensor:
-        """(1, 16, h, w) of ``AT`` px."""
-        return self._large(index, scene, attention, method, AT)
+    def large(self, index: int, scene: Scene, attention: Attention, method: Method, side: int = AT) -> Tensor:
+        """(1, 16, h, w) of a picture of ``side`` px; one of ``BEYOND`` px is made from one of ``AT`` px."""
 
-    def beyond(self, index: int, scene: Scene, method: Method) -> Tensor:
-        """(1, 16, h, w) of ``BEYOND`` px, from a picture of ``AT`` px; distilled windows for both."""
-        return self._large(index, scene, "distilled", method, BEYOND)
-
-    def _large(self, index: int, scene: Scene, attention: Attention, method: Method, side: int) -> Tensor:
         def make() -> dict[str, Tensor]:
-            start = self.base(index, scene) if side == AT else Start(self.at(index, scene, attention, ABOVE_START), {})
+            start = (
+                self.base(index, scene) if side == AT else Start(self.large(index, scene, attention, ABOVE_START), {})
+            )
             denoiser = denoiser_of(scene.caption, attention)
             with window_of(denoiser, attention, side):
                 return {"latent": make_large(denoiser, method, start, scene_noise(index, side))}
@@ -102,19 +109,14 @@ class Folder:
         return load_file(file)
 
 
-def make_all(folder: Folder, scenes: int, above: int) -> Iterator[None]:
-    """Makes every picture that is not there yet, one for each step of the iterator."""
+def wanted(scenes: int, few: int) -> Iterator[tuple[int, Scene, Attention, Method, int]]:
+    """(index, scene, attention, method, side) of every picture; ``few`` of the scenes have all of them."""
     for index, scene in enumerate(several_things(scenes)):
-        for attention, methods in METHODS.items():
-            for method in methods:
-                folder.at(index, scene, attention, method)
-                yield
-        if index < above:
+        for method in MAIN:
+            yield index, scene, "distilled", method, AT
+        if index < few:
+            for attention, methods in COMPARED.items():
+                for method in methods:
+                    yield index, scene, attention, method, AT
             for method in ABOVE:
-                folder.beyond(index, scene, method)
-                yield
-
-
-def pictures(scenes: int, above: int) -> int:
-    """How many pictures :func:`make_all` makes."""
-    return scenes * sum(map(len, METHODS.values())) + min(scenes, above) * len(ABOVE)
+                yield index, scene, "distilled", method, BEYOND

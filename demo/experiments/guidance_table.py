@@ -1,56 +1,49 @@
-"""The guidance record as Markdown: one table for each size, one of the seconds."""
+"""The guidance record as Markdown: three tables of methods, one of the seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ATTENTIONS = ("dense", "plain", "distilled")
 """In the order of a cell's figures."""
 
-MEASURES = (("layout", "{:.3f}", 1), ("found", "{:.0f} %", 100), ("surplus", "{:.1f}", 1), ("seams", "{:.2f}", 1))
-DETAIL = ("detail", "{:.2f}", 1)
-HEAD = ("layout", "found", "surplus", "seams", "detail")
+MEASURES: dict[str, Callable[[float], str]] = {
+    "layout": lambda value: f"{value:.3f}",
+    "form": lambda value: f"{value:.3f}",
+    "found": lambda value: f"{100 * value:.0f} %",
+    "surplus": lambda value: f"{value:.1f}",
+    "seams": lambda value: f"{value:.2f}",
+    "detail": lambda value: f"{value:.2f}",
+}
 
 
 def tables(record: dict[str, Any]) -> str:
     """The tables of README.md."""
-    sizes = [
-        (record["rows"], ATTENTIONS, [row for row in record["references"] if row["side"] == record["rows"][0]["side"]]),
-        (
-            record["beyond"],
-            ("distilled",),
-            [row for row in record["references"] if row["side"] == record["beyond"][0]["side"]],
-        ),
-    ]
-    titles = [
-        f"{rows[0]['side']} px, {scenes} scenes" + (": dense / windows as they are / distilled" if several else "")
-        for (rows, _, _), scenes, several in zip(
-            sizes, (len(record["scenes"]), record["scenes_beyond"]), (True, False), strict=True
-        )
-    ]
-    parts = [size_table(title, *size) for title, size in zip(titles, sizes, strict=True)]
-    return "\n\n".join([*parts, seconds_table(record["seconds"])])
+    many, few = len(record["scenes"]), record["few"]
+    main, compared, beyond = record["main"], record["compared"], record["beyond"]
+    return "\n\n".join(
+        [
+            methods_table(f"{main['side']} px, distilled windows, {many} scenes", main, ("distilled",)),
+            methods_table(f"{compared['side']} px, dense / plain / distilled, {few} scenes", compared, ATTENTIONS),
+            methods_table(f"{beyond['side']} px, distilled windows, {few} scenes", beyond, ("distilled",)),
+            seconds_table(record["seconds"]),
+        ]
+    )
 
 
-def size_table(title: str, rows: Sequence[Any], attentions: Sequence[str], references: Sequence[Any]) -> str:
+def methods_table(title: str, part: dict[str, Any], attentions: Sequence[str]) -> str:
     """A row for each method; the figures of the attentions stand side by side."""
-    lines = table_head([title, *HEAD])
-    for row in references:
-        lines.append(line([f"({row['method']})", *(figure(row, measure) for measure in (*MEASURES, DETAIL))]))
-    for method in dict.fromkeys(row["method"] for row in rows):
-        found = {row["attention"]: row for row in rows if row["method"] == method}
-        lines.append(
-            line(
-                [
-                    method,
-                    *(
-                        " / ".join(figure(found[one], measure) if one in found else "-" for one in attentions)
-                        for measure in (*MEASURES, DETAIL)
-                    ),
-                ]
-            )
-        )
+    lines = table_head([title, *MEASURES])
+    for row in part["references"]:
+        lines.append(line([f"({row['method']})", *(form(row[name]) for name, form in MEASURES.items())]))
+    for method in dict.fromkeys(row["method"] for row in part["rows"]):
+        found = {row["attention"]: row for row in part["rows"] if row["method"] == method}
+        cells = [
+            " / ".join(form(found[one][name]) if one in found else "-" for one in attentions)
+            for name, form in MEASURES.items()
+        ]
+        lines.append(line([method, *cells]))
     return "\n".join(lines)
 
 
@@ -64,11 +57,6 @@ def seconds_table(seconds: dict[str, Any]) -> str:
         cells = [row["attention"], str(row["side"]), f"{row['step']:.2f}"]
         lines.append(line([*cells, *(f"{1000 * own[kind]:.1f}" for kind in kinds), f"{100 * share:.1f} %"]))
     return "\n".join(lines)
-
-
-def figure(row: dict[str, Any], measure: tuple[str, str, int]) -> str:
-    name, form, factor = measure
-    return form.format(factor * row[name])
 
 
 def table_head(cells: Sequence[str]) -> list[str]:

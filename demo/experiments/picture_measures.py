@@ -10,14 +10,15 @@ from clear_core.layout import TOKEN_PIXELS
 from .guidance_methods import enlarge
 from .measure import layout
 
-CELLS = 16
-"""Cells of ``layout`` along a side of a picture of any size; at 512 px they have 32 px."""
+CELLS, FINE_CELLS = 16, 64
+"""Cells along a side of a picture of any size. One of 16 shows which thing is there, one of 64 what form and texture it
+has; at 512 px they have 32 and 8 px."""
 
 
-def layout_agreement(picture: Tensor, base: Tensor) -> float:
+def layout_agreement(picture: Tensor, base: Tensor, cells: int = CELLS) -> float:
     """Correlation of a (3, H, W) picture's cell means with those of its (3, h, w) base; 1 is the same layout."""
     side = picture.shape[-1]
-    return layout(picture, enlarge(base[None], side)[0], side // CELLS)
+    return layout(picture, enlarge(base[None], side)[0], side // cells)
 
 
 def seams(picture: Tensor) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,20 @@ from clear_core import ClearSpec
 from clear_core.guidance import SCHEDULES, coarse
 from clear_core.integrations.diffusers import apply_clear
 from clear_core.sdedit import euler, sdedit_sigmas
-from demo.experiments.guidance_methods import Method, Start, enlarge, make_base, make_large, scene_noise
+from demo.experiments.guidance import RECORD
+from demo.experiments.guidance_methods import (
+    ABOVE,
+    COMPARED,
+    MAIN,
+    Method,
+    Start,
+    enlarge,
+    make_base,
+    make_large,
+    scene_noise,
+)
 from demo.experiments.guidance_run import Folder, several_things
+from demo.experiments.guidance_table import tables
 from demo.experiments.guided_denoiser import AlongReference, Corrected, RepeatedText, TowardsGuide
 from demo.experiments.objects import blobs, components, count_things
 from demo.experiments.picture_measures import detail, layout_agreement, seams
@@ -22,6 +36,8 @@ from demo.model import build_denoiser
 from demo.tiny_flux.codec import decode, encode
 from demo.world import Scene, draw_scene
 
+README = RECORD.with_name("README.md")
+GUIDANCE: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
 OTHER = {"left": "middle", "middle": "right", "right": "left"}
 
 
@@ -141,3 +157,47 @@ def test_a_picture_is_made_once_and_methods_have_names_of_their_own(tmp_path):
             for method in (Method(), Method(0.3), Method(0.3, "decay"), Method(repeated=True))
         }
     assert len({method.name for method in large}) == len({tuple(one.flatten().tolist()) for one in large.values()}) == 4
+
+
+def recorded(part: str) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["attention"], row["method"]): row for row in GUIDANCE[part]["rows"]}
+
+
+def test_the_docs_show_the_guidance_record():
+    assert tables(GUIDANCE) in README.read_text(encoding="utf-8")
+
+
+def test_the_record_has_every_method_and_a_detector_that_works():
+    assert list(recorded("main")) == [("distilled", method.name) for method in MAIN]
+    assert list(recorded("compared")) == [(one, method.name) for one, methods in COMPARED.items() for method in methods]
+    assert list(recorded("beyond")) == [("distilled", method.name) for method in ABOVE]
+    assert GUIDANCE["scenes"] == [scene.caption for scene in several_things(len(GUIDANCE["scenes"]))]
+    detector = GUIDANCE["detector"]
+    assert detector["found"] >= 0.99 * detector["wanted"] and detector["surplus"] <= 0.05 * detector["wanted"]
+    assert detector["copies_found"] == 0 and detector["copies_surplus"] >= 0.95 * detector["copies"]
+
+
+@pytest.mark.parametrize("attention", ["dense", "plain", "distilled"])
+def test_from_noise_the_record_asks_for_shift_or_constant_guidance(attention: str):
+    rows = recorded("compared")
+    alone, decay = rows[attention, Method().name], rows[attention, Method(schedule="decay").name]
+    assert alone["found"] < 0.5
+    for schedule in ("shift", "constant"):
+        held = rows[attention, Method(schedule=schedule).name]
+        assert held["found"] == 1 and held["surplus"] <= 0.25
+        assert held["form"] > decay["form"] > alone["form"]
+
+
+def test_level_2_leaves_more_detail_than_level_1_and_keeps_the_things():
+    rows = recorded("main")
+    for schedule in ("shift", "constant"):
+        fine, rough = (rows["distilled", Method(schedule=schedule, level=level).name] for level in (1, 2))
+        assert rough["detail"] > 1.3 * fine["detail"]
+        assert rough["found"] == 1 and rough["surplus"] <= 0.25 and rough["form"] > 0.99
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.7])
+def test_guidance_takes_the_surplus_out_of_sdedit(strength: float):
+    rows = recorded("main")
+    alone, held = (rows["distilled", each.name] for each in (Method(strength), Method(strength, "constant", 2)))
+    assert held["surplus"] < alone["surplus"] and held["form"] > alone["form"]
