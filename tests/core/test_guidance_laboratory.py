@@ -201,3 +201,11 @@ def test_guidance_takes_the_surplus_out_of_sdedit(strength: float):
     rows = recorded("main")
     alone, held = (rows["distilled", each.name] for each in (Method(strength), Method(strength, "constant", 2)))
     assert held["surplus"] < alone["surplus"] and held["form"] > alone["form"]
+
+
+def test_above_the_record_asks_for_sdedit_with_shift():
+    rows = recorded("beyond")
+    held = rows["distilled", Method(0.5, "shift").name]
+    for other in (Method(0.5), Method(0.5, "decay"), Method(0.7, "decay"), Method(schedule="decay")):
+        assert held["form"] > rows["distilled", other.name]["form"]
+    assert held["found"] == 1 and held["surplus"] == 0 < rows["distilled", Method(0.5).name]["surplus"]
