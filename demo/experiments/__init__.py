@@ -1,1 +1,1 @@
-"""The quality experiments: distance of windows on the tiny FLUX from dense attention, with and without distillation."""
+"""The quality experiments: windows on the tiny FLUX against dense attention, and ways to a larger picture."""

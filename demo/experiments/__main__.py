@@ -1,4 +1,4 @@
-"""``python -m demo.experiments``: distil the tiny FLUX's windows, evaluate them, print the table."""
+"""``python -m demo.experiments``: distil the tiny FLUX's windows, evaluate them, compare guidance."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 from clear_core import token_grid
 from clear_core.layout import TOKEN_PIXELS
 
+from .guidance import add_guidance
+
 RECORD = Path(__file__).with_name("record.json")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.experiments", description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="distil | measure | table")
+    commands = parser.add_subparsers(required=True, metavar="distil | measure | table | guidance")
     distil = commands.add_parser("distil", help="train the windows' weights")
     distil.add_argument("--out", type=Path, default=Path("out/windows"), help="folder for samples, states and weights")
     distil.add_argument("--samples", type=int, default=240)
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     table = commands.add_parser("table", help="a record as a Markdown table")
     table.add_argument("--record", type=Path, default=RECORD)
     table.set_defaults(run=lambda options: print(markdown(json.loads(options.record.read_text()))))
+    add_guidance(commands)
     for command in (distil, measure):
         command.add_argument("--model", type=Path, help="the tiny FLUX's file; the committed one by default")
     options = parser.parse_args(arguments)

@@ -148,9 +148,9 @@ def windowed(spec: ClearSpec, weights: Path | None = None, model: Path | None = 
     return student.requires_grad_(False)
 
 
-def layout(image: Tensor, reference: Tensor) -> float:
-    """Correlation of two (3, H, W) images' means over 32 x 32 px."""
-    both = torch.stack([F.avg_pool2d(each, CELL).flatten() for each in (image, reference)])
+def layout(image: Tensor, reference: Tensor, cell: int = CELL) -> float:
+    """Correlation of two (3, H, W) images' means over cells of ``cell`` x ``cell`` px."""
+    both = torch.stack([F.avg_pool2d(each, cell).flatten() for each in (image, reference)])
     return torch.corrcoef(both)[0, 1].item()
 
 
