@@ -3,8 +3,8 @@
     COMFYUI_PATH=ComfyUI ComfyUI/.venv/bin/python -m benchmarks.guidance --output benchmarks/records/NAME.json
 
 with the Python that runs that ComfyUI. The model is a FLUX of 2 + 4 blocks and a sixth of FLUX.1's width, so its steps
-are far cheaper than FLUX.1's. Guidance works on the latent alone and costs the same with either, so the shares are bounds
-for FLUX.1 from above. Every passage through a method's function is timed inside the run whose steps it is compared
+are far cheaper than FLUX.1's. Guidance works on the latent alone and costs the same with either, so the shares bound
+FLUX.1's from above. Every passage through a method's function is timed inside the run whose steps it is compared
 with; its memory is the bytes of the tensors that are alive at once, counted in a run of its own.
 """
 

@@ -41,8 +41,9 @@ class Family:
         hires_tokens: Up to this many image tokens the model needs no high-resolution recipe.
         hires_ntk: Automatic NTK factor above ``hires_tokens``; 1 where the family has no such recipe.
         shift: Recommended shift of the noise levels; None for the model's own.
-        hires_shift: Shift of the noise levels for a run from noise above ``hires_tokens``; None for the model's own.
-            FLUX.1's 6 is I-Max's (arXiv 2410.07536, ``time_shift_2`` in its pipeline_flux_imax.py).
+        hires_shift: Shift of the noise levels for a run from noise above ``hires_tokens`` that I-Max's shift schedule
+            guides; None for the model's own. FLUX.1's 6 is I-Max's (arXiv 2410.07536, ``time_shift_2`` in its
+            pipeline_flux_imax.py).
         weights: Family whose distilled weights fit; None if nobody has distilled any.
         num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model.
         diffusers: Names in diffusers.
@@ -72,14 +73,14 @@ class Family:
         """Side of a latent cell in pixels (the VAE's factor)."""
         return self.token_pixels // self.token_cells
 
-    def shift_for(self, image_tokens: int, denoise: float) -> float | None:
+    def shift_for(self, image_tokens: int, guided_from_noise: bool) -> float | None:
         """Shift of the noise levels for one run; None for the model's own.
 
         Args:
             image_tokens: Of the whole frame.
-            denoise: Above 0 and up to 1; 1 starts from pure noise.
+            guided_from_noise: Whether it starts from pure noise and I-Max's shift schedule guides it.
         """
-        return self.hires_shift if denoise >= 1 and self.is_hires(image_tokens) else self.shift
+        return self.hires_shift if guided_from_noise and self.is_hires(image_tokens) else self.shift
 
     def is_hires(self, image_tokens: int) -> bool:
         """Whether a frame of this many image tokens gets the high-resolution recipe."""

@@ -64,10 +64,10 @@ class CLEARGuide(io.ComfyNode):
                 io.Combo.Input(
                     "schedule",
                     options=list(SCHEDULES),
-                    default="decay",
+                    default="shift",
                     optional=True,
-                    tooltip="decay: guides the coarse parts, less and less. shift: guides everything first, only the "
-                    "coarse parts later. constant: the coarse parts, always.",
+                    tooltip="shift: guides everything first, only the coarse parts later. constant: the coarse parts, "
+                    "always. decay: the coarse parts, less and less.",
                 ),
                 io.Float.Input(
                     "strength",

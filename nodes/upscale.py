@@ -181,8 +181,8 @@ class CLEARUpscale(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Moves the noise levels up. 0: the model family's recipe (FLUX.1: 3; 6 at denoise 1 above "
-                    "2 megapixels). A ModelSampling node before this one takes precedence.",
+                    tooltip="Moves the noise levels up. 0: the model family's recipe (FLUX.1: 3; 6 with guide shift at "
+                    "denoise 1). A ModelSampling node before this one takes precedence.",
                 ),
                 io.Combo.Input(
                     "guide",
@@ -191,7 +191,7 @@ class CLEARUpscale(io.ComfyNode):
                     optional=True,
                     extra_dict=ADVANCED,
                     tooltip="Keeps the layout of the picture that a stage enlarges, even at denoise 1. auto: off up to "
-                    f"{GUIDED_ABOVE} px, decay above. decay fades over the steps, shift holds on longer.",
+                    f"{GUIDED_ABOVE} px, shift above. shift holds on; constant holds the coarse parts; decay fades.",
                 ),
                 io.String.Input(
                     "guide_strength",

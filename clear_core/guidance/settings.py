@@ -28,7 +28,7 @@ class GuideSettings:
         ValueError: A value is out of range.
     """
 
-    schedule: Schedule = "decay"
+    schedule: Schedule = "shift"
     strength: float = 1.0
     level: int = 1
     start_percent: float = 0.0

@@ -14,14 +14,15 @@ from .stages import Stage, of_stage, parse_numbers
 AUTO = "auto"
 OFF = "off"
 
-GUIDES = ("auto", "off", "decay", "shift")
+GUIDES = ("auto", "off", "decay", "shift", "constant")
 """``auto``: off up to 4096 px, above it :data:`AUTO_SCHEDULE`. The others are schedules of
 :class:`~clear_core.guidance.GuideSettings`."""
 
 GUIDED_ABOVE = 4096
 """Longer side in px up to which a picture holds together by itself; above it the method's author reports artifacts."""
 
-AUTO_SCHEDULE = "decay"
+AUTO_SCHEDULE = "shift"
+"""What kept things and textures above the size of training in demo/experiments/guidance.json, where decay lost some."""
 
 
 STRENGTHS = f'numbers from 0 to {MOST_STRENGTH:g}, separated by commas, such as "1" or "0, 1"'
@@ -74,7 +75,7 @@ def stage_guide(guide: str, strength: float, source: tuple[int, int], size: tupl
         guide = AUTO_SCHEDULE if max(size) > GUIDED_ABOVE else OFF
     if guide == OFF or not strength:
         return None
-    return GuideSettings("shift" if guide == "shift" else "decay", strength, guide_level(source, size))
+    return GuideSettings(guide, strength, guide_level(source, size))
 
 
 def guide_level(source: tuple[int, int], size: tuple[int, int]) -> int:

@@ -67,6 +67,11 @@ class Stage:
         return self.grid[0] * self.grid[1]
 
     @property
+    def is_guided_from_noise(self) -> bool:
+        """Whether it is I-Max's own recipe: pure noise under the shift schedule."""
+        return self.denoise >= 1 and self.guide is not None and self.guide.schedule == "shift"
+
+    @property
     def enlarges(self) -> bool:
         """Whether the output is larger than the input."""
         return self.size != self.source

@@ -73,9 +73,8 @@ def test_a_family_is_a_constant() -> None:
     assert all(field.name in FLUX1.__dict__ for field in fields(FLUX1))
 
 
-def test_the_shift_of_a_run_is_6_from_noise_at_high_resolution():
+def test_the_shift_of_a_run_is_6_if_guided_from_noise_at_high_resolution():
     for family in FAMILIES:
-        for denoise in (0.3, 0.7, 0.99):
-            assert family.shift_for(8193, denoise) == family.shift_for(4096, 1.0) == family.shift
-        assert family.shift_for(8193, 1.0) == family.hires_shift
-    assert (FLUX1.shift_for(8192, 1.0), FLUX1.shift_for(8193, 1.0), CHROMA.shift_for(8193, 1.0)) == (3.0, 6.0, None)
+        assert family.shift_for(8193, False) == family.shift_for(4096, True) == family.shift
+        assert family.shift_for(8193, True) == family.hires_shift
+    assert (FLUX1.shift_for(8192, True), FLUX1.shift_for(8193, True), CHROMA.shift_for(8193, True)) == (3.0, 6.0, None)

@@ -75,12 +75,13 @@ def test_stages_have_their_own_seeds():
     ("size", "upscale_by", "guide", "strength", "expected"),
     [
         ((1024, 1024), 4.0, "auto", "1.0", [None, None]),
-        ((1024, 1024), 4.01, "auto", "1.0", [None, None, ("decay", 1.0, 1)]),
-        ((512, 1200), 4.0, "auto", "0.5", [None, ("decay", 0.5, 1)]),
+        ((1024, 1024), 4.01, "auto", "1.0", [None, None, ("shift", 1.0, 1)]),
+        ((512, 1200), 4.0, "auto", "0.5", [None, ("shift", 0.5, 1)]),
         ((1024, 1024), 8.0, "auto", "0", [None, None, None]),
         ((64, 64), 8.0, "off", "1.0", [None, None, None]),
         ((64, 64), 8.0, "shift", "0, 1, 0.5", [None, ("shift", 1.0, 1), ("shift", 0.5, 1)]),
         ((64, 64), 4.0, "decay", "2", [("decay", 2.0, 1), ("decay", 2.0, 1)]),
+        ((64, 64), 2.0, "constant", "1", [("constant", 1.0, 1)]),
         ((64, 64), 4.0, "decay", "", [("decay", 1.0, 1), ("decay", 1.0, 1)]),
     ],
     ids=str,
@@ -125,7 +126,7 @@ def test_refuses_values_in_one_sentence(values, words):
 @pytest.mark.parametrize(
     ("guide", "strength", "words"),
     [
-        ("constant", "1", ["guide", "constant", "auto, off, decay, shift"]),
+        ("on", "1", ["guide", "'on'", "auto, off, decay, shift, constant"]),
         ("decay", "3", ["guide_strength", "'3'", "0 to 2"]),
         ("off", "1; 0", ["guide_strength", "1; 0", "commas"]),
         ("auto", "nan", ["guide_strength", "nan"]),

@@ -85,7 +85,7 @@ def test_strength_nothing_is_stock_and_nothing_stays_behind(host, tiny_flux, gui
 
 def test_percents_cut_the_run_and_leave_the_schedule_as_it_is(host, tiny_flux, guide):
     model, samples, calls = tiny_flux(), drawn(16, 16), Calls()
-    guided = calls.around(model, lambda one: guide(one, samples, start_percent=0.2, end_percent=0.6))
+    guided = calls.around(model, lambda one: guide(one, samples, schedule="decay", start_percent=0.2, end_percent=0.6))
     sample(host, guided, torch.zeros(1, 16, 16, 16), steps=6)
     wanted = imax(calls, in_model_space(model, samples), "decay", 1)
     inside = [not torch.equal(a, b) for a, b in zip(calls.after, calls.before, strict=True)]
@@ -100,7 +100,9 @@ def test_percents_cut_the_run_and_leave_the_schedule_as_it_is(host, tiny_flux, g
 def test_part_of_a_schedule_is_a_run_of_its_own(host, tiny_flux, guide):
     """At denoise 0.5 the first step of the run is the schedule's first."""
     model, samples, calls = tiny_flux(), drawn(16, 16), Calls()
-    sample(host, calls.around(model, lambda one: guide(one, samples)), drawn(16, 16, seed=4), denoise=0.5)
+    sample(
+        host, calls.around(model, lambda one: guide(one, samples, schedule="decay")), drawn(16, 16, seed=4), denoise=0.5
+    )
     assert calls.steps[0] < 0.95
     check(calls, imax(calls, in_model_space(model, samples), "decay", 1))
 
@@ -130,7 +132,7 @@ def test_cfg_is_applied_first(host, tiny_flux, guide):
 def test_a_batch_repeats_a_guide_as_the_host_does(host, tiny_flux, guide):
     model, calls = tiny_flux(), Calls()
     samples = drawn(16, 16, batch=2)
-    sample(host, calls.around(model, lambda one: guide(one, samples)), torch.zeros(3, 16, 16, 16))
+    sample(host, calls.around(model, lambda one: guide(one, samples, schedule="decay")), torch.zeros(3, 16, 16, 16))
     check(calls, imax(calls, in_model_space(model, samples[[0, 1, 0]]), "decay", 1))
 
 

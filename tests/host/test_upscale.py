@@ -201,16 +201,17 @@ def test_a_model_sampling_patch_upstream_wins_and_is_named(host, vae, upscale, t
 
 
 def test_a_familys_recipe_has_its_own_shift_from_noise_at_high_resolution(upscale, tiny_flux, host_part, monkeypatch):
-    """FLUX.1: 3, and 6 for a stage from pure noise above 2 megapixels; 16 tokens stand for 8192 here."""
+    """FLUX.1: 3, and 6 for a guided stage from pure noise above 2 megapixels; 16 tokens stand for 8192 here."""
     families = host_part("model.family").FLUX1
     monkeypatch.setattr(type(families), "is_hires", lambda self, tokens: tokens > 16)
     model, image = tiny_flux(), picture(32, 32)
-    _, latent, info = upscale(image, model, upscale_by=4.0, stage_denoise="1.0")
+    _, latent, info = upscale(image, model, upscale_by=4.0, stage_denoise="1.0", guide="shift")
     assert "shift: 3, then 6" in info.splitlines()
-    middle, _, _ = upscale(image, model, denoise=1.0, shift=3.0)
-    _, alone, said = upscale(middle, model, denoise=1.0, shift=6.0, seed=1)
+    middle, _, _ = upscale(image, model, denoise=1.0, shift=3.0, guide="shift")
+    _, alone, said = upscale(middle, model, denoise=1.0, shift=6.0, seed=1, guide="shift")
     assert torch.equal(latent, alone) and "shift: 6" in said.splitlines()
-    assert "shift: 3" in upscale(middle, model, denoise=0.9)[2].splitlines()
+    for other in ({"denoise": 0.9, "guide": "shift"}, {"denoise": 1.0, "guide": "decay"}, {"denoise": 1.0}):
+        assert "shift: 3" in upscale(middle, model, **other)[2].splitlines()
 
 
 def test_info_names_what_decides_the_picture(upscale, tiny_flux, clear_node):

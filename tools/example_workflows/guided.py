@@ -38,11 +38,12 @@ def guided_4k() -> Graph:
         about(
             "3840 x 2160 from pure noise, with guidance",
             "The small picture is composed first. The large one begins with noise alone, and **CLEAR Guide** keeps the "
-            "small one's layout: at each step it moves the coarse parts of the prediction towards the enlarged small "
-            "picture, less and less. So all detail is new, and nothing is doubled.",
+            "small one's layout: it moves each prediction towards the enlarged small picture, first in everything, "
+            "towards the end in its coarse parts alone. So nothing is doubled.",
             "- *level* 2 counts squares of 4 x 4 latent cells as coarse, since the picture is enlarged 3 times; 1 is "
             "for twice.\n"
-            "- *schedule* shift holds on longer, constant to the end.\n"
+            "- *schedule* constant holds the coarse parts alone, which gives crisper and rougher detail; decay lets go "
+            "towards the end.\n"
             "- Closer to the small picture and cheaper: *clear_text_to_image_1k_to_4k*, which starts from the picture "
             "with some noise.",
             EVIDENCE,
@@ -72,13 +73,13 @@ def guided_8k() -> Graph:
         upscale_by=6.0,
         steps=20,
         stage_denoise="0.7, 0.7, 0.7",
-        guide="decay",
+        guide="shift",
     )
     note = graph.note(
         about(
             "7680 x 4320 in stages, each guided",
             "Three stages that redo a lot, *denoise* 0.7 each. Each is guided by the picture that it enlarges "
-            "(*guide*: decay), so that things stay where they are and do not double, which they tend to do past 4096 "
+            "(*guide*: shift), so that things stay where they are and do not double, which they tend to do past 4096 "
             "pixels.",
             "- *guide_strength* 0, 1 leaves the first stage unguided; 0.5 everywhere is half the hold.\n"
             "- *guide* auto, the default, guides above 4096 pixels only.\n"

@@ -100,7 +100,7 @@ KINDS: Mapping[str, Kind] = {
     "CLEARGuide": Kind(
         {"model": "MODEL", "guide": "LATENT"},
         (("MODEL", "MODEL"),),
-        {"schedule": "decay", "strength": 1.0, "level": 1, "start_percent": 0.0, "end_percent": 1.0},
+        {"schedule": "shift", "strength": 1.0, "level": 1, "start_percent": 0.0, "end_percent": 1.0},
         (360, 230),
         PACK,
     ),

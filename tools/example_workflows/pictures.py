@@ -20,8 +20,9 @@ from clear_core import ClearSpec, token_grid
 from clear_core.integrations.diffusers import apply_clear
 from clear_core.integrations.flux_denoiser import FluxDenoiser
 from clear_core.layout import TOKEN_PIXELS
-from clear_core.sdedit import TileLayout, euler, sdedit, sdedit_sigmas
+from clear_core.sdedit import TileLayout, euler, noised, sdedit, sdedit_sigmas
 from clear_core.weights import read_clear_file
+from demo.experiments.guided_denoiser import Corrected, TowardsGuide
 from demo.experiments.windows import window_file
 from demo.job import decoded, make_noise
 from demo.model import build_denoiser
@@ -76,6 +77,15 @@ class Studio:
         if caption not in self.drawn:
             self.drawn[caption] = from_noise(self.model(caption), BASE)
         return self.drawn[caption]
+
+    def guided(self, caption: str, picture: Tensor, factor: int, strength: float, level: int) -> Tensor:
+        """A picture enlarged and redrawn with windows, guided by itself (I-Max's shift schedule)."""
+        denoiser = self.model(caption, WINDOW)
+        noise = make_noise(picture.shape[-1] * factor)
+        start = encode(enlarged(picture, factor)[None])
+        sigmas = sdedit_sigmas(STEPS, strength)
+        towards = TowardsGuide(start, sigmas.tolist(), "shift", level)
+        return decoded(euler(Corrected(denoiser, towards), noised(start, noise, float(sigmas[0])), sigmas))
 
     def larger(
         self, caption: str, picture: Tensor, factor: float, strength: float, spec: ClearSpec = WINDOW, tile: int = 0
@@ -160,6 +170,29 @@ def controlnet(studio: Studio) -> Image:
     return labelled(with_insets(fitted(large), fitted(small, SIDE // 3)), "larger, here without a ControlNet")
 
 
+def guided_4k(studio: Studio) -> Image:
+    small = studio.small(SNOW)
+    return labelled(
+        halves(fitted(studio.larger(SNOW, small, 4, 1.0)), fitted(studio.guided(SNOW, small, 4, 1.0, 2))),
+        "from noise at 4x | with a guide",
+    )
+
+
+def guided_8k(studio: Studio) -> Image:
+    middle = studio.guided(DESERT, studio.small(DESERT), 2, 0.7, 1)
+    return labelled(
+        halves(fitted(studio.larger(DESERT, middle, 2, 0.7)), fitted(studio.guided(DESERT, middle, 2, 0.7, 1))),
+        "last stage alone | guided",
+    )
+
+
+def late_lora(studio: Studio) -> Image:
+    small = studio.small(MEADOW)
+    middle = studio.larger(MEADOW, small, 2, 0.3)
+    large = studio.larger(MEADOW, middle, 1.5, 0.2)
+    return labelled(with_insets(fitted(large), fitted(middle, SIDE * 2 // 3)), "2 stages, here without the LoRA")
+
+
 def stock_nodes(studio: Studio) -> Image:
     small = studio.small(SEA)
     middle = studio.larger(SEA, small, 2, 0.3)
@@ -194,6 +227,9 @@ PICTURES: Mapping[str, Callable[[Studio], Image]] = {
     "clear_upscale_as_in_the_paper": upscale_paper,
     "clear_8k_in_stages_with_tiles": eight_k,
     "clear_controlnet_tile_4k": controlnet,
+    "clear_text_to_4k_with_guidance": guided_4k,
+    "clear_8k_in_stages_with_guidance": guided_8k,
+    "clear_2k_lora_in_late_stages": late_lora,
     "clear_stock_nodes_1k_to_4k": stock_nodes,
     "clear_low_vram_fp8": low_vram,
     "clear_dense_beside_clear": side_by_side,

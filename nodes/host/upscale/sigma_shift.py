@@ -29,7 +29,7 @@ def with_shift(model: ModelPatcher, shift: float, stage: Stage) -> tuple[ModelPa
         value = getattr(sampling, "shift", None)
         kind = type(sampling).__mro__[1].__name__
         return model, f"{kind} of a node upstream" + (f", shift {value:g}" if value is not None else "")
-    wanted = shift or model_shape(model).family.shift_for(stage.tokens, stage.denoise)
+    wanted = shift or model_shape(model).family.shift_for(stage.tokens, stage.is_guided_from_noise)
     if not wanted:
         return model, "the model's own"
     clone = model.clone()
