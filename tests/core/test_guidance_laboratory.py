@@ -209,3 +209,16 @@ def test_above_the_record_asks_for_sdedit_with_shift():
     for other in (Method(0.5), Method(0.5, "decay"), Method(0.7, "decay"), Method(schedule="decay")):
         assert held["form"] > rows["distilled", other.name]["form"]
     assert held["found"] == 1 and held["surplus"] == 0 < rows["distilled", Method(0.5).name]["surplus"]
+
+
+def test_the_products_defaults_are_those_of_the_record():
+    """CLEAR Upscale above 4096 px: the schedule and the level with which the record loses and doubles nothing."""
+    from clear_core.sdedit import guided_stages, plan_stages
+
+    last = guided_stages(plan_stages(4096, 4096, upscale_by=2.0), "auto", "1.0")[-1]
+    assert last.guide is not None
+    beyond = {row["method"]: row for row in GUIDANCE["beyond"]["rows"]}
+    chosen = beyond[f"SDEdit 0.5, {last.guide.schedule}, level {last.guide.level}"]
+    assert chosen["surplus"] == 0 and chosen["found"] == 1
+    assert chosen["layout"] >= max(row["layout"] for row in beyond.values()) - 1e-3
+    assert beyond["SDEdit 0.5"]["surplus"] > 0

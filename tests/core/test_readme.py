@@ -74,3 +74,14 @@ def test_the_table_of_weights_is_the_catalogue():
 def test_the_named_templates_exist():
     named = re.findall(r"\*(clear_\w+)\*", README)
     assert named and all((PROJECT / "example_workflows" / f"{name}.json").is_file() for name in named)
+
+
+def test_what_it_says_of_guidance_is_the_record():
+    record = json.loads((PROJECT / "demo" / "experiments" / "guidance.json").read_text(encoding="utf-8"))["beyond"]
+    surplus = {row["method"]: row["surplus"] for row in record["rows"]}
+    times, said = re.search(
+        r"at (\d+)\s+times its training side, enlarging alone added ([\d.]+) surplus", README
+    ).groups()
+    assert int(times) * 256 == record["side"]
+    assert float(said) == surplus["SDEdit 0.5"] and surplus["SDEdit 0.5, shift, level 1"] == 0
+    assert "up to 4096 px in one piece" in README
