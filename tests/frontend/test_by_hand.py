@@ -46,7 +46,7 @@ def another_value(name: str, kind: Any, options: dict[str, Any]) -> Any:
         return next((choice for choice in choices if choice != options.get("default")), choices[0])
     default = options.get("default")
     if kind == "STRING":
-        return {"dense_blocks": "d0-3", "stage_denoise": "0.6, 0.4"}[name]
+        return {"dense_blocks": "d0-3", "stage_denoise": "0.6, 0.4", "guide_strength": "0, 1"}[name]
     if kind == "BOOLEAN":
         return not default
     step = options.get("step", 1)

@@ -27,7 +27,7 @@ SHOW_ALONE = """kind => {
     return {
         title: node.title,
         title_bar: [canvas.left + 450, canvas.top + 145],
-        labels: Object.fromEntries(node.widgets.map(widget => [widget.name, widget.label ?? widget.name])),
+        labels: Object.fromEntries((node.widgets ?? []).map(widget => [widget.name, widget.label ?? widget.name])),
         sockets: Object.fromEntries(node.inputs.map(input => [input.name, input.localized_name ?? input.name])),
     };
 }"""

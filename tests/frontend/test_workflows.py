@@ -13,7 +13,7 @@ from PIL import Image
 from tests.host.support_comfy.boot import PROJECT
 from tests.host.support_comfy.server import error_message
 from tests.support.page_hands import empty_canvas, place_from_search
-from tests.support.tiny_examples import PICTURE, SIZES, Prompt, tiny, write_controlnet, write_picture
+from tests.support.tiny_examples import PICTURE, SIZES, Prompt, tiny, write_controlnet, write_lora, write_picture
 
 BLUEPRINT = "Upscale image, FLUX + CLEAR"
 
@@ -69,6 +69,7 @@ def stocked(server) -> Any:
     """The server with a picture and a ControlNet to load; before a page opens, which asks once what there is."""
     write_picture(server.base / "input" / "example.png")
     write_controlnet(server.base / "models" / "controlnet" / "demo" / "tiny_controlnet.safetensors")
+    write_lora(server.base / "models" / "loras" / "demo" / "tiny_lora.safetensors")
     return server
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 Prompt = dict[str, dict[str, Any]]
 
-SMALL = (128, 64)
-"""Width and height of what text makes here, in px; a tenth of the examples' own."""
 PICTURE = (96, 64)
-"""Of the picture that is to be enlarged."""
+"""Width and height in px of the picture that is to be enlarged."""
+
+TENTH, WHOLE = 10, 64
+"""What text makes here has a tenth of the examples' own sides, cut to multiples of 64 px."""
 
 SIZES = {
     "clear_text_to_image_1k_to_4k": [(384, 192)],
@@ -19,9 +20,12 @@ SIZES = {
     "clear_upscale_as_in_the_paper": [(384, 256)],
     "clear_8k_in_stages_with_tiles": [(768, 384)],
     "clear_controlnet_tile_4k": [(384, 256)],
+    "clear_text_to_4k_with_guidance": [(384, 192)],
+    "clear_8k_in_stages_with_guidance": [(768, 384)],
+    "clear_2k_lora_in_late_stages": [(384, 192)],
     "clear_stock_nodes_1k_to_4k": [(384, 192)],
     "clear_low_vram_fp8": [(256, 128)],
-    "clear_dense_beside_clear": [SMALL, SMALL],
+    "clear_dense_beside_clear": [(192, 64), (192, 64)],
 }
 """What each example saves, by its name."""
 
@@ -47,8 +51,10 @@ def tiny(prompt: Prompt) -> Prompt:
             inputs["control_net_name"] = "demo/tiny_controlnet.safetensors"
         elif node["class_type"] == "CLIPTextEncode":
             inputs["text"] = CAPTION
-        elif node["class_type"] == "EmptySD3LatentImage":
-            inputs |= {"width": SMALL[0], "height": SMALL[1]}
+        elif node["class_type"] == "LoraLoaderModelOnly":
+            inputs["lora_name"] = "demo/tiny_lora.safetensors"
+        elif node["class_type"] in ("EmptySD3LatentImage", "ImageScale"):
+            inputs |= {side: inputs[side] // TENTH // WHOLE * WHOLE for side in ("width", "height")}
         elif node["class_type"] == "CLEARUpscale" and inputs["tile_width"]:
             inputs |= {name: inputs[name] // 10 // 16 * 16 for name in ("tile_width", "tile_height", "tile_overlap")}
         if "steps" in inputs:
@@ -70,6 +76,26 @@ def write_controlnet(path: Path) -> None:
         torch.nn.init.normal_(block.weight, std=0.02)  # they start at zero and would have no effect
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def write_lora(path: Path) -> None:
+    """A LoRA of the tiny FLUX with diffusers' names, as the example's own is."""
+    import torch
+    from safetensors.torch import save_file
+
+    from demo.tiny_flux.model import CONFIG
+
+    torch.manual_seed(0)
+    width = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
+    tensors: dict[str, torch.Tensor] = {}
+    for kind, count in (("transformer_blocks", "num_layers"), ("single_transformer_blocks", "num_single_layers")):
+        for block in range(CONFIG[count]):
+            for part in ("to_q", "to_k", "to_v"):
+                stem = f"transformer.{kind}.{block}.attn.{part}"
+                tensors[f"{stem}.lora_A.weight"] = torch.randn(4, width)
+                tensors[f"{stem}.lora_B.weight"] = torch.randn(width, 4) / 100
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
 
 
 def write_picture(path: Path) -> None:
