@@ -2,9 +2,9 @@
 
     COMFYUI_PATH=ComfyUI ComfyUI/.venv/bin/python -m benchmarks.guidance --output benchmarks/records/NAME.json
 
-with the Python that runs that ComfyUI. The model is a FLUX of 2 + 4 blocks and a sixth of FLUX.1's width, so its steps
-are far cheaper than FLUX.1's. Guidance works on the latent alone and costs the same with either, so the shares bound
-FLUX.1's from above. Every passage through a method's function is timed inside the run whose steps it is compared
+with the Python that runs that ComfyUI. The model is a FLUX of 1 + 2 blocks and a twelfth of FLUX.1's width, so its
+steps are far cheaper than FLUX.1's. Guidance works on the latent alone and costs the same with either, so the shares
+bound FLUX.1's from above. Every passage through a method's function is timed inside the run whose steps it is compared
 with; its memory is the bytes of the tensors that are alive at once, counted in a run of its own.
 """
 
@@ -31,7 +31,7 @@ from support_comfy import boot, flux, sampling
 from support_comfy.live_bytes import LiveBytes
 
 STEPS = 4
-WIDTH, HEADS, DOUBLE, SINGLE, TEXT, RADIUS = 512, 4, 2, 4, 64, 8
+WIDTH, HEADS, DOUBLE, SINGLE, TEXT, RADIUS = 256, 2, 1, 2, 64, 8
 SIDES = (1024, 2048)
 CELL = 8
 """Pixels of a latent cell."""
