@@ -1,5 +1,9 @@
 """What the measurements compare with: the row-major blocks of the published code, and the sums over rounds."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
@@ -33,3 +37,18 @@ def test_rounds_are_interleaved():
     found = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3)
     assert "".join(order) == "ababab"
     assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
+
+
+def test_what_guidance_costs_is_its_record_and_below_2_percent():
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    results = json.loads((folder / "records" / "guidance_comfyui_0_33.json").read_text(encoding="utf-8"))["results"]
+    percent = {name: [100 * one["runs"][name]["share_of_step"] for one in results] for name in results[0]["runs"]}
+    assert [one["side"] for one in results] == [1024, 2048] and max(map(max, percent.values())) < 2
+    said = re.search(
+        r"CLEAR Guide ([\d.]+) to ([\d.]+) %, align ([\d.]+) to ([\d.]+) %, record below ([\d.]+) %",
+        (folder / "README.md").read_text(encoding="utf-8"),
+    )
+    guides = [*percent["decay"], *percent["shift"]]
+    wanted = [round(one, 1) for one in (min(guides), max(guides), min(percent["align"]), max(percent["align"]))]
+    assert said is not None and [float(one) for one in said.groups()[:4]] == wanted
+    assert max(percent["record"]) < float(said[5])
