@@ -17,6 +17,10 @@ SAME = 0.02
 """Largest mean difference from a result, over its mean size, with which a latent still counts as that result. Rounding
 to half precision stays below; two pictures of one prompt are above 0.5."""
 
+SLACK = 0.001
+"""Share by which the noise levels of two runs may differ at their ends: samplers of stochastic equations begin a little
+below pure noise (``offset_first_sigma_for_snr`` in the host)."""
+
 STRETCH = 1.03
 """Most by which width and height may differ in their factor: sides are rounded to whole latent cells."""
 
@@ -41,8 +45,8 @@ class RecordedRun:
 
     @property
     def size(self) -> int:
-        """Bytes of the predictions."""
-        return sum(one.nbytes for one in self.predictions.values())
+        """Bytes of the predictions and the result."""
+        return sum(one.nbytes for one in (*self.predictions.values(), self.result))
 
     def at(self, sigma: float) -> Tensor:
         """The prediction at a sigma; between two recorded ones, in proportion; beyond them, the nearest."""
@@ -65,7 +69,7 @@ class RecordedRun:
             ValueError: They lie outside the recorded ones.
         """
         least, most = self.sigmas[0], self.sigmas[-1]
-        if highest > most * 1.0001 or lowest < least * 0.9999:
+        if highest > most * (1 + SLACK) or lowest < least * (1 - SLACK):
             raise ValueError(
                 f"this run goes from sigma {highest:.4g} to {lowest:.4g}, but the recorded one from {most:.4g} to "
                 f"{least:.4g}; record a run from its first to its last step, or lower denoise in this one."
@@ -95,23 +99,27 @@ class PredictionRecord:
         if size > self.limit:
             raise ValueError(
                 f"{words} take {size / 2**20:.0f} MiB of memory, expected {self.limit / 2**20:.0f} at most; record a "
-                "smaller picture, fewer pictures at once or fewer steps."
+                "smaller picture, fewer pictures at once or fewer steps, and take the model of the large run from "
+                "before the recorder."
             )
         while sum(run.size for run in self.runs) + size > self.limit:
             del self.runs[0]
 
     def find(self, result: Tensor) -> RecordedRun:
-        """The run that gave a result.
+        """The run that gave a result: of those that are near enough the nearest, and of equal ones the newest.
 
         Raises:
             ValueError: No kept run did.
         """
         wanted = result.detach().float().cpu()
-        for run in reversed(self.runs):
+        most, found = SAME * float(wanted.abs().mean()), None
+        for run in self.runs:  # The newest is last.
             if run.result.shape == wanted.shape:
-                difference = (run.result - wanted).abs().mean()
-                if difference <= SAME * wanted.abs().mean():
-                    return run
+                difference = float((run.result - wanted).abs().mean())
+                if difference <= most:
+                    most, found = difference, run
+        if found is not None:
+            return found
         raise ValueError(
             f"latent is not the result of a run that is kept on the record ({len(self.runs)} of them); connect the "
             "output of the sampler that gets the recorder's model, and if it is connected, change its seed or its "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..guidance import MOST_STRENGTH, GuideSettings
+from ..guidance import MOST_STRENGTH, SCHEDULES, GuideSettings
 from ..number_checks import check_number
 from ..wording import quoted
 from .stages import Stage, of_stage, parse_numbers
@@ -14,7 +14,7 @@ from .stages import Stage, of_stage, parse_numbers
 AUTO = "auto"
 OFF = "off"
 
-GUIDES = ("auto", "off", "decay", "shift", "constant")
+GUIDES = (AUTO, OFF, *SCHEDULES)
 """``auto``: off up to 4096 px, above it :data:`AUTO_SCHEDULE`. The others are schedules of
 :class:`~clear_core.guidance.GuideSettings`."""
 
@@ -23,7 +23,6 @@ GUIDED_ABOVE = 4096
 
 AUTO_SCHEDULE = "shift"
 """What kept things and textures above the size of training in demo/experiments/guidance.json, where decay lost some."""
-
 
 STRENGTHS = f'numbers from 0 to {MOST_STRENGTH:g}, separated by commas, such as "1" or "0, 1"'
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,7 @@ def test_recorded_sigmas_are_exact_and_others_lie_between():
     [
         ((1.0, 0.5, 0.0), 1.0, 0.01, True),
         ((1.0, 0.5, 0.0), 1.00001, 0.5, True),
+        ((0.9999, 0.5, 0.0), 1.0, 0.5, True),
         ((0.8, 0.5, 0.0), 0.9, 0.5, False),
         ((1.0, 0.5), 1.0, 0.4, False),
         ((1.0, 0.5), 1.0, 0.5, True),
@@ -59,9 +62,18 @@ def test_a_result_finds_its_own_run_only():
             record.find(other)
 
 
+def test_of_results_that_are_almost_alike_the_nearest_is_taken():
+    """As runs of little denoising leave them: nearer to each other than a rounded copy may be."""
+    record, first = PredictionRecord(), run_of(1.0, 0.0)
+    other = replace(first, result=first.result + 0.005)
+    record.runs += [first, other, replace(other)]
+    assert record.find(first.result) is first and record.find(first.result.half()) is first
+    assert record.find(other.result) is record.runs[-1], "the newest of equal ones"
+
+
 def test_the_oldest_runs_make_room():
     one = run_of(1.0, 0.0).size
-    assert one == 2 * 4 * 6 * 8 * 4
+    assert one == (2 + 1) * 4 * 6 * 8 * 4, "two predictions and the result"
     record = PredictionRecord(limit=3 * one)
     for seed in range(4):
         record.make_room(one, "a run")

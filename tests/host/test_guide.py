@@ -141,6 +141,7 @@ def test_a_batch_repeats_a_guide_as_the_host_does(host, tiny_flux, guide):
     [
         (drawn(16, 12), "guide is 96 x 128 px .12 x 16 latent cells.* sample is 128 x 128 px .16 x 16"),
         (torch.randn(1, 4, 16, 16), "4 channels.* 16 channels"),
+        (torch.randn(1, 16, 3, 16, 16), "16 channels, 3 frames.*, but .* 16 channels.;"),
     ],
 )
 def test_a_guide_that_does_not_fit_is_refused_before_the_model_runs(host, tiny_flux, guide, samples, said):
@@ -154,6 +155,12 @@ def test_bad_values_are_refused_in_one_sentence(tiny_flux, guide):
     model, samples = tiny_flux(), drawn(8, 8)
     with pytest.raises(ValueError, match="the guide is an empty latent; connect"):
         guide(model, torch.zeros(1, 16, 8, 8))
+    with pytest.raises(ValueError, match="the guide is an empty latent; connect"):
+        guide(model, torch.cat([samples, torch.zeros_like(samples)]))
+    with pytest.raises(ValueError, match="the guide has NaN or infinite values; expected finite numbers"):
+        guide(model, samples.index_fill(3, torch.tensor([2]), float("nan")))
+    with pytest.raises(ValueError, match=r"the guide has the shape .16, 8, 8.; expected a picture's"):
+        guide(model, samples[0])
     for widgets, said in (
         ({"strength": float("nan")}, "strength is nan; expected a number from 0 to 2"),
         ({"level": 0}, "level is 0; expected a whole number from 1 to 8"),

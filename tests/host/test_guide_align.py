@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from tests.host.support_comfy.guidance import Calls, hiflow, sample
 from tests.host.support_comfy.sampling import run_node
+from tests.host.support_comfy.upscaling import load_extras
 
 SAMPLERS = ("euler", "heun", "euler_ancestral")
 SMALL = (8, 12)
@@ -164,15 +165,38 @@ def test_memory_is_bounded_and_shown(host, tiny_flux, record, monkeypatch, pack)
     shown: list[str] = []
     module = __import__("sys").modules[f"{pack.__name__}.nodes.host.guidance.recorder"]
     monkeypatch.setattr(module, "write_on_node", lambda text, node: shown.append(text))
-    one = 5 * 16 * SMALL[0] * SMALL[1] * 4
+    one = 6 * 16 * SMALL[0] * SMALL[1] * 4
     kept.limit = 2 * one
     for seed in range(3):
         low = sample(host, recorded, empty(SMALL), seed=seed)
     assert len(kept.runs) == 2 and sum(run.size for run in kept.runs) == 2 * one
     assert torch.equal(kept.find(low).result, low)
-    assert shown[-1] == "2 runs recorded: 10 predictions, 0.059 MiB of 0.059 MiB of main memory"
-    with pytest.raises(ValueError, match="predictions of 5 steps at 256 x 256 px .* take 0 MiB of memory, expected 0"):
+    assert shown[-1] == "2 runs recorded: 10 predictions, 0.07 MiB of 0.07 MiB of main memory"
+    with pytest.raises(ValueError, match="the predictions of 4 steps at 256 x 256 px .* take 0 MiB .*, expected 0"):
         sample(host, recorded, empty((32, 32)))
+
+
+def test_a_sampler_that_asks_between_the_steps_stays_in_the_limit(host, tiny_flux, record, align):
+    """dpm_2 asks twice in a step; a run that was let begin is never refused at its end."""
+    model = tiny_flux()
+    one = 16 * SMALL[0] * SMALL[1] * 4
+    for spare in (0, 1):
+        recorded, kept = record(model)
+        kept.limit = (4 + 2 + spare) * one
+        low = sample(host, recorded, empty(SMALL), sampler="dpm_2")
+        run = kept.find(low)
+        assert run.size == kept.limit and len(run.predictions) == 4 + 1 + spare
+    sample(host, align(model, kept, low), empty(LARGE), sampler="dpm_2")
+
+
+def test_a_run_that_begins_just_below_pure_noise_can_hold_one_from_it(host, tiny_flux, record, align):
+    """dpmpp_sde and its kind begin at 0.9999 of the schedule, which at shift 1 is a sigma of 0.9999."""
+    load_extras(host, "nodes_model_advanced.py", "ModelSamplingAuraFlow")
+    (model,) = run_node(host.stock("ModelSamplingAuraFlow"), model=tiny_flux(), shift=1.0)
+    recorded, kept = record(model)
+    low = sample(host, recorded, empty(SMALL), sampler="dpmpp_sde", steps=2)
+    assert kept.find(low).sigmas[-1] < 0.99995
+    sample(host, align(model, kept, low), empty(LARGE), steps=2)
 
 
 def test_an_interrupted_run_is_not_kept(host, tiny_flux, record):

@@ -79,6 +79,21 @@ def test_tiles_and_a_mask_go_with_guidance(upscale, tiny_flux):
     assert torch.equal(part[:, :, 160:], plain[:, :, 160:]) and not torch.equal(part[:, :, :80], plain[:, :, :80])
 
 
+def test_tiles_beside_a_mask_are_sampled_if_a_guided_block_reaches_into_them(upscale, tiny_flux, monkeypatch, pack):
+    """Level 2 takes means over 4 x 4 cells: the second tile begins at cell 14, and the mask ends in cell 12."""
+    mask = torch.zeros(1, 64, 84)
+    mask[:, :, :25] = 1
+    settings = {"guide": "constant", "denoise": 1.0, "upscale_by": 4.0, "stages": 1, "mask": mask, "steps": 2}
+    tiles = {"tile_width": 112, "tile_height": 256, "tile_overlap": 0}
+    part, _, info = upscale(picture(64, 84), tiny_flux(), **settings, **tiles)
+    assert "1 of them without a masked pixel and not sampled" in info and "level 2" in info
+    module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.stage_mask")
+    monkeypatch.setattr(module, "shows_whole_frame", lambda model: True)
+    whole, _, info = upscale(picture(64, 84), tiny_flux(), **settings, **tiles)
+    assert "not sampled" not in info
+    assert torch.equal(part, whole)
+
+
 def test_later_stages_take_their_own_model(upscale, tiny_flux, clear_node):
     model, other = tiny_flux(), clear_node(tiny_flux(seed=1), radius=3)
     image, stages = picture(48, 48), {"upscale_by": 4.0, "stage_denoise": "0.7, 0.6", "seed": 5}
@@ -98,7 +113,7 @@ def test_a_later_model_that_cannot_be_used_is_refused_before_any_work(upscale, t
     other.model.latent_format.latent_channels = 32
     stage = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.stage")
     monkeypatch.setattr(stage, "enlarge", lambda *args: pytest.fail("work had begun"))
-    with pytest.raises(ValueError, match="the model takes a picture's of 32 channels"):
+    with pytest.raises(ValueError, match="^later_model cannot be used: .* the model takes a picture's of 32 channels"):
         upscale(picture(48, 48), tiny_flux(), later_model=other, upscale_by=4.0)
 
 

@@ -15,6 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....clear_core.guidance import GuideSettings, guided
+from ....clear_core.sdedit import check_finite
 from ..model.sampling_range import is_in_range
 from .run import SharedByClones, of_batch, picture_words, progress_of
 
@@ -77,11 +78,17 @@ def check_guide(samples: Tensor) -> None:
     """Refuse what cannot be the latent of a finished picture.
 
     Raises:
-        ValueError: It is of several parts, or empty.
+        ValueError: It is of several parts, or of another number of axes, or one of its pictures is empty or has NaN.
     """
     if getattr(samples, "is_nested", False):
         raise ValueError("the guide holds several latents (picture and sound); expected the latent of a picture.")
-    if not samples.any():
+    if samples.ndim not in (4, 5):
+        raise ValueError(
+            f"the guide has the shape {tuple(samples.shape)}; expected a picture's (batch, channels, height, width): "
+            "encode the enlarged picture (VAE Encode)."
+        )
+    check_finite(samples, "the guide")
+    if not samples.flatten(1).any(1).all():
         raise ValueError(
             "the guide is an empty latent; connect the finished low-resolution picture, enlarged and encoded (Upscale "
             "Image, then VAE Encode)."

@@ -31,11 +31,15 @@ class Recorder(SharedByClones):
         record: Where finished runs are kept; a run that was interrupted leaves nothing there.
         node: Id of the node that shows what is kept; None outside a graph.
         running: Predictions of the run that goes on, by sigma; None between runs.
+        steps: Sigmas of that run, whose predictions are always kept.
+        spare: How many predictions at other sigmas still fit; samplers of higher order ask between the steps.
     """
 
     record: PredictionRecord
     node: str | None = None
     running: dict[float, Tensor] | None = field(default=None, init=False)
+    steps: frozenset[float] = field(default=frozenset(), init=False)
+    spare: int = field(default=0, init=False)
 
     def around(
         self,
@@ -53,8 +57,11 @@ class Recorder(SharedByClones):
             ValueError: They would take more memory than the record may hold.
         """
         model = executor.class_obj.model_patcher.model  # pyright: ignore[reportFunctionMemberAccess] - the host's
-        words = f"predictions of {len(sigmas)} steps at {picture_words(noise.shape, model)}"
-        self.record.make_room(len(sigmas) * noise.numel() * torch.float32.itemsize, words)
+        # One at each step and at the end, and the result.
+        one, count = noise.numel() * torch.float32.itemsize, len(sigmas) + 1
+        words = f"the predictions of {len(sigmas) - 1} steps at {picture_words(noise.shape, model)}"
+        self.record.make_room(count * one, words)
+        self.steps, self.spare = frozenset(sigmas.tolist()), self.record.limit // one - count
         self.running = predictions = {}
         try:
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
@@ -64,7 +71,7 @@ class Recorder(SharedByClones):
             predictions[0.0] = kept(model.process_latent_in(result))
         if predictions:
             run = RecordedRun(predictions, kept(result))
-            # Samplers of higher order ask more often than there are steps.
+            # Samplers of higher order ask more often than there are steps; so many still fit, see :attr:`spare`.
             self.record.make_room(run.size, words)
             self.record.runs.append(run)
             write_on_node(self.words, self.node)
@@ -72,9 +79,14 @@ class Recorder(SharedByClones):
 
     def write(self, args: dict[str, Any]) -> Tensor:
         """Keep the denoised prediction of a post-CFG call, which stays as it is."""
-        denoised = args["denoised"]
-        if self.running is not None:
-            self.running[sigma_of(args)] = kept(denoised)
+        denoised, sigma = args["denoised"], sigma_of(args)
+        if self.running is None:
+            return denoised
+        if sigma not in self.running and sigma not in self.steps:
+            if self.spare == 0:
+                return denoised
+            self.spare -= 1
+        self.running[sigma] = kept(denoised)
         return denoised
 
     @property

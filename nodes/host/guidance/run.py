@@ -52,11 +52,12 @@ def of_batch(latent: Tensor, batch: int) -> Tensor:
 
 
 def picture_words(shape: Sequence[int], model: Any) -> str:
-    """Size of a latent (..., h, w) for people: in pixels as far as the model's latent format knows them.
+    """Size of a latent (B, C, h, w) or (B, C, T, h, w) for people: in pixels as far as the model's format knows them.
 
     Args:
         model: The ``comfy.model_base.BaseModel``.
     """
     factor = getattr(model.latent_format, "spacial_downscale_ratio", 8)
     height, width = shape[-2:]
-    return f"{width * factor} x {height * factor} px ({width} x {height} latent cells, {shape[1]} channels)"
+    frames = f", {shape[2]} frame{'' if shape[2] == 1 else 's'}" if len(shape) == 5 else ""
+    return f"{width * factor} x {height * factor} px ({width} x {height} latent cells, {shape[1]} channels{frames})"

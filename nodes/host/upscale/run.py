@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -88,12 +89,14 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
     """
     sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
     for each in sockets.by_model:
-        model_shape(each.model)
+        with naming_later_model(each, sockets):
+            model_shape(each.model)
     image, sockets = checked(image, sockets)
     for each in sockets.by_model:
-        check_vae(each.vae, each.model)
-        for name, prompts in (("positive", each.positive), ("negative", each.negative or [])):
-            check_encoded(prompts, name, each.model)
+        with naming_later_model(each, sockets):
+            check_vae(each.vae, each.model)
+            for name, prompts in (("positive", each.positive), ("negative", each.negative or [])):
+                check_encoded(prompts, name, each.model)
     plan = pick(PlanSettings, inputs).plan(image)
     info = info_text(plan, sockets, settings, image.shape[0])
     if not all(has_windows(sockets.of_stage(stage.number).model) for stage in plan):
@@ -114,6 +117,17 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
         graph, image_link, latent_link = expand_stages(run, settings, links)
         return UpscaleResult(image_link, latent_link, info, graph)
     return UpscaleResult(*run_inline(image, run, sockets, settings), info)
+
+
+@contextmanager
+def naming_later_model(each: StageInputs, sockets: StageInputs) -> Generator[None]:
+    """Say of a refusal that it is about ``later_model``: its sentence speaks of "the model"."""
+    try:
+        yield
+    except ValueError as error:
+        if each is sockets:
+            raise
+        raise ValueError(f"later_model cannot be used: {error}") from None
 
 
 def run_inline(

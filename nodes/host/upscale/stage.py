@@ -146,7 +146,7 @@ def sampled_tiles(
 ) -> TileLayout:
     """The tiles of a stage, without those that nobody needs under its mask."""
     tiles = settings.tiles(inputs, stage, batch)
-    return tiles if mask is None else mask.needed(tiles, inputs.model)
+    return tiles if mask is None else mask.needed(tiles, inputs.model, stage.guide)
 
 
 def step_work(stage: Stage, inputs: StageInputs, settings: StageSettings, batch: int) -> float:

@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ....clear_core.guidance import GuideSettings, coarse
 from ....clear_core.layout import PATCH
 from ....clear_core.sdedit import Stage, TileLayout, reflect_to
 
@@ -58,9 +59,15 @@ class StageMask:
         """Whether the stage only enlarges."""
         return not self.pixels.any()
 
-    def needed(self, tiles: TileLayout, model: ModelPatcher) -> TileLayout:
-        """The tiles without those whose prediction nobody sees."""
-        return tiles if shows_whole_frame(model) else tiles.needed_for(self.latents)
+    def needed(self, tiles: TileLayout, model: ModelPatcher, guide: GuideSettings | None = None) -> TileLayout:
+        """The tiles without those whose prediction nobody sees.
+
+        Args:
+            guide: Of the stage. It takes means over blocks, so that a block with a masked cell is needed as a whole.
+        """
+        if shows_whole_frame(model):
+            return tiles
+        return tiles.needed_for(self.latents if guide is None else coarse(self.latents, guide.level))
 
 
 def shows_whole_frame(model: ModelPatcher) -> bool:
