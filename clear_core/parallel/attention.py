@@ -1,4 +1,4 @@
-"""``clear_attention_strip``: each rank's rows of the attention to the whole picture (paper, multi-GPU inference)."""
+"""``clear_attention_strip``: each rank's rows of the attention to the whole picture (paper, patch-parallel inference)."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def clear_attention_strip(  # noqa: PLR0913 - the one public call; everything be
 
     All ranks call it with the same arguments but their own rows; text and reference tokens are the same on all. Keys
     and values of the rows within ``radius - 1`` of a strip travel while its interior is computed. Text and reference
-    queries come out with the same bits on every rank. An error on one rank ends the wait of the others. With a radius
-    of ``sum(grid)`` it is dense attention.
+    queries come out with the same bits on every rank. With a radius of ``sum(grid)`` it is dense attention. An error
+    on one rank ends the wait of the others; after that ``peers`` is used up.
 
     Args:
         q, k, v: (B, heads, T + own rows * w + R, D): text, the own rows, reference tokens; norm and RoPE applied. The

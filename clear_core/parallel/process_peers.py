@@ -18,17 +18,18 @@ from .peers import TIMEOUT, Peers, PeersError, Transfer, empty_like, is_empty
 class ProcessPeers(Peers):
     """The processes of a group of torch.distributed, with gloo or nccl.
 
-    All processes of the group make theirs at the same time. Nothing but messages between two ranks is used: their
-    sizes may differ, and a sum has the same bits on every rank if one of them makes it. With gloo, tensors on a card
-    travel through the processor's memory.
+    All processes of the group make theirs at the same time. But for that, nothing but messages between two ranks is
+    used: their sizes may differ, which gloo's and nccl's own gathering refuses. With gloo, tensors on a card travel
+    through the processor's memory.
 
     A process that has ended, or that does not answer in time, ends the wait of the others with a PeersError; after
     that the object is used up, and the group with it. With nccl the device waits, not the process: there torch's own
-    watchdog ends the process after the group's timeout.
+    watchdog ends the process after the group's timeout. Each process has chosen its card (``torch.cuda.set_device``)
+    before.
 
     Args:
         group: Of ``torch.distributed``; None is the default group.
-        timeout: Seconds that one exchange may take with gloo, above 0.
+        timeout: Seconds that one wait may take with gloo, above 0.
 
     Raises:
         ValueError: There is no such group, or the timeout is out of its range.
@@ -78,10 +79,9 @@ class ProcessPeers(Peers):
 
     def _in_vain(self, others: str, error: RuntimeError) -> PeersError:
         self.abort(error)
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         return PeersError(
             f"rank {self.rank} of {self.size} waited in vain for {others}: a process has ended, or did not answer "
-            f"within {self._timeout:g} s ({said})"
+            f"within {self._timeout:g} s."
         )
 
     def _start(self, sends: Mapping[int, Tensor], expects: Mapping[int, Sequence[int]], like: Tensor) -> Transfer:

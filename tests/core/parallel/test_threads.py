@@ -64,6 +64,27 @@ def test_averaged_rows_are_equation_7(case):
     run(case)
 
 
+def test_the_interior_is_computed_while_the_border_travels():
+    """Rank 1 begins when rank 0 has computed something: if that waited for the border, neither would go on."""
+    case = replace(StripCase.draw(3, 2), layout=SequenceLayout(0, (24, 6)), spec=ClearSpec(4))
+    computed = threading.Event()
+
+    def work(own):
+        if own.rank == 1:
+            assert computed.wait(20)
+        return case.run(own, on_chunk=computed.set if own.rank == 0 else None)
+
+    peers = ThreadPeers.make(2, timeout=60)
+    case.check(run_together(peers, work), [own.bytes_sent for own in peers])
+
+
+def test_threads_that_share_the_processors_cores():
+    """Each strip's windows are dealt out to the same workers."""
+    torch.set_num_threads(2)
+    for seed in range(4):
+        run(replace(StripCase.draw(seed, 4), heads=6))
+
+
 def test_average_is_another_function():
     case = next(case for case in CASES if case.ranks == 4 and case.layout.text > 1 and case.strips[3])
     text = slice(0, case.layout.text)
