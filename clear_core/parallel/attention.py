@@ -1,4 +1,4 @@
-"""``clear_attention_strip``: each rank's rows of the attention to the whole picture (paper, patch-parallel inference)."""
+"""``clear_attention_strip``: each rank's rows of attention to the whole picture (patch-parallel inference)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def clear_attention_strip(  # noqa: PLR0913 - the one public call; everything be
         spatial_weight, scale, backend: As of :func:`.clear_attention`.
         reference_tokens: R.
         text: "exact" for the whole picture's result, or "average" for the paper's Eq. 7, which is another function:
-            the text and reference rows are the mean over the ranks of attention to text, references and one strip.
+            the text and reference rows are the mean over the ranks of attention to text, references and one strip. A
+            rank without rows counts too.
         on_chunk: Called after each chunk. An exception raised in it ends all ranks.
 
     Returns:

@@ -101,9 +101,6 @@ def send_pooled(call: StripCall) -> Transfer | None:
     batch, heads, _, head_dim = call.k.shape
     # Strips are cut between cells.
     shapes = [(2, batch, heads, -(-len(rows) // d) * -(-width // d), head_dim) for rows in call.strips]
-    if call.own:
-        grid = len(call.own), width
-        own = torch.stack([pool_tokens(one[:, :, call.image], grid, weight) for one in (call.k, call.v)])
-    else:
-        own = call.k.new_empty(shapes[call.peers.rank])
+    grid = len(call.own), width
+    own = torch.stack([pool_tokens(one[:, :, call.image], grid, weight) for one in (call.k, call.v)])
     return call.peers.all_gather(own, shapes)

@@ -71,15 +71,12 @@ def run_ranks(jobs: Jobs, folder: Path, limit: float = 300.0) -> list[Report]:
     torch.save(jobs, folder / "jobs")
     run = "import sys; from tests.support.rank_process import main; main(sys.argv[1], int(sys.argv[2]))"
     logs = [folder / f"log {rank}" for rank in range(jobs.ranks)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", run, str(folder), str(rank)],
-            cwd=PROJECT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=log.open("w"),
-        )
-        for rank, log in enumerate(logs)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
+    for rank, log in enumerate(logs):
+        command = [sys.executable, "-c", run, str(folder), str(rank)]
+        with log.open("w") as stderr:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            processes.append(subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=stderr))
     until = time.monotonic() + limit
     try:
         for process in processes:

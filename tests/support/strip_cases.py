@@ -28,6 +28,7 @@ class StripCase:
     heads: int
     head_dim: int
     dtype: torch.dtype
+    scale: float | None = None
     average: bool = False
 
     def __str__(self) -> str:
@@ -52,6 +53,7 @@ class StripCase:
             heads=draw.choice([1, 2, 3]),
             head_dim=draw.choice([16, 24]),
             dtype=draw.choice([torch.float32, torch.float32, torch.float64]),
+            scale=draw.choice([None, None, 0.4]),
         )
 
     @property
@@ -86,6 +88,7 @@ class StripCase:
             grid=self.layout.grid,
             spec=self.spec,
             spatial_weight=weight,
+            scale=self.scale,
             reference_tokens=self.layout.reference,
             text=self.text,
             **options,
@@ -103,14 +106,16 @@ class StripCase:
             grid=layout.grid,
             spec=self.spec,
             spatial_weight=weight,
+            scale=self.scale,
             reference_tokens=layout.reference,
             backend="dense",
         )
         if self.average:
             shared = torch.ones(layout.length, dtype=torch.bool)
             shared[layout.image_slice] = False
+            scale = self.head_dim**-0.5 if self.scale is None else self.scale
             parts = [
-                (q[:, :, shared] @ self.part(k, rank).mT * self.head_dim**-0.5).softmax(dim=-1) @ self.part(v, rank)
+                (q[:, :, shared] @ self.part(k, rank).mT * scale).softmax(dim=-1) @ self.part(v, rank)
                 for rank in range(self.ranks)
             ]
             out[:, :, shared] = sum(parts) / self.ranks
