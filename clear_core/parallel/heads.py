@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention.api import untraced
+from ..attention.call import wants_grad
 from ..wording import quoted
 from .peers import Peers
 
@@ -40,11 +41,12 @@ def attend_by_heads(
         tokens: Tokens of each rank's whole part; None if all hold as many.
 
     Returns:
-        As q in shape and dtype: the own tokens' result.
+        As q in shape and dtype: the own tokens' result. It has no gradient.
 
     Raises:
         ValueError: The heads cannot be dealt out evenly, or the tokens do not fit.
-        PeersError: Another rank has failed, has ended, or has not answered in time.
+        PeersError: Another rank has failed, has ended, or has not answered in time. After any error ``peers`` is used
+            up.
     """
     try:
         texts = [text_tokens] * peers.size if isinstance(text_tokens, int) else list(text_tokens)
@@ -87,6 +89,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, peers: Peers, texts: list[int], leng
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         shapes = ", ".join(str(tuple(one.shape)) for one in (q, k, v))
         raise ValueError(f"q, k and v have shapes {shapes}; expected (batch, heads, tokens, head size) of all three.")
+    if wants_grad(q, k, v):
+        raise ValueError("attend_by_heads has no gradient; call it under torch.no_grad().")
     heads = q.shape[1]
     if heads % peers.size:
         raise ValueError(

@@ -51,7 +51,7 @@ class Peers(ABC):
     Attributes:
         rank: Of this one, 0 to ``size - 1``.
         size: Number of ranks.
-        bytes_sent: By this rank to others since it was made, in bytes; rows of tensors alone, no headers.
+        bytes_sent: By this rank to others since it was made, in bytes: the elements alone, no headers.
     """
 
     def __init__(self, rank: int, size: int) -> None:

@@ -45,6 +45,19 @@ def test_heads_that_cannot_be_dealt_out_are_refused():
         run_together(ThreadPeers.make(4), lambda own: attend_by_heads(lambda q, k, v: q, q, q, q, peers=own))
 
 
+@pytest.mark.parametrize(
+    "heads, message",
+    [
+        ([torch.zeros(1, 6, 4, 16, requires_grad=True)] * 3, "attend_by_heads has no gradient"),
+        ([torch.zeros(1, 6, 4, 16), torch.zeros(1, 6, 5, 16), torch.zeros(1, 6, 4, 16)], "q, k and v have shapes"),
+        ([torch.zeros(6, 4, 16)] * 3, "expected .batch, heads, tokens, head size. of all three"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(heads, message):
+    with pytest.raises(ValueError, match=message):
+        run_together(ThreadPeers.make(2), lambda own: attend_by_heads(lambda q, k, v: q, *heads, peers=own))
+
+
 @pytest.mark.parametrize("text, tokens", [([1, 1, 1], None), (5, None), (0, [4, 5, 4])])
 def test_tokens_that_do_not_fit_the_ranks_are_refused(text, tokens):
     q = torch.zeros(1, 6, 4, 16)
