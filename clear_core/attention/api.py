@@ -22,12 +22,12 @@ _SMALLEST_HEAD, _LARGEST_HEAD = 16, 128
 _Function = TypeVar("_Function")
 
 
-def _untraced(function: _Function) -> _Function:
+def untraced(function: _Function) -> _Function:
     """``torch.compiler.disable`` with a type: the function keeps its own."""
     return cast("_Function", torch.compiler.disable(function))
 
 
-@_untraced
+@untraced
 def clear_attention(  # noqa: PLR0913 - the one public call; everything behind it takes an AttentionCall
     q: Tensor,
     k: Tensor,
@@ -153,7 +153,7 @@ class PreparedAttention:
         if bias is not None:
             bias = bias if isinstance(bias, AttentionBias) else AttentionBias.of(bias, layout, rows)
             bias.check(q, layout, rows, self.spec)
-        weight = _check_spatial_weight(spatial_weight, self.spec)
+        weight = check_spatial_weight(spatial_weight, self.spec)
         call = AttentionCall(
             q=q,
             k=k,
@@ -173,7 +173,7 @@ class PreparedAttention:
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[SequenceLayout, range, ClearSpec]:
         """Layout of k and v, rows of the queries, and windows with a radius that the grid allows."""
-        _check_tensors(q, k, v, any_queries=self.query_rows is not None)
+        check_tensors(q, k, v, any_queries=self.query_rows is not None)
         layout = SequenceLayout.of(k.shape[2], self.grid, self.reference_tokens)
         rows = range(layout.grid[0])
         if self.query_rows is not None:
@@ -181,8 +181,8 @@ class PreparedAttention:
         return layout, rows, self.spec.within(layout.grid)
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, any_queries: bool) -> None:
-    """Shapes, dtypes and devices; with ``any_queries`` the number of q's tokens is left to another check."""
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, any_queries: bool) -> None:
+    """Refuse shapes, dtypes and devices that do not fit; with ``any_queries`` q's tokens are left to another check."""
     if q.ndim != 4:
         raise ValueError(f"q has shape {tuple(q.shape)}; expected (batch, heads, tokens, head size).")
     if any_queries and (k.ndim != 4 or (*k.shape[:2], k.shape[3]) != (*q.shape[:2], q.shape[3])):
@@ -212,7 +212,7 @@ def _check_query_rows(rows: range, q: Tensor, layout: SequenceLayout) -> range:
     return rows
 
 
-def _check_spatial_weight(weight: Tensor | None, spec: ClearSpec) -> Tensor | None:
+def check_spatial_weight(weight: Tensor | None, spec: ClearSpec) -> Tensor | None:
     """The (d, d) weight of a pooling spec, None otherwise."""
     d = spec.down_factor
     if weight is None:

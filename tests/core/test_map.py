@@ -14,6 +14,7 @@ ROOTS = (
     "clear_core/attention",
     "clear_core/attention/backends",
     "clear_core/inspection",
+    "clear_core/parallel",
     "nodes/host",
     "nodes/host/model",
     "nodes/host/upscale",
