@@ -63,7 +63,7 @@ def align(
         denoised: (..., h, w), the prediction x0.
         reference: The same shape: the low-resolution run's prediction at this sigma, brought to size.
         noisy: What the model was given, x = sigma * noise + (1 - sigma) * x0.
-        sigma: Above 0, at most 1.
+        sigma: Above 0: up to 1 for flow models, up to about 15 for others.
         done: Share of the run that is done, 0 to 1.
         before: Of the step before; None at the first, which has no acceleration to align.
 

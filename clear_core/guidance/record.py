@@ -15,7 +15,7 @@ LIMIT = 2**30
 
 SAME = 0.02
 """Largest mean difference from a result, over its mean size, with which a latent still counts as that result. Rounding
-to half precision stays below; two pictures of one prompt are above 0.5."""
+to half precision stays far below."""
 
 SLACK = 0.001
 """Share by which the noise levels of two runs may differ at their ends: samplers of stochastic equations begin a little

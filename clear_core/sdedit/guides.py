@@ -24,7 +24,7 @@ GUIDED_ABOVE = 4096
 AUTO_SCHEDULE = "shift"
 """What kept things and textures above the size of training in demo/experiments/guidance.json, where decay lost some."""
 
-STRENGTHS = f'numbers from 0 to {MOST_STRENGTH:g}, separated by commas, such as "1" or "0, 1"'
+EXPECTED = f'numbers from 0 to {MOST_STRENGTH:g}, separated by commas, such as "1" or "0, 1"'
 
 
 def guided_stages(stages: Iterable[Stage], guide: str, strength: str) -> tuple[Stage, ...]:
@@ -39,14 +39,14 @@ def guided_stages(stages: Iterable[Stage], guide: str, strength: str) -> tuple[S
     Raises:
         ValueError: A value is out of range; the message names it.
     """
-    strengths = parse_numbers("guide_strength", strength, STRENGTHS, check_strength) or (1.0,)
+    strengths = parse_numbers("guide_strength", strength, EXPECTED, check_guide_strength) or (1.0,)
     return tuple(
         replace(stage, guide=stage_guide(guide, of_stage(strengths, stage.number), stage.source, stage.size))
         for stage in stages
     )
 
 
-def check_strength(name: str, value: float) -> float:
+def check_guide_strength(name: str, value: float) -> float:
     """``value``, if guidance can have it.
 
     Raises:
