@@ -10,18 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clear_core import ClearSpec
+from clear_core import ClearSpec, SequenceLayout
 from clear_core.families import FLUX1
 from clear_core.integrations.diffusers import apply_clear
+from clear_core.parallel import heads_traffic, strip_traffic
 from tests.support import PROJECT
 from tests.support.diffusers_flux import call_inputs, run
+
+
+class Found(NamedTuple):
+    """What one process found: the result, the stock model's after CLEAR was taken off, and the bytes it sent."""
+
+    result: Tensor
+    after: Tensor
+    bytes_sent: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class FluxCase:
         control: Whether residuals of a ControlNet are added.
         reference: Reference tokens after the image.
         stock_plan: Whether ``enable_parallelism`` is called without the handle's plan.
+        enabled_first: Whether it is called before CLEAR is applied.
     """
 
     way: Any
@@ -49,6 +59,7 @@ class FluxCase:
     control: bool = False
     reference: int = 0
     stock_plan: bool = False
+    enabled_first: bool = False
 
     def inputs(self) -> dict[str, Any]:
         inputs: dict[str, Any] = call_inputs(self.grid, self.text, self.batch)
@@ -71,19 +82,34 @@ class FluxCase:
             with apply_clear(model, self.spec, **self.settings):
                 return run(model, self.inputs())
 
-    def together(self, ranks: int) -> tuple[Tensor, Tensor | None]:
-        """By all processes, and again after CLEAR was taken off; None where the model stays in pieces."""
+    def together(self, ranks: int) -> Found:
+        """By all processes, and again after CLEAR was taken off."""
         with self.stretched():
             model = small_flux()
-            if self.way == "tensor":
-                apply_clear(model, self.spec, **self.settings)
-                enable_tensor_parallelism(model, ranks)
-                return run(model, self.inputs()), None
-            handle = apply_clear(model, self.spec, parallel=self.way, **self.settings)
-            enable_context_parallelism(model, None if self.stock_plan else handle.cp_plan, ranks, self.config)
+            if self.enabled_first:
+                self.enable(model, None, ranks)
+            way = None if self.way == "tensor" else self.way
+            handle = apply_clear(model, self.spec, parallel=way, **self.settings)
+            if not self.enabled_first:
+                self.enable(model, None if self.stock_plan else handle.cp_plan, ranks)
             found = run(model, self.inputs())
             handle.remove()
-            return found, run(model, self.inputs())
+            peers = handle.parallel.peers
+            return Found(found, run(model, self.inputs()), 0 if peers is None else peers.bytes_sent)
+
+    def enable(self, model: Any, plan: Any, ranks: int) -> None:
+        if self.way == "tensor":
+            enable_tensor_parallelism(model, ranks)
+        else:
+            enable_context_parallelism(model, plan, ranks, self.config)
+
+    def traffic(self, ranks: int) -> int:
+        """Bytes that all processes send in the model's five blocks, by the formulas."""
+        layout = SequenceLayout(self.text, self.grid, self.reference)
+        size: dict[str, int] = {"heads": 4, "head_dim": 32, "element_bytes": 4, "batch": self.batch}
+        if self.way == "strips":
+            return 5 * sum(sum(one) for one in strip_traffic(layout, self.spec, ranks, **size))
+        return 5 * heads_traffic(layout.length, ranks, **size) if self.way == "heads" else 0
 
     @contextmanager
     def stretched(self) -> Iterator[None]:

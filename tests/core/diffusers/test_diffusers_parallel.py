@@ -19,6 +19,7 @@ import torch
 
 from clear_core import ClearSpec
 from clear_core.integrations.diffusers import apply_clear
+from clear_core.parallel.__main__ import main
 from tests.support import PROJECT
 from tests.support.diffusers_flux import relative, run
 from tests.support.flux_ranks import FluxCase, run_flux_ranks, small_flux
@@ -39,6 +40,7 @@ def equal_cases(ranks: int) -> dict[str, FluxCase]:
         "strips, pooled, controlled, two pictures": replace(strips, **pooled),
         "heads": heads,
         "heads, diffusers' own plan": replace(heads, stock_plan=True),
+        "heads, enabled first": replace(heads, enabled_first=True),
         "heads, stretched": replace(heads, **stretched),
         "heads, pooled, controlled, two pictures": replace(heads, **pooled),
         "heads, references": replace(heads, reference=2 * ranks),
@@ -46,6 +48,7 @@ def equal_cases(ranks: int) -> dict[str, FluxCase]:
     }
     if find_spec("diffusers.hooks.tensor_parallel"):
         cases["tensor"] = FluxCase("tensor", (5, 9), text=7, batch=2, spec=ClearSpec(3, 4))
+        cases["tensor, enabled first"] = replace(cases["tensor"], enabled_first=True)
     return cases
 
 
@@ -78,9 +81,9 @@ def check_equal(cases: dict[str, FluxCase], reports: list[dict[str, Any]]) -> No
             assert relative(expected, replace(case, native=0, settings={}).alone()) > 1e-4, f"{name}: the base is not"
         for report in reports:
             assert not isinstance(report[name], str), f"{name}: {report[name]}"
-            found, after = report[name]
-            assert relative(found, expected) < 1e-6, name
-            assert after is None or torch.equal(after, stock), name
+            assert relative(report[name].result, expected) < 1e-6, name
+            assert relative(report[name].after, stock) < 1e-6, name
+        assert sum(report[name].bytes_sent for report in reports) == case.traffic(len(reports)), name
 
 
 def test_two_processes(tmp_path: Path) -> None:
@@ -145,9 +148,10 @@ def test_command(way: str, ranks: int) -> None:
     assert re.fullmatch(r"one process: [\d.]+ s; largest difference [\d.e+-]+ of the largest element", second)
 
 
-def test_command_alone_says_how_to_start_it() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
-    command = [sys.executable, "-m", "clear_core.parallel"]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "start them by: python -m torch.distributed.run --nproc-per-node=2 -m clear_core.parallel" in done.stderr
+def test_command_alone_says_how_to_start_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert main([]) == 1
+    said = capsys.readouterr().err
+    assert "start them by: python -m torch.distributed.run --nproc-per-node=2 -m clear_core.parallel" in said
