@@ -156,7 +156,7 @@ class ContextParallel:
                 f"diffusers cuts the sequence by another plan than parallel={quoted(self.way)} needs; apply CLEAR "
                 "first, then call enable_parallelism(config=..., cp_plan=handle.cp_plan)."
             )
-        ranks = config.ulysses_degree
+        ranks = config._flattened_mesh.size()
         texts, images = _checked_parts(self.way, effective, ranks, getattr(config, "ulysses_anything", False))
         if self._config is not config:
             self.peers, self._config = ProcessPeers(config._flattened_mesh.get_group()), config

@@ -35,10 +35,11 @@ def equal_cases(ranks: int) -> dict[str, FluxCase]:
     cases = {
         "strips": strips,
         "strips, text of any length": replace(strips, text=5),
-        "strips, wide windows": replace(strips, spec=ClearSpec(7)),
+        "strips, wide windows, scaled": replace(strips, spec=ClearSpec(7), settings={"proportional_attention": "on"}),
         "strips, stretched": replace(strips, **stretched),
         "strips, pooled, controlled, two pictures": replace(strips, **pooled),
         "heads": heads,
+        "heads, scaled": replace(heads, settings={"proportional_attention": "on"}),
         "heads, diffusers' own plan": replace(heads, stock_plan=True),
         "heads, enabled first": replace(heads, enabled_first=True),
         "heads, stretched": replace(heads, **stretched),
