@@ -134,12 +134,15 @@ def enable(handle: ClearHandle, ranks: int, device: torch.device) -> None:
     """diffusers' context parallelism over all ranks, also where there is no accelerator."""
     from diffusers.models._modeling_parallel import ContextParallelConfig
 
-    # With a mesh of our own, diffusers does not take it for granted that the ranks run on accelerators.
-    mesh = dist.device_mesh.init_device_mesh(device.type, (1, ranks), mesh_dim_names=("ring", "ulysses"))
+    options: dict[str, Any] = {}
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type != device.type:
+        # diffusers takes it for granted that the ranks run on the accelerator, of which there are not enough here.
+        names = ("ring", "ulysses")
+        options["mesh"] = dist.device_mesh.init_device_mesh(device.type, (1, ranks), mesh_dim_names=names)
     with at_least_one_accelerator():
-        handle.transformer.enable_parallelism(
-            config=ContextParallelConfig(ulysses_degree=ranks, mesh=mesh), cp_plan=handle.cp_plan
-        )
+        config = ContextParallelConfig(ulysses_degree=ranks, **options)
+        handle.transformer.enable_parallelism(config=config, cp_plan=handle.cp_plan)
 
 
 @contextmanager
