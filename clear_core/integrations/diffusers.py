@@ -11,28 +11,24 @@ grid and the rotary embedding of each call and adds them to that call.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..attention import check_backend
 from ..attention.pool import mean_weight
-from ..effective import Effective
 from ..families import FLUX1, ModelShape
-from ..layout import SequenceLayout
-from ..rope import RopeStretch, cos_sin, ntk_theta
 from ..settings import ClearSettings
 from ..spec import ClearSpec
 from ..weights.naming import DIFFUSERS, STREAMS, Stream, spatial_name
 from ..wording import quoted
-from .diffusers_processor import ClearAttnProcessor, ClearCall
-from .frame import read_frame
+from .diffusers_call import describe_call
+from .diffusers_parallel import ContextParallel, Way, context_config, disable
+from .diffusers_processor import ClearAttnProcessor
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -52,6 +48,8 @@ class ClearHandle:
     Attributes:
         transformer: The model.
         settings: What was applied.
+        parallel: How it runs on several processes; ``parallel.peers`` counts the bytes that this one has sent.
+        cp_plan: For ``enable_parallelism(cp_plan=...)``; None if it was applied for one process.
     """
 
     def __init__(
@@ -59,20 +57,29 @@ class ClearHandle:
         transformer: FluxTransformer2DModel,
         settings: ClearSettings,
         processors: Mapping[Block, ClearAttnProcessor],
+        parallel: ContextParallel,
     ) -> None:
         self.transformer = transformer
         self.settings = settings
+        self.parallel = parallel
+        self.cp_plan = parallel.plan()
+        self._was_parallel = context_config(transformer) is not None
         self._swaps: list[tuple[Any, ClearAttnProcessor, Any]] = []
         for block, attn in attention_modules(transformer):
             self._swaps.append((attn, processors[block], attn.processor))
             attn.set_processor(processors[block])
         self._hook: RemovableHandle = transformer.register_forward_pre_hook(
-            functools.partial(describe_call, settings, shape_of(transformer)), with_kwargs=True
+            functools.partial(describe_call, settings, shape_of(transformer), parallel), with_kwargs=True
         )
 
     def remove(self) -> None:
-        """Restore the earlier processors; one that other code has set since is kept."""
+        """Restore the earlier processors; one that other code has set since is kept.
+
+        Context parallelism that was enabled with CLEAR on goes with it: the earlier processors know nothing of it.
+        """
         self._hook.remove()
+        if self._swaps and not self._was_parallel and context_config(self.transformer) is not None:
+            disable(self.transformer)
         for attn, ours, stock in self._swaps:
             if attn.processor is ours:
                 attn.set_processor(stock)
@@ -96,6 +103,7 @@ def apply_clear(
     proportional_attention: str = "auto",
     backend: str = "auto",
     ntk: str = "constant",
+    parallel: Way | None = None,
 ) -> ClearHandle:
     """Give every block of a FLUX.1 transformer windowed attention (arXiv 2412.16112).
 
@@ -114,12 +122,14 @@ def apply_clear(
         backend: As in :func:`clear_core.clear_attention`.
         ntk: How the rotary base is stretched: "constant", "clipped" or "fading", see :mod:`clear_core.rope`. "fading"
             takes the noise level of a call from its ``timestep``, which must be the same for the whole batch.
+        parallel: How several processes share a picture once ``enable_parallelism`` is called with the handle's
+            ``cp_plan``: "strips" of rows, or "heads", see :mod:`clear_core.parallel`. Tensor parallelism needs none.
 
     Returns:
         The handle that removes it.
 
     Raises:
-        ImportError: diffusers is not installed.
+        ImportError: diffusers is not installed, or has no context parallelism and ``parallel`` is given.
         TypeError: The model is not a diffusers ``FluxTransformer2DModel``.
         ValueError: A value or weight does not fit, or a block's attention is not FLUX's own.
     """
@@ -135,7 +145,8 @@ def apply_clear(
         logger.warning(
             "The model's position embedder is %s, not FLUX's own: it is kept, and no NTK factor is applied.", embedder
         )
-    return ClearHandle(transformer, settings, {block: ClearAttnProcessor(weights.get(block)) for block in blocks})
+    processors = {block: ClearAttnProcessor(weights.get(block)) for block in blocks}
+    return ClearHandle(transformer, settings, processors, ContextParallel(parallel))
 
 
 def attention_modules(transformer: FluxTransformer2DModel) -> Iterator[tuple[Block, Any]]:
@@ -223,66 +234,3 @@ def check_spatial_weights(
             weight.detach().reshape(1, 1, 1, d, 1, d, 1).to("cpu" if device.type == "meta" else device, copy=True)
         )
     return weights
-
-
-@torch.compiler.disable
-def describe_call(
-    settings: ClearSettings,
-    shape: ModelShape,
-    transformer: FluxTransformer2DModel,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[()], dict[str, Any]]:
-    """Forward pre-hook: adds the :class:`ClearCall` of this call to ``joint_attention_kwargs``.
-
-    Raises:
-        ValueError: ``img_ids`` or ``txt_ids`` is missing, the image's ids are not one row-major grid, or the base
-            fades and ``timestep`` is not one noise level.
-    """
-    names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-    values = dict(zip(names, args, strict=False)) | kwargs
-    for name in ("img_ids", "txt_ids"):
-        if values.get(name) is None:
-            raise ValueError(f"the transformer was called without {name}, from which CLEAR reads the grid.")
-    frame = read_frame(values["img_ids"])
-    rotary = None
-    embedder: Any = transformer.pos_embed
-    txt_ids = values["txt_ids"][0] if values["txt_ids"].ndim == 3 else values["txt_ids"]
-    effective = Effective.of(settings, shape, SequenceLayout(txt_ids.shape[0], frame.grid, frame.reference))
-    if not effective.stretch.is_off and type(embedder).__name__ == NAMES.embedder:
-        ids = torch.cat([txt_ids.to(frame.exact_ids), frame.exact_ids])
-        rotary = stretched_rotary(effective.stretch, embedder, ids, values.get("timestep"))
-    call = ClearCall(effective, rotary)
-    values["img_ids"] = frame.exact_ids
-    values["joint_attention_kwargs"] = dict(values.get("joint_attention_kwargs") or {}, clear_call=call)
-    return (), values
-
-
-def stretched_rotary(
-    stretch: RopeStretch, embedder: Any, ids: Tensor, timestep: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (L, D), as ``embedder`` gives them for ids (L, 3), under a stretched base.
-
-    Args:
-        stretch: What is done to the base.
-        embedder: The model's ``FluxPosEmbed``.
-        ids: Positions of text, image and reference tokens.
-        timestep: (B,) noise levels of the call, 0 to 1.
-
-    Raises:
-        ValueError: The base fades, and ``timestep`` is missing or not one noise level.
-    """
-    factor = stretch.base_factor
-    if factor is not None:
-        return type(embedder)(theta=ntk_theta(embedder.theta, factor), axes_dim=embedder.axes_dim)(ids)
-    sigma = 1.0
-    if stretch.fades:
-        levels = [] if timestep is None else timestep.unique().tolist()
-        if len(levels) != 1:
-            raise ValueError(
-                f"the transformer was called with the timesteps {levels}; expected one for the whole batch, which "
-                "ntk 'fading' goes by: split the batch, or use ntk 'clipped'."
-            )
-        sigma = float(levels[0])
-    cos, sin = cos_sin(ids, stretch.frequencies(embedder.theta, embedder.axes_dim, sigma))
-    return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)

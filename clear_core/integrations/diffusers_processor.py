@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..attention import clear_attention
 from ..effective import Effective
+from .diffusers_parallel import Part, attend_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +21,24 @@ class ClearCall:
 
     Attributes:
         effective: What the settings come to for this call.
-        rotary: (cos, sin), each (L, D), under the NTK factor; None keeps the model's own.
+        rotary: (cos, sin) of this process's tokens, each (L, D), under the NTK factor; None keeps the model's own.
+        part: What this process holds of the call; None if that is all.
     """
 
     effective: Effective
     rotary: tuple[Tensor, Tensor] | None
+    part: Part | None = None
+
+    @property
+    def text(self) -> int:
+        """Text tokens of this process."""
+        return self.effective.layout.text if self.part is None else self.part.text
+
+    def attend(self, weight: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of this process's tokens, (B, heads, L, D) each, to all, with a block's pooling weights."""
+        if self.part is None:
+            return attend_whole(self.effective, weight, q, k, v)
+        return self.part.attend(self.effective, weight, q, k, v)
 
 
 class ClearAttnProcessor(nn.Module):
@@ -63,7 +76,8 @@ class ClearAttnProcessor(nn.Module):
             clear_call: From the hook of :func:`clear_core.integrations.diffusers.apply_clear`.
 
         Returns:
-            (B, L, C), or image and text (B, N, C), (B, T, C) of a double block.
+            (B, L, C), or image and text (B, N, C), (B, T, C) of a double block. With context parallelism L, N and T
+            are this process's own tokens.
         """
         if clear_call is None:
             raise ValueError(
@@ -92,31 +106,18 @@ class ClearAttnProcessor(nn.Module):
             # A pair is what it gives to models of another kind.
             query, key = cast(Tensor, apply_rotary_emb(query, rotary)), cast(Tensor, apply_rotary_emb(key, rotary))
 
-        effective = clear_call.effective
-        layout = effective.layout
-        out = clear_attention(
-            query,
-            key,
-            value,
-            grid=layout.grid,
-            spec=effective.spec,
-            spatial_weight=self.spatial_weight,
-            scale=effective.scale,
-            reference_tokens=layout.reference,
-            backend=effective.backend,
-        )
-        assert isinstance(out, Tensor)  # no log-sum-exp was asked for
+        out = clear_call.attend(self.spatial_weight, query, key, value)
         out = out.transpose(1, 2).flatten(2)
 
         if encoder_hidden_states is None:
             return out
-        text, image = out[:, : layout.text], out[:, layout.text :]
+        text, image = out[:, : clear_call.text], out[:, clear_call.text :]
         image = attn.to_out[1](attn.to_out[0](image.contiguous()))
         return image, attn.to_add_out(text.contiguous())
 
 
-def project(attn: nn.Module, states: Tensor, names: tuple[str, str, str], fused: str) -> list[Tensor]:
-    """Query, key and value of one stream, (B, heads, tokens, D) each.
+def project(attn: Any, states: Tensor, names: tuple[str, str, str], fused: str) -> list[Tensor]:
+    """Query, key and value of one stream, (B, heads, tokens, D) each; with tensor parallelism this process's heads.
 
     Args:
         names: Names of the three projections.
@@ -126,4 +127,6 @@ def project(attn: nn.Module, states: Tensor, names: tuple[str, str, str], fused:
         parts = getattr(attn, fused)(states).chunk(3, dim=-1)
     else:
         parts = [getattr(attn, name)(states) for name in names]
-    return [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts]
+    # Of the whole model: with tensor parallelism the projections give a share of the heads, and heads stays.
+    head_dim = attn.inner_dim // attn.heads
+    return [part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in parts]
