@@ -27,6 +27,9 @@ from tests.host.support_comfy.server import Server
 
 WORKFLOWS = sorted((boot.PROJECT / "example_workflows").glob("*.json"))
 
+# Their nodes are in examples of the fast set, with other settings.
+SLOW = {"clear_8k_in_stages_with_guidance", "clear_2k_lora_in_late_stages"}
+
 BROWSER, HOSTS = find_browser(), find_hosts()
 
 if not (BROWSER and HOSTS):
@@ -133,7 +136,11 @@ def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield running
 
 
-@pytest.fixture(scope="module", params=WORKFLOWS, ids=lambda path: path.stem)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in WORKFLOWS],
+    ids=lambda path: path.stem,
+)
 def workflow(request: pytest.FixtureRequest, server: Server) -> dict[str, Any]:
     """An example workflow as the server hands it to the template browser."""
     assert request.param.stem in server.get("/workflow_templates")[boot.PACK_FOLDER]
