@@ -81,15 +81,15 @@ def test_tiles_and_a_mask_go_with_guidance(upscale, tiny_flux):
 
 def test_tiles_beside_a_mask_are_sampled_if_a_guided_block_reaches_into_them(upscale, tiny_flux, monkeypatch, pack):
     """Level 2 takes means over 4 x 4 cells: the second tile begins at cell 14, and the mask ends in cell 12."""
-    mask = torch.zeros(1, 64, 84)
+    mask = torch.zeros(1, 16, 84)
     mask[:, :, :25] = 1
     settings = {"guide": "constant", "denoise": 1.0, "upscale_by": 4.0, "stages": 1, "mask": mask, "steps": 2}
-    tiles = {"tile_width": 112, "tile_height": 256, "tile_overlap": 0}
-    part, _, info = upscale(picture(64, 84), tiny_flux(), **settings, **tiles)
+    tiles = {"tile_width": 112, "tile_height": 64, "tile_overlap": 0}
+    part, _, info = upscale(picture(16, 84), tiny_flux(), **settings, **tiles)
     assert "1 of them without a masked pixel and not sampled" in info and "level 2" in info
     module = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.stage_mask")
     monkeypatch.setattr(module, "shows_whole_frame", lambda model: True)
-    whole, _, info = upscale(picture(64, 84), tiny_flux(), **settings, **tiles)
+    whole, _, info = upscale(picture(16, 84), tiny_flux(), **settings, **tiles)
     assert "not sampled" not in info
     assert torch.equal(part, whole)
 
