@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....clear_core.guidance import Alignment, HiFlowState, RecordedRun, align, brought_to_size
 from ..model.sampling_range import is_in_range
-from .run import SharedByClones, of_batch, picture_words, progress_of, sigma_of
+from .run import SharedByClones, model_of, of_batch, picture_words, progress_of, sigma_of
 
 KEY = "clear_align"
 
@@ -53,7 +53,7 @@ class Aligner(SharedByClones):
         Raises:
             ValueError: The recorded predictions do not fit, in size or noise levels.
         """
-        model = executor.class_obj.model_patcher.model  # pyright: ignore[reportFunctionMemberAccess] - the host's
+        model = model_of(executor)
         above = [sigma for sigma in sigmas.tolist() if sigma > 0]
         if above:
             self.run.check_sigmas(max(above), min(above))

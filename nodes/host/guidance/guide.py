@@ -17,7 +17,7 @@ from torch import Tensor
 from ....clear_core.guidance import GuideSettings, guided
 from ....clear_core.sdedit import check_finite
 from ..model.sampling_range import is_in_range
-from .run import SharedByClones, of_batch, picture_words, progress_of
+from .run import SharedByClones, model_of, of_batch, picture_words, progress_of
 
 KEY = "clear_guide"
 
@@ -40,7 +40,7 @@ class Guide(SharedByClones):
         Raises:
             ValueError: The guide does not fit; the sentence names both sizes.
         """
-        model = executor.class_obj.model_patcher.model  # pyright: ignore[reportFunctionMemberAccess] - the host's
+        model = model_of(executor)
         self.seen_by(model, noise.shape)
         return executor(noise, *args, **kwargs)
 

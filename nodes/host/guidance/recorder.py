@@ -18,7 +18,7 @@ from torch import Tensor
 from ....clear_core.guidance import PredictionRecord, RecordedRun
 from ....clear_core.inspection.units import memory_words
 from ..node_text import write_on_node
-from .run import SharedByClones, picture_words, sigma_of
+from .run import SharedByClones, model_of, picture_words, sigma_of
 
 KEY = "clear_record"
 
@@ -56,7 +56,7 @@ class Recorder(SharedByClones):
         Raises:
             ValueError: They would take more memory than the record may hold.
         """
-        model = executor.class_obj.model_patcher.model  # pyright: ignore[reportFunctionMemberAccess] - the host's
+        model = model_of(executor)
         # One at each step and at the end, and the result.
         one, count = noise.numel() * torch.float32.itemsize, len(sigmas) + 1
         words = f"the predictions of {len(sigmas) - 1} steps at {picture_words(noise.shape, model)}"

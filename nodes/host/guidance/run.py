@@ -26,6 +26,11 @@ class SharedByClones:
         return self
 
 
+def model_of(executor: Any) -> Any:
+    """The ``comfy.model_base.BaseModel`` of the run that an OUTER_SAMPLE wrapper surrounds."""
+    return executor.class_obj.model_patcher.model
+
+
 def sigma_of(args: Mapping[str, Any]) -> float:
     """The noise level of a post-CFG call; the whole batch has one."""
     return float(args["sigma"].flatten()[0])
