@@ -83,13 +83,25 @@ RULES = (
         "nodes/host/model imports no sibling",
         "what CLEAR puts on a model serves all the others",
         inside=("nodes.host.model",),
-        never=("nodes.host.guidance", "nodes.host.upscale", "nodes.host.inspect", "nodes.host.server"),
+        never=tuple(f"nodes.host.{name}" for name in ("crop", "guidance", "parallel", "upscale", "inspect", "server")),
+    ),
+    Rule(
+        "nodes/host/crop imports model alone",
+        "tiles and strips are cut by the same rules",
+        inside=("nodes.host.crop",),
+        never=tuple(f"nodes.host.{name}" for name in ("guidance", "parallel", "upscale", "inspect", "server")),
+    ),
+    Rule(
+        "nodes/host/parallel imports model and crop alone",
+        "several devices serve every node that samples",
+        inside=("nodes.host.parallel",),
+        never=tuple(f"nodes.host.{name}" for name in ("guidance", "upscale", "inspect", "server")),
     ),
     Rule(
         "nodes/host/guidance imports model alone",
         "corrections of a prediction serve every node that samples",
         inside=("nodes.host.guidance",),
-        never=("nodes.host.upscale", "nodes.host.inspect", "nodes.host.server"),
+        never=tuple(f"nodes.host.{name}" for name in ("crop", "parallel", "upscale", "inspect", "server")),
     ),
     Rule(
         "nodes/host/upscale imports neither inspect nor server",

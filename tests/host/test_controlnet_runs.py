@@ -104,7 +104,7 @@ def test_clones_for_other_cards_get_the_window_and_the_tile(pack, tiny_flux, cle
     clone = sampler.control.multigpu_clones[card]
     assert clone is not clones[card] and type(clone.control_model) is type(sampler.control.control_model)
     assert type(clone.control_model) is not type(clones[card].control_model)
-    crop = importlib.import_module(f"{pack.__name__}.nodes.host.upscale.crop_control")
+    crop = importlib.import_module(f"{pack.__name__}.nodes.host.crop.crop_control")
     part = crop.PictureCrop(importlib.import_module(f"{pack.__name__}.clear_core.sdedit").Tile(4, 0, 6, 8), (24, 36))
     tile = crop.crop_control(sampler.control, part, move=False)
     assert tile.multigpu_clones[card].cond_hint_original.shape[-2:] == (12 * 8, 16 * 8)

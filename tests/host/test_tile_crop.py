@@ -20,8 +20,8 @@ FRAME = (20, 44)
 
 @pytest.fixture(scope="module")
 def part(pack):
-    """``part(name)`` is a module of nodes/host/upscale."""
-    return lambda name: importlib.import_module(f"{pack.__name__}.nodes.host.upscale.{name}")
+    """``part(name)`` is a module of nodes/host/crop."""
+    return lambda name: importlib.import_module(f"{pack.__name__}.nodes.host.crop.{name}")
 
 
 @pytest.fixture

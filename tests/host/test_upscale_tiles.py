@@ -182,7 +182,7 @@ def test_attention_masks_are_cropped(host_part):
     text, grid = 3, (4, 5)
     length = text + 20
     mask = torch.arange(length * length).reshape(1, length, length)
-    crop = host_part("upscale.crop_conditioning")
+    crop = host_part("crop.crop_conditioning")
     tile = crop.Tile(1, 2, 2, 3)
     cropped = crop.crop_token_mask(mask, tile, grid[1], 20)
     tokens = [0, 1, 2] + [text + y * 5 + x for y in (1, 2) for x in (2, 3, 4)]

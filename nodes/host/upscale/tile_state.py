@@ -22,8 +22,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ....clear_core.sdedit import Tile
+from ..crop.foreign_objects import called_in, is_foreign, is_shared
 from ..model.notices import Notices
-from .foreign_objects import is_foreign, is_shared
 
 CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
 
@@ -110,25 +110,6 @@ class TileState:
             "next in a place of its own, so one tile's reaches the next tile; sample without tiles or without that "
             "node.",
         )
-
-
-def called_in(model_options: dict[str, Any]) -> Generator[Any]:
-    """What other nodes have the host call in a step: the function around the model, wrappers and patches."""
-
-    def leaves(value: Any) -> Generator[Any]:
-        if isinstance(value, dict | list | tuple):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from leaves(item)
-        elif callable(value):
-            yield value
-
-    yield from leaves(model_options.get("model_function_wrapper"))
-    options = model_options.get("transformer_options", {})
-    wrappers = options.get("wrappers", {})
-    for kind in ("calc_cond_batch", "apply_model", "diffusion_model"):
-        yield from leaves(wrappers.get(kind))
-    for kind in ("patches", "patches_replace", "optimized_attention_override"):
-        yield from leaves(options.get(kind))
 
 
 def owner_of(called: Any) -> Any:

@@ -15,10 +15,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....clear_core.sdedit import Tile, TileLayout
+from ..crop.crop_conditioning import Cond, crop_cond
+from ..crop.crop_picture import PictureCrop
 from ..model.rope_embedder import install_embedder
 from ..model.tile_frame import KEY, FramePart, TileRun
-from .crop_conditioning import Cond, crop_cond
-from .crop_picture import PictureCrop
 from .tile_state import TileState
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -23,3 +24,22 @@ def is_foreign(value: Any) -> bool:
 def is_shared(kind: Any) -> bool:
     """Whether a class or a function is of a module in :data:`SHARED`."""
     return f"{kind.__module__}.".startswith(SHARED)
+
+
+def called_in(model_options: dict[str, Any]) -> Generator[Any]:
+    """What other nodes have the host call in a step: the function around the model, wrappers and patches."""
+
+    def leaves(value: Any) -> Generator[Any]:
+        if isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from leaves(item)
+        elif callable(value):
+            yield value
+
+    yield from leaves(model_options.get("model_function_wrapper"))
+    options = model_options.get("transformer_options", {})
+    wrappers = options.get("wrappers", {})
+    for kind in ("calc_cond_batch", "apply_model", "diffusion_model"):
+        yield from leaves(wrappers.get(kind))
+    for kind in ("patches", "patches_replace", "optimized_attention_override"):
+        yield from leaves(options.get(kind))
