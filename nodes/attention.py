@@ -12,6 +12,7 @@ from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choos
 from ..clear_core.weights import read_clear_file
 from .host.model.apply import apply_clear
 from .host.number_inputs import with_checked_numbers
+from .host.parallel.strips import add_strips
 from .host.search_aliases import with_search_aliases
 from .host.server.weight_files import NO_WEIGHTS, installed_name, installed_names, missing_sentence, namesakes, path_of
 
@@ -195,4 +196,5 @@ class CLEARAttention(io.ComfyNode):
         file = read_clear_file(path_of(weights_name)) if used else None
         spec = choose_spec(radius, down_factor, file)
         remarks = namesakes(weights_name) if used else ()
-        return io.NodeOutput(apply_clear(model, ClearSettings(spec, **settings), file, strength, remarks))
+        clone = apply_clear(model, ClearSettings(spec, **settings), file, strength, remarks)
+        return io.NodeOutput(add_strips(clone))

@@ -15,21 +15,25 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
-from ....clear_core.attention import PreparedAttention, device_fault
+from ....clear_core.attention import PreparedAttention
 from ....clear_core.dense_blocks import BlockId
 from ....clear_core.effective import Effective
 from ....clear_core.families import ModelShape
 from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
-from .call_arguments import Arguments, argument, block_of
+from .bypassed import bypassed_sentence
+from .call_arguments import Arguments, argument, as_host, block_of, fault_of, misfit
 from .call_counter import current_counter, window_pairs_of
 from .host_sparse import RULE as SPARSE_RULE
 from .host_sparse import is_host_sparse
-from .masks import CallMasks, misfit
+from .masks import CallMasks
+from .masks import misfit as mask_misfit
 from .notices import Notices
 from .rope_embedder import say_not_stretched, stretched
 from .sampling_range import is_in_range
+from .strip_part import KEY as STRIP
+from .strip_part import StripError, StripPart
 from .tile_frame import KEY as FRAME_PART
 
 OVERRIDE = "optimized_attention_override"
@@ -103,6 +107,7 @@ class WindowPatch:
             part.grid if part else self.grid_of(x),
             transformer_options.get(OVERRIDE),
             self.is_in_range(executor.class_obj.model_sampling, t),
+            transformer_options.get(STRIP),
         )
 
         if is_host_sparse(call.previous):
@@ -120,13 +125,11 @@ class WindowPatch:
             out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
         counter = current_counter()
         if call.was_reached and counter:
-            counter.add(out.shape[0], call.layout.length, call.pairs, call.words)
+            counter.add(out.shape[0], call.whole.length, call.pairs, call.words)
         # A cache (EasyCache) skips the model in some calls, but never in the first of a run; packs with a forward of
         # their own skip it from the first call on.
         if not call.was_reached and not (counter and counter.calls):
-            self.notices.log_once(
-                "bypassed", "another node computes this model's attention by itself, so the window is not applied."
-            )
+            self.notices.log_once("bypassed", bypassed_sentence(executor.class_obj.diffusion_model))
         return out
 
     def grid_of(self, latent: Tensor) -> tuple[int, int]:
@@ -148,9 +151,10 @@ class WindowCall:
         frame_grid: (h, w) of the whole frame in tokens, of which this call may be a tile.
         previous: The override of another node, or None.
         in_range: Whether the call is in the active range of the sampling.
+        strip: The strip of the picture that this call computes, or None for all of it.
 
     Attributes:
-        layout: The sequence of this call.
+        layout: The sequence of this call; in a strip, of its own rows.
         effective: What the settings come to for it.
         was_reached: Whether the model called the override.
         pairs: Query-key pairs of one sequence so far.
@@ -163,11 +167,13 @@ class WindowCall:
         frame_grid: tuple[int, int],
         previous: Attention | None,
         in_range: bool,
+        strip: StripPart | None = None,
     ):
         self.patch = patch
         self.frame_grid = frame_grid
         self.previous = previous
         self.in_range = in_range
+        self.strip = strip
         self.was_reached = False
         self.masks = CallMasks()
         self.pairs = 0
@@ -176,7 +182,8 @@ class WindowCall:
     def set_layout(self, layout: SequenceLayout) -> None:
         """Take the token counts of this call."""
         self.layout = layout
-        self.effective = Effective.of(self.patch.settings, self.patch.shape, layout, self.frame_grid)
+        self.whole = layout if self.strip is None else self.strip.whole(layout)
+        self.effective = Effective.of(self.patch.settings, self.patch.shape, self.whole, self.frame_grid)
         # What the last block brought, and the attention and pairs found for it: all blocks of a call bring the same.
         self._prepared: tuple[Any, PreparedAttention, int] | None = None
 
@@ -204,7 +211,9 @@ class WindowCall:
     def attend(self, func: Attention, *args: Any, **kwargs: Any) -> Tensor:
         """The override: ``func`` is the host's own attention, the rest are its arguments from a FLUX block."""
         self.was_reached = True
-        if not (self.in_range and self.effective.is_windowed(block_of(kwargs))):
+        if self.strip is not None:
+            return self._in_strip(self.strip, func, args, kwargs)
+        if not self._is_windowed(kwargs):
             return self._previous(func, args, kwargs)
         q, k, v = args[:3]
         like = (q.shape, k.shape, v.shape, q.dtype, q.device, argument("skip_reshape", 6, args, kwargs))
@@ -215,7 +224,7 @@ class WindowCall:
             if reason is not None:
                 return self._not_windowed(reason, func, args, kwargs)
             prepared = self._prepared = (like, self._prepare(q), window_pairs_of(self.layout, self.effective.spec))
-        if mask is not None and (reason := misfit(mask, q)) is not None:
+        if mask is not None and (reason := mask_misfit(mask, q)) is not None:
             return self._not_windowed(reason, func, args, kwargs)
         self.pairs += prepared[2]
         return self._windowed(prepared[1], mask, args, kwargs)
@@ -225,30 +234,8 @@ class WindowCall:
         return self._previous(func, args, kwargs)
 
     def _why_not(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool) -> str | None:
-        """Why the window cannot be applied to these tensors, or None.
-
-        Args:
-            by_heads: Whether the heads have a dimension of their own.
-        """
-        if q.ndim != 4 or not by_heads:
-            return (
-                f"an attention call has queries of shape {tuple(q.shape)}, expected (batch, heads, tokens, head size)"
-            )
-        if k.shape != q.shape or v.shape != q.shape:
-            return (
-                f"an attention call has {q.shape[2]} queries but {k.shape[2]} keys and {v.shape[2]} values "
-                "(another node changed them)"
-            )
-        if self.layout.reference < 0 or q.shape[2] != self.layout.length:
-            return (
-                f"a sequence has {q.shape[2]} tokens, but {self.layout.text} text, "
-                f"{self.layout.grid[0]} x {self.layout.grid[1]} image and {self.layout.reference} reference tokens "
-                "were expected (another node changed them)"
-            )
-        fault = device_fault(q.device, q.dtype, q.shape[-1])
-        if fault is not None:
-            return f"the attention of this torch ({torch.__version__}) is wrong on {q.device} ({fault})"
-        return None
+        """Why the window cannot be applied to these tensors, or None."""
+        return misfit(q, k, v, by_heads, self.layout) or fault_of(q)
 
     def _prepare(self, q: Tensor) -> PreparedAttention:
         effective = self.effective
@@ -264,17 +251,46 @@ class WindowCall:
     def _windowed(
         self, attention: PreparedAttention, mask: Tensor | None, args: Arguments, kwargs: dict[str, Any]
     ) -> Tensor:
-        weight = self.patch.spatial_weights.get(cast(BlockId, block_of(kwargs)))
+        weight = self._weight(kwargs)
         bias = None if mask is None else self.masks.classify(mask, self.layout)
         out, _ = attention(*args[:3], spatial_weight=weight, bias=bias)
-        if argument("skip_output_reshape", 7, args, kwargs):
-            return out
-        return out.transpose(1, 2).flatten(2)
+        return as_host(out, args, kwargs)
+
+    def _is_windowed(self, kwargs: dict[str, Any]) -> bool:
+        return self.in_range and self.effective.is_windowed(block_of(kwargs))
+
+    def _weight(self, kwargs: dict[str, Any]) -> Tensor | None:
+        return self.patch.spatial_weights.get(cast(BlockId, block_of(kwargs)))
+
+    def _in_strip(self, strip: StripPart, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        q, k, v = args[:3]
+        if q.shape[-2] != k.shape[-2]:
+            return self._previous(func, args, kwargs)  # Keys of another node's own: every query sees all of them.
+        reason = misfit(q, k, v, bool(argument("skip_reshape", 6, args, kwargs)), self.layout)
+        if argument("mask", 4, args, kwargs) is not None:
+            reason = "an attention mask belongs to the whole picture"
+        if reason is not None:
+            raise StripError(reason)
+        fault = fault_of(q) if self._is_windowed(kwargs) else None
+        if fault is not None:
+            self.patch.notices.log_once(fault, f"{fault}; the window is not applied there.")
+        elif self._is_windowed(kwargs):
+            self.pairs += window_pairs_of(self.whole, self.effective.spec)
+            out = strip.windows(q, k, v, self.effective, self.layout.reference, self._weight(kwargs))
+            return as_host(out, args, kwargs)
+        self.pairs += self.whole.length**2
+        by_heads = bool(argument("skip_output_reshape", 7, args, kwargs))
+        return strip.dense(
+            lambda *qkv: self._dense(func, (*qkv, *args[3:]), kwargs), q, k, v, self.layout.reference, by_heads
+        )
 
     def _previous(self, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        self.pairs += args[0].shape[-2] * args[1].shape[-2]
+        return self._dense(func, args, kwargs)
+
+    def _dense(self, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         """Dense attention: the host's or another node's, with the effective scale."""
         q = args[0]
-        self.pairs += q.shape[-2] * args[1].shape[-2]
         head_dim = q.shape[-1] if q.ndim == 4 else q.shape[-1] // args[3]
         factor = self.effective.query_factor_for(head_dim)
         if factor != 1.0:

@@ -1,0 +1,51 @@
+"""What other nodes do within a call of the model: it may belong to the whole picture, or to one thread at a time.
+
+Source: ``transformer_options`` in ``model_options``; ComfyUI 0.23 to 0.33.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ..crop.foreign_objects import called_in, is_shared
+
+COMPILED = "torch.compile"
+"""Key of the wrapper that puts the first device's compiled model in place of every clone's."""
+
+
+def foreign_calls(model_options: dict[str, Any]) -> list[str]:
+    """Names of other nodes' functions that the host calls within a call of the model.
+
+    What surrounds a step or a call is left out, since it has the whole picture; so are attention overrides, which are
+    given the queries and keys that they use.
+    """
+    options = model_options.get("transformer_options", {})
+    wrappers = options.get("wrappers", {})
+    within = {
+        "patches": options.get("patches"),
+        "patches_replace": options.get("patches_replace"),
+        "wrappers": {
+            "diffusion_model": wrappers.get("diffusion_model"),
+            "apply_model": wrappers.get("apply_model", {}).get(COMPILED),
+        },
+    }
+    return sorted({name_of(called) for called in called_in({"transformer_options": within}) if not is_known(called)})
+
+
+def is_known(called: Any) -> bool:
+    """Whether it is ours or of the host's core: a function, a method, or an object that is called."""
+    owner = getattr(called, "__self__", None)
+    return is_shared(_kind(called)) or (owner is not None and is_shared(type(owner)))
+
+
+def name_of(called: Any) -> str:
+    """A function's or an object's name and module."""
+    kind = _kind(called)
+    return f"{kind.__qualname__} of {kind.__module__}"
+
+
+def _kind(called: Any) -> Any:
+    while isinstance(called, partial):
+        called = called.func
+    return called if hasattr(called, "__qualname__") else type(called)
