@@ -14,6 +14,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -24,8 +25,11 @@ from ....clear_core.effective import Effective
 from ....clear_core.layout import SequenceLayout
 from ....clear_core.rope import NOT_STRETCHED
 from .attention_override import OVERRIDE, WindowCall, WindowPatch
+from .control_strips import ControlStrips
+from .devices import DEVICES, Device
 from .placed_control import PlacedControlModel
 from .rope_embedder import PositionEmbedder, foreign_embedder, positions, stretched
+from .strip_part import StripPart
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
@@ -121,6 +125,10 @@ class ControlCopies:
         clones = getattr(control, "multigpu_clones", None)
         if clones:
             made.multigpu_clones = {device: self.of(clone) for device, clone in clones.items()}
+            if is_flux:
+                made.control_model.clones = {
+                    device: clone.control_model for device, clone in made.multigpu_clones.items()
+                }
         return made
 
     def say_left_out(self, noise: Tensor) -> None:
@@ -156,12 +164,16 @@ class WindowedControlModel:
         model: Shared with every other user of the ControlNet; only read.
         window: Of the CLEAR node.
         base: The model that samples.
+
+    Attributes:
+        clones: The same ControlNet on the run's other devices.
     """
 
     def __init__(self, model: ControlNetFlux, window: WindowPatch, base: Any):
         self.model = model
         self.window = window
         self.base = base
+        self.clones: dict[Any, WindowedControlModel] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "model"), name)
@@ -190,13 +202,39 @@ class WindowedControlModel:
         is_foreign = foreign_embedder(self.base.diffusion_model) is not None
         stretch = NOT_STRETCHED if is_foreign else call.effective.stretch
         # The ControlNet's own timesteps are rounded to its dtype.
-        with stretched(stretch, options.get("sigmas", inputs.get("timesteps"))):
-            residuals = self.view_for(call, part)(x, *args, **inputs)
+        sigmas = options.get("sigmas", inputs.get("timesteps"))
+        view, devices = self.view_for(call, part), options.get(DEVICES)
+        if devices is not None:
+            multiple = call.effective.spec.down_factor
+            vars(view)["forward_orig"] = ControlStrips(
+                devices, layout.grid, part, multiple, partial(self.in_strip, call, partial(stretched, stretch, sigmas))
+            )
+        with stretched(stretch, sigmas):
+            residuals = view(x, *args, **inputs)
         if not call.was_reached:
             self.window.notices.log_once(
                 f"bypassed {self.words}",
                 f"the ControlNet {self.words} computes attention by itself, so it is left as it is.",
             )
+        return residuals
+
+    def in_strip(
+        self, call: WindowCall, context: Callable[[], Any], device: Device, strip: StripPart, *args: Any, **inputs: Any
+    ) -> dict[str, Any]:
+        """The residuals of one strip, on one of the devices that share a call.
+
+        Args:
+            call: The whole call.
+            context: For the position embedder.
+            args, inputs: Of the model's ``forward_orig``.
+        """
+        model = self.clones.get(device.device, self)
+        own = SequenceLayout(0, (len(strip.own), strip.grid[1]))
+        strip_call = WindowCall(self.window, own, call.frame_grid, None, call.in_range, strip)
+        view = model.view_for(strip_call, None)
+        with context():
+            residuals = type(view).forward_orig(view, *args, **inputs)
+        call.was_reached |= strip_call.was_reached
         return residuals
 
     @property
@@ -226,7 +264,8 @@ class WindowedControlModel:
         def embed(ids: Tensor) -> Tensor:
             # A Union ControlNet puts a token for its mode before the text.
             call.set_layout(SequenceLayout(ids.shape[1] - call.layout.image, call.layout.grid))
-            with positions(layout=call.layout, part=part):
+            # The ids of a strip are the whole picture's already.
+            with positions(layout=None if call.strip else call.layout, part=part):
                 return base(ids)
 
         return embed

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
 from ....clear_core.effective import Effective
 from ....clear_core.layout import SequenceLayout
-from ....clear_core.parallel import Peers, clear_attention_strip
+from ....clear_core.parallel import Peers, ThreadPeers, clear_attention_strip, split_rows
 from ....clear_core.parallel.gathered import attend_to_gathered
+from ....clear_core.sdedit import Tile
+from .devices import Device, Devices
+from .tile_frame import FramePart
+
+Result = TypeVar("Result")
 
 KEY = "clear_strip"
 """Key of a :class:`StripPart` in ``transformer_options``; absent if one device computes the whole call."""
@@ -40,6 +46,17 @@ class StripPart:
     peers: Peers
     grid: tuple[int, int]
     strips: tuple[range, ...]
+
+    @property
+    def own(self) -> range:
+        """The own rows."""
+        return self.strips[self.peers.rank]
+
+    def place(self, call: FramePart | None) -> FramePart:
+        """The place of the strip in the frame, of which the whole call may be a part."""
+        outer = call or FramePart(self.grid, Tile(0, 0, *self.grid))
+        tile = Tile(outer.tile.y + self.own.start, outer.tile.x, len(self.own), self.grid[1])
+        return FramePart(outer.grid, tile, outer.run)
 
     def whole(self, layout: SequenceLayout) -> SequenceLayout:
         """The sequence of the whole call, of which ``layout`` is the own part."""
@@ -95,3 +112,31 @@ class StripPart:
             reference_tokens=reference,
             dim=2 if by_heads else 1,
         )
+
+
+def count_of(devices: Devices, rows: int, multiple: int) -> int:
+    """Number of strips of so many rows: one for each device, if there are so many multiples."""
+    return min(len(devices.each), -(-rows // multiple))
+
+
+def in_strips(
+    devices: Devices, grid: tuple[int, int], multiple: int, work: Callable[[Device, StripPart], Result]
+) -> list[Result]:
+    """The results of ``work`` on all strips of a call, each on a device of its own, from top to bottom.
+
+    Args:
+        grid: (h, w) of the call in tokens.
+        multiple: Strips are cut at multiples of it, in rows.
+    """
+    count = count_of(devices, grid[0], multiple)
+    strips, peers = split_rows(grid[0], count, multiple), ThreadPeers.make(count)
+
+    def one(device: Device) -> Result:
+        own = peers[device.rank]
+        try:
+            return work(device, StripPart(own, grid, strips))
+        except BaseException as error:
+            own.abort(error)
+            raise
+
+    return devices.run(one, count)

@@ -16,19 +16,13 @@ from torch import Tensor
 
 from ....clear_core.families import Family
 from ....clear_core.layout import token_grid
-from ....clear_core.parallel import ThreadPeers, split_rows
-from ....clear_core.sdedit import Tile
 from ..model.apply import KEY as WINDOW
 from ..model.attention_override import WindowPatch
+from ..model.devices import DEVICES, Device, Devices, inner_options, on_device
 from ..model.notices import Notices
-from ..model.strip_part import KEY, StripError, StripPart
+from ..model.strip_part import KEY, StripError, StripPart, count_of, in_strips
 from ..model.tile_frame import KEY as FRAME_PART
-from ..model.tile_frame import FramePart
-from .devices import Device, Devices, inner_options, on_device
 from .others import is_known
-
-DEVICES = "clear_strip_devices"
-"""Key of the :class:`Devices` in ``transformer_options`` that share the calls of a step."""
 
 Inputs = dict[str, Any]
 
@@ -113,23 +107,15 @@ class StripRun:
     def predicted(self) -> Tensor:
         """(B, C, H, W)."""
         multiple = self.window.settings.spec.down_factor
-        count = min(len(self.devices.each), -(-self.grid[0] // multiple))
-        strips = split_rows(self.grid[0], count, multiple)
-        self.say(count)
-        peers = ThreadPeers.make(count)
+        self.say(count_of(self.devices, self.grid[0], multiple))
         # A model fills a last token by what it is given, and a strip lacks the picture's first row.
         padded = self.padded(self.x)
         inputs = {name: self.padded(value) if self.lies_over(value) else value for name, value in self.inputs.items()}
 
-        def work(device: Device) -> Tensor:
-            own = peers[device.rank]
-            try:
-                return self.strip(device, StripPart(own, self.grid, strips), padded, inputs).to(self.x.device)
-            except BaseException as error:
-                own.abort(error)
-                raise
+        def work(device: Device, part: StripPart) -> Tensor:
+            return self.strip(device, part, padded, inputs).to(self.x.device)
 
-        whole = torch.cat(self.devices.run(work, count), dim=2)
+        whole = torch.cat(in_strips(self.devices, self.grid, multiple, work), dim=2)
         return whole[..., : self.size[0], : self.size[1]]
 
     def say(self, count: int) -> None:
@@ -149,7 +135,7 @@ class StripRun:
 
     def strip(self, device: Device, part: StripPart, x: Tensor, inputs: Inputs) -> Tensor:
         """(B, C, rows of latents, W): one device's prediction of the padded latent."""
-        rows, cells, there = part.strips[part.peers.rank], self.family.token_cells, device.device
+        rows, cells, there = part.own, self.family.token_cells, device.device
         latents = slice(rows.start * cells, rows.stop * cells)
         own = {
             name: value[..., latents, :] if self.lies_over(self.inputs[name]) else value
@@ -157,9 +143,7 @@ class StripRun:
             if name != "transformer_options"
         }
         options = self.inputs["transformer_options"]
-        outer = options.get(FRAME_PART) or FramePart(self.grid, Tile(0, 0, *self.grid))
-        tile = Tile(outer.tile.y + rows.start, outer.tile.x, len(rows), self.grid[1])
-        added = {KEY: part, FRAME_PART: FramePart(outer.grid, tile, outer.run)}
+        added = {KEY: part, FRAME_PART: part.place(options.get(FRAME_PART))}
         own["transformer_options"] = inner_options(device, options, **added)
         call = WrapperExecutor.new_class_executor(device.model._apply_model, device.model, self.wrappers)
         return call.execute(

@@ -15,11 +15,11 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..crop.crop_conditioning import Cond
+from ..model.devices import DEVICES, Devices, options_for
 from ..model.notices import Notices
 from ..model.rope_embedder import ATTRIBUTE, PositionEmbedder
-from .devices import Devices, options_for
 from .others import foreign_calls
-from .strip_call import DEVICES, KEY, StripCalls
+from .strip_call import KEY, StripCalls
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 
 CLONES, POOL = "multigpu_clones", "multigpu_thread_pool"
 
+DEVICES = "clear_strip_devices"
+"""Key of the :class:`Devices` in ``transformer_options`` that share the calls of a step."""
+
 
 @dataclass(frozen=True)
 class Device:
