@@ -20,6 +20,7 @@ from tests.host.support_comfy import (
     boot,
     control_cases,
     controlnets,
+    devices,
     flux,
     golden,
     pictures,
@@ -226,6 +227,16 @@ def applied(host: boot.Host) -> Callable[..., Any]:
         return (positive, negative) if len(conds) > 1 else positive
 
     return apply
+
+
+@pytest.fixture(params=[2, 3], ids=["2-devices", "3-devices"])
+def count(request, host, monkeypatch) -> Iterator[int]:
+    """How many devices the host finds; the test is skipped if it has no MultiGPU CFG Split."""
+    devices.pretend_devices(host, monkeypatch, request.param)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # A pool of threads for each device would wait for its turn on the same cores.
+    yield request.param
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from tests.host.support_comfy.boot import Recorder
-from tests.host.support_comfy.devices import loaded_flux, on_devices, pretend_devices
+from tests.host.support_comfy.devices import loaded_flux, on_devices
 from tests.host.support_comfy.graph_inputs import noise, prompt
 from tests.host.support_comfy.sampling import run_node
 
 RADIUS, STEPS, CLOSE = 3, 4, 1e-5
 GRID = (25, 22)  # Latents: 13 x 11 tokens, the last row half a token.
-
-
-@pytest.fixture(params=[2, 3], ids=["2-devices", "3-devices"])
-def count(request, host, monkeypatch) -> Iterator[int]:
-    pretend_devices(host, monkeypatch, request.param)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # A pool of threads for each device would wait for its turn on the same cores.
-    yield request.param
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

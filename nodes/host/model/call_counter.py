@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
+from typing import Any
 
 from ....clear_core.cost import clear_pairs
 
@@ -27,6 +29,7 @@ class CallCounter:
     tokens: int = 0
     pairs: int = 0
     text: str = ""
+    lock: Any = field(default_factory=Lock, repr=False, compare=False)
 
     def add(self, sequences: int, tokens: int, pairs: int, text: str) -> None:
         """Add one call.
@@ -37,13 +40,14 @@ class CallCounter:
             pairs: Of one sequence, over all blocks.
             text: What it computed, for people.
         """
-        self.calls += 1
-        self.tokens += sequences * tokens
-        self.pairs += sequences * pairs
-        self.text = text
+        with self.lock:  # Tiles may run on several devices at once.
+            self.calls += 1
+            self.tokens += sequences * tokens
+            self.pairs += sequences * pairs
+            self.text = text
 
 
-# Only calls in the sampling's own thread are counted; the host's threads for other devices start without a context.
+# The host's threads for other devices start without a context, and count only if they are given one.
 _current: ContextVar[CallCounter | None] = ContextVar("clear_call_counter", default=None)
 
 

@@ -55,13 +55,20 @@ class Devices:
         each = (Device(rank, device, clone.model) for rank, (device, clone) in enumerate(clones.items()))
         return cls(tuple(each), pool)
 
-    def run(self, work: Callable[[Device], Result], count: int) -> list[Result]:
+    def names(self, count: int) -> str:
+        """Of the first ``count`` devices, for people."""
+        return ", ".join(str(device.device) for device in self.each[:count])
+
+    def run(self, work: Callable[[Device], Result], count: int, counted: bool = False) -> list[Result]:
         """The results of ``work`` on the first ``count`` devices, each in its own thread, as soon as all are there.
 
         The first error interrupts the others; it is raised when all have ended. The thread of rank 0 has this thread's
-        context variables, so that what counts or times a run counts it once.
+        context variables, by which a run is counted and timed.
+
+        Args:
+            counted: Whether the other threads have them too: each device does work of its own.
         """
-        context, inference = contextvars.copy_context(), torch.is_inference_mode_enabled()
+        inference = torch.is_inference_mode_enabled()
         errors: list[BaseException] = []
 
         def one(device: Device) -> Result | None:
@@ -75,7 +82,7 @@ class Devices:
                 return None
 
         for device in self.each[:count]:
-            run = context.run if device.rank == 0 else _plainly
+            run = contextvars.copy_context().run if counted or device.rank == 0 else _plainly
             self.pool.submit(device.device, run, one, device)
         outcomes = [self.pool.get_result(device.device) for device in self.each[:count]]
         errors += [error for _, error in outcomes if error is not None]

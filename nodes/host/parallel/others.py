@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..crop.foreign_objects import called_in, is_shared
+from ..crop.foreign_objects import called_in, is_foreign, is_shared
 
 COMPILED = "torch.compile"
 """Key of the wrapper that puts the first device's compiled model in place of every clone's."""
@@ -31,6 +31,12 @@ def foreign_calls(model_options: dict[str, Any]) -> list[str]:
         },
     }
     return sorted({name_of(called) for called in called_in({"transformer_options": within}) if not is_known(called)})
+
+
+def is_one_at_a_time(model_options: dict[str, Any]) -> bool:
+    """Whether other nodes take part in a step, which may keep something from one call to the next."""
+    held = model_options.get("transformer_options", {}).values()
+    return any(map(is_foreign, held)) or not all(map(is_known, called_in(model_options)))
 
 
 def is_known(called: Any) -> bool:

@@ -121,8 +121,7 @@ class StripRun:
     def say(self, count: int) -> None:
         """One line for each size."""
         height, width = (self.family.token_pixels // self.family.token_cells * side for side in self.size)
-        names = ", ".join(str(device.device) for device in self.devices.each[:count])
-        line = f"{width} x {height} px in {count} strips on {names}"
+        line = f"{width} x {height} px in {count} strips on {self.devices.names(count)}"
         self.notices.log_once(line, line)
 
     def padded(self, tensor: Tensor) -> Tensor:

@@ -61,12 +61,7 @@ class StripsPatch:
         devices = Devices.of(model_options)
         if devices is None or x_in.ndim != 4:
             return executor(model, conds, x_in, timestep, model_options)
-        running = [
-            cond
-            for each in conds
-            for cond in each or ()
-            if comfy.samplers.get_area_and_mult(cond, x_in, timestep) is not None
-        ]
+        running = running_conds(conds, x_in, timestep)
         if not 0 < len(running) < len(devices.each):
             return executor(model, conds, x_in, timestep, model_options)
         reason = obstacle(devices, running, model_options)
@@ -78,6 +73,16 @@ class StripsPatch:
         # For the host it is a step on the first device.
         options = options_for(devices.each[0], model_options, **{DEVICES: devices})
         return executor(model, conds, x_in, timestep, options)
+
+
+def running_conds(conds: list[list[Cond] | None], x_in: Tensor, timestep: Tensor) -> list[Cond]:
+    """The conditions that the host evaluates in a step; the others are out of their range of the sampling."""
+    return [
+        cond
+        for each in conds
+        for cond in each or ()
+        if comfy.samplers.get_area_and_mult(cond, x_in, timestep) is not None
+    ]
 
 
 def obstacle(devices: Devices, running: list[Cond], model_options: dict[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ Source: ``comfy.patcher_extension.WrappersMP.CALC_COND_BATCH`` and ``PREPARE_SAM
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import Tensor
 from ....clear_core.sdedit import Tile, TileLayout
 from ..crop.crop_conditioning import Cond, crop_cond
 from ..crop.crop_picture import PictureCrop
+from ..model.devices import Devices
 from ..model.rope_embedder import install_embedder
 from ..model.tile_frame import KEY, FramePart, TileRun
+from ..parallel.deal import Call, dealing_devices, dealt
 from .tile_state import TileState
 
 
@@ -75,23 +77,55 @@ class TiledModel:
         tiles = self.layout.tiles
         self.state.begin_step(tiles[0], model, model_options)
         try:
-            for done, tile in enumerate(tiles, start=1):
+            predictions = self.predictions(executor, model, conds, x_in, timestep, model_options)
+            for done, (tile, parts) in enumerate(predictions, start=1):
                 rows, columns = tile.latents
                 weight = self.layout.weight(tile).to(x_in)
-                with self.state.of(tile):
-                    parts = executor(
-                        model,
-                        [self.crop(cond, tile, x_in) for cond in conds],
-                        x_in[..., rows, columns],
-                        timestep,
-                        self.options_of(tile, model_options),
-                    )
                 for whole, part in zip(predicted, parts, strict=True):
                     whole[..., rows, columns] += part * weight
                 self.on_tile(done, len(tiles))
         finally:
             self.state.switch(tiles[0])
         return predicted
+
+    def predictions(
+        self,
+        executor: Callable[..., Any],
+        model: Any,
+        conds: list[list[Cond] | None],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> Generator[tuple[Tile, list[Tensor]]]:
+        """The tiles, and what the model predicts for each: on several devices as many at once as there are."""
+        tiles = self.layout.tiles
+        devices = dealing_devices(conds, x_in, timestep, model_options)
+        # The last tiles that are too few for all devices are cut into strips, or are the host's.
+        rounds = 0 if devices is None else len(tiles) // len(devices.each)
+        dealt_out = 0
+        if devices is not None and rounds:
+            self.say_dealt(devices, rounds * len(devices.each))
+            for first in range(0, rounds * len(devices.each), len(devices.each)):
+                some = tiles[first : first + len(devices.each)]
+                calls = [self.call_of(tile, conds, x_in, model_options) for tile in some]
+                yield from zip(some, dealt(executor, devices, calls, timestep), strict=True)
+            dealt_out = rounds * len(devices.each)
+        for tile in tiles[dealt_out:]:
+            call = self.call_of(tile, conds, x_in, model_options)
+            with self.state.of(tile):
+                parts = executor(model, call.conds, call.x, timestep, call.options)
+            yield tile, parts
+
+    def call_of(self, tile: Tile, conds: list[list[Cond] | None], x_in: Tensor, model_options: dict[str, Any]) -> Call:
+        """The part of a step that belongs to a tile."""
+        rows, columns = tile.latents
+        cropped = [self.crop(cond, tile, x_in) for cond in conds]
+        return Call(cropped, x_in[..., rows, columns], self.options_of(tile, model_options))
+
+    def say_dealt(self, devices: Devices, tiles: int) -> None:
+        """One line for each run."""
+        line = f"{tiles} of {len(self.layout.tiles)} tiles are dealt out to {devices.names(len(devices.each))}"
+        self.state.notices.log_once(line, line)
 
     def crop(self, conds: list[Cond] | None, tile: Tile, frame: Tensor) -> list[Cond] | None:
         """The conditionings of a tile, without those that lie outside it."""
