@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -165,9 +166,22 @@ def write_record(path: Path, device: torch.device, options: dict[str, Any], resu
     """Writes figures, options, environment and command as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", *_launcher(), _module(), *sys.argv[1:]]),
         **environment(device),
         "options": options,
         "results": results,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _module() -> str:
+    """The module that was started; a package's file is called __main__."""
+    file = Path(sys.argv[0])
+    return f"benchmarks.{file.parent.name if file.stem == '__main__' else file.stem}"
+
+
+def _launcher() -> list[str]:
+    """What started this process as one of several."""
+    if "RANK" not in os.environ:
+        return []
+    return ["torch.distributed.run", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}", "-m"]

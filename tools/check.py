@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         raise RefusedError(f"check knows no option {unknown[0]}; its only one is --without-torch.")
     python = prepare_tools() if arguments else prepare_environment()
-    return run_steps(steps(PROJECT, python))
+    return run_steps(steps(PROJECT, python, with_torch=not arguments))
 
 
 def run_steps(listed: list[Step]) -> int:
@@ -59,13 +59,21 @@ def run_steps(listed: list[Step]) -> int:
     return int(bool(failed))
 
 
-def steps(project: Path, python: Path) -> list[Step]:
-    """What is checked in a checkout, with the tools of this interpreter's environment; the quick ones first."""
+def steps(project: Path, python: Path, with_torch: bool = True) -> list[Step]:
+    """What is checked in a checkout, with the tools of this interpreter's environment; the quick ones first.
+
+    Args:
+        with_torch: Whether the environment has it; without it the tables in docs are not checked.
+    """
     ruff = [str(python), "-m", "ruff"]
     pyright = [str(python), "-m", "pyright", "--pythonpath", str(python)]
+    tables = Step(
+        "calculated tables", lambda: stale_lines(project, sync.stale_tables(project, python)), "run python3 dev.py sync"
+    )
     return [
         Step("imports", Project(project).offences, "tools/import_rules.py lists the rules and their reasons"),
-        Step("generated files", lambda: stale_files(project), "run python3 dev.py sync"),
+        Step("generated files", lambda: stale_lines(project, sync.stale(project)), "run python3 dev.py sync"),
+        *([tables] if with_torch else []),
         Step("length", lambda: long_files(project), "one file, one idea: give the second one a file of its own"),
         Step(
             "ruff check",
@@ -81,10 +89,10 @@ def steps(project: Path, python: Path) -> list[Step]:
     ]
 
 
-def stale_files(project: Path) -> list[str]:
-    """The generated files that do not say what the code says."""
+def stale_lines(project: Path, stale: dict[Path, str]) -> list[str]:
+    """The first wrong line of each generated file that does not say what the code says."""
     lines: list[str] = []
-    for path, text in sync.stale(project).items():
+    for path, text in stale.items():
         there = (sync.text_of(project / path) or "").splitlines()
         wanted = text.splitlines()
         number = next((n for n, (a, b) in enumerate(zip(there, wanted, strict=False)) if a != b), len(there)) + 1

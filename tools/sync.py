@@ -1,7 +1,8 @@
 """``dev.py sync``: writes the files that repeat what the code says. ``dev.py check`` tells which of them are stale.
 
 The names and tooltips of the nodes go to ``locales/en``, the names of CLEAR Attention's widgets to ``web/js``, the
-English help pages to the place where other languages find them, and the host's hooks to ``docs/architecture.md``.
+English help pages to the place where other languages find them, and the host's hooks to ``docs/architecture.md``. The
+tables that ``benchmarks/tables.py`` calculates go to their pages in ``docs``, if there is an environment with torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.environment import PROJECT, RefusedError, say
+from tools import tables
+from tools.environment import ENVIRONMENT, PROJECT, RefusedError, interpreter_in, say, works
 from tools.schemas import UnreadableSchemaError, locale_of, read_schemas, widgets_of
 
 ARCHITECTURE = Path("docs/architecture.md")
@@ -33,14 +35,24 @@ VERSIONS = re.compile(r",?\s*(?:in )?ComfyUI (\d[\d.]*\d(?: and later| to \d[\d.
 def main(arguments: list[str]) -> int:
     if arguments:
         raise RefusedError(f"sync takes no options; {arguments[0]} was given.")
-    outdated = stale(PROJECT)
+    written = write(stale(PROJECT))
+    python = interpreter_in(PROJECT / ENVIRONMENT.name)
+    if works(python):
+        written += write(stale_tables(PROJECT, python))
+    else:
+        say("without .venv the tables in docs stay as they are; python3 dev.py check makes it")
+    if not written:
+        say("nothing that is generated had to be written")
+    return 0
+
+
+def write(outdated: dict[Path, str]) -> int:
+    """Writes these files of the project, says so, and returns how many they are."""
     for path, text in outdated.items():
         (PROJECT / path).parent.mkdir(parents=True, exist_ok=True)
         (PROJECT / path).write_text(text, encoding="utf-8", newline="\n")
         say(f"wrote {path.as_posix()}")
-    if not outdated:
-        say("everything that is generated is up to date")
-    return 0
+    return len(outdated)
 
 
 def stale(project: Path) -> dict[Path, str]:
@@ -49,7 +61,16 @@ def stale(project: Path) -> dict[Path, str]:
     Raises:
         RefusedError: Something cannot be read; the message says what.
     """
-    wanted = generated(project)
+    return differing(project, generated(project))
+
+
+def stale_tables(project: Path, python: Path) -> dict[Path, str]:
+    """The same for the pages with calculated tables, by an interpreter with torch."""
+    return differing(project, tables.filled(project, python))
+
+
+def differing(project: Path, wanted: dict[Path, str]) -> dict[Path, str]:
+    """Those files that do not hold the text that is wanted."""
     return {path: text for path, text in wanted.items() if text_of(project / path) != text}
 
 

@@ -24,6 +24,7 @@ from ..integrations.diffusers import ClearHandle, apply_clear
 from ..integrations.flux_denoiser import FluxDenoiser
 from ..number_checks import check_number
 from ..spec import ClearSpec
+from .group import join_group
 
 PIXELS = 16  # of a token's side
 CLOSE = 1e-5
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     for name in ("height", "width"):
         if getattr(options, name) % PIXELS:
             raise ValueError(f"{name} is {getattr(options, name)}; expected a multiple of {PIXELS} pixels.")
-    device = start()
+    device = join_group()
     try:
         rank, ranks = dist.get_rank(), dist.get_world_size()
         denoiser, noise = small_flux(options, device)
@@ -93,18 +94,6 @@ def run(options: argparse.Namespace) -> int:
         return status
     finally:
         dist.destroy_process_group()
-
-
-def start() -> torch.device:
-    """Joins the group; this process's device, which is the processor if there are not enough cards."""
-    cards = torch.cuda.device_count()
-    local, needed = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if cards < needed:
-        dist.init_process_group("gloo")
-        return torch.device("cpu")
-    torch.cuda.set_device(local)
-    dist.init_process_group("nccl")
-    return torch.device("cuda", local)
 
 
 def small_flux(options: argparse.Namespace, device: torch.device) -> tuple[FluxDenoiser, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def test_a_new_widget_reaches_the_locale_and_the_page(copy: Path):
     script = (copy / "web/js/settings.js").read_text(encoding="utf-8")
     assert script.index('"strength"') < script.index('"sharpness"') < script.index('"radius"')
     assert paths(sync.stale(copy)) == []
+
+
+def test_a_table_is_filled_in_by_the_environment_with_torch(copy: Path, monkeypatch, capsys):
+    sync.main([])
+    assert "without .venv the tables in docs stay as they are" in capsys.readouterr().out
+    shutil.copytree(PROJECT / "benchmarks", copy / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    for page in ("memory.md", "parallel.md"):
+        shutil.copy(PROJECT / "docs" / page, copy / "docs")
+    change(copy / "docs/memory.md", "| 4096 x 4096 | 65536 | 5.1 | 7.0 |", "| 4096 x 4096 | 65536 | 5.2 |\n| more |")
+    monkeypatch.setattr(sync, "interpreter_in", lambda environment: Path(sys.executable))
+    sync.main([])
+    assert capsys.readouterr().out == "dev: wrote docs/memory.md\n"
+    assert (copy / "docs/memory.md").read_bytes() == (PROJECT / "docs/memory.md").read_bytes()
 
 
 def test_a_changed_help_page_is_copied(copy: Path):

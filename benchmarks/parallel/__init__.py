@@ -1,0 +1,1 @@
+"""Several devices on one picture: measured by ``python -m benchmarks.parallel``, estimated where none was measured."""
