@@ -4,8 +4,9 @@
     pipe(...)                # any pipeline, any sizes, in any order
     handle.remove()          # or: with apply_clear(...): pipe(...)
 
-Needs diffusers 0.32 or later; models other than FLUX.1 were tried with 0.42. Only the model's attention processors are
-replaced. A forward pre-hook computes the grid and the rotary embedding of each call and adds them to that call.
+Needs diffusers 0.32 or later; models other than FLUX.1 were tested with 0.41 and 0.42. Only the model's attention
+processors are replaced. A forward pre-hook computes the grid and the rotary embedding of each call and adds them to
+that call.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ def _flux2(grid: Grid, text: int, batch: int, references: tuple[Grid, ...]) -> d
 
 
 def _chroma(grid: Grid, text: int, batch: int, references: tuple[Grid, ...]) -> dict[str, Any]:
-    return {"img_ids": grid_ids(grid), "txt_ids": torch.zeros(text, 3)}
+    # Its pipeline puts all text at 0; here each token has a place, so that a wrong one shows.
+    return {"img_ids": grid_ids(grid), "txt_ids": torch.arange(text, dtype=torch.float32)[:, None].expand(-1, 3)}
 
 
 def _qwen(grid: Grid, text: int, batch: int, references: tuple[Grid, ...]) -> dict[str, Any]:
