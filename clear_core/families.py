@@ -10,31 +10,39 @@ from .dense_blocks import BlockId
 Part = Literal["text", "image", "reference"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DiffusersNames:
-    """How diffusers shows a family: names of classes in ``diffusers.models``.
+    """How diffusers shows a family: names of classes in ``diffusers.models`` and of what a call of the model brings.
 
     Attributes:
         transformer: The model.
-        processors: Attention processors that compute joint attention and nothing else; only these may be replaced.
-        embedder: The position embedder, whose ``theta`` takes an NTK factor.
+        processors: Attention processors that compute attention and nothing else; only these may be replaced.
+        embedder: The rotary position embedder, whose ``theta`` takes an NTK factor; None if a table gives positions.
+        grid: What tells the grid of a call: the "ids" of its tokens, the "shapes" of its pictures, or its "latent".
+        attention_kwargs: The argument of a call that reaches the attention processors.
+        text_mask: The argument of a call that masks text tokens; None if there is none.
+        context_parallel: Whether windows run in diffusers' context parallelism.
     """
 
     transformer: str
     processors: tuple[str, ...]
-    embedder: str
+    embedder: str | None
+    grid: Literal["ids", "shapes", "latent"] = "ids"
+    attention_kwargs: str = "joint_attention_kwargs"
+    text_mask: str | None = None
+    context_parallel: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """A family of models with the same blocks.
+    """A family of models with the same blocks. What has a default is what holds where nothing is known.
 
     Attributes:
         name: As people know it.
         token_pixels: Side of a token in pixels.
         token_cells: Side of a token in latent cells (the model's patch size).
-        order: Order of the tokens in a sequence.
-        takes_references: Whether the model attends to reference images (FLUX.1 Kontext).
+        order: Order of the tokens in a sequence as it is attended to; a library may keep them in another.
+        takes_references: Whether the model attends to reference images (FLUX.1 Kontext, Qwen-Image-Edit).
         text_tokens: Text tokens to plan with; a prompt may have more or fewer.
         native_tokens: Image tokens of the size the family was trained at.
         scale_base: Base of the logarithm in proportional attention: tokens of a native sequence, text included.
@@ -45,7 +53,8 @@ class Family:
             guides; None for the model's own. FLUX.1's 6 is I-Max's (arXiv 2410.07536, ``time_shift_2`` in its
             pipeline_flux_imax.py).
         weights: Family whose distilled weights fit; None if nobody has distilled any.
-        num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model.
+        num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model. Double blocks are
+            those with a stream each for text and image.
         diffusers: Names in diffusers.
     """
 
@@ -58,10 +67,10 @@ class Family:
     native_tokens: int
     scale_base: int
     hires_tokens: int
-    hires_ntk: float
-    shift: float | None
-    hires_shift: float | None
-    weights: str | None
+    hires_ntk: float = 1.0
+    shift: float | None = None
+    hires_shift: float | None = None
+    weights: str | None = None
     num_double: int
     num_single: int
     width: int
@@ -106,15 +115,16 @@ FLUX1 = Family(
     width=3072,
     head_dim=128,
     diffusers=DiffusersNames(
-        "FluxTransformer2DModel",
-        (
+        transformer="FluxTransformer2DModel",
+        processors=(
             "FluxAttnProcessor",
             "FluxAttnProcessor2_0",
             "FusedFluxAttnProcessor2_0",
             "FluxAttnProcessor2_0_NPU",
             "FusedFluxAttnProcessor2_0_NPU",
         ),
-        "FluxPosEmbed",
+        embedder="FluxPosEmbed",
+        context_parallel=True,
     ),
 )
 """FLUX.1 dev, schnell, Krea, Kontext, Fill, Canny, Depth and their fine-tunes."""
@@ -130,18 +140,90 @@ CHROMA = Family(
     scale_base=64 * 64 + 512,
     hires_tokens=8192,
     hires_ntk=10.0,
-    shift=None,
-    hires_shift=None,
-    weights=None,
     num_double=19,
     num_single=38,
     width=3072,
     head_dim=128,
-    diffusers=DiffusersNames("ChromaTransformer2DModel", ("FluxAttnProcessor", "FluxAttnProcessor2_0"), "FluxPosEmbed"),
+    diffusers=DiffusersNames(
+        transformer="ChromaTransformer2DModel",
+        processors=("FluxAttnProcessor", "FluxAttnProcessor2_0"),
+        embedder="FluxPosEmbed",
+        text_mask="attention_mask",
+    ),
 )
 """Chroma shares FLUX.1's blocks and, as it grew from FLUX.1 schnell, its sizes and recipe."""
 
-FAMILIES = (FLUX1, CHROMA)
+FLUX2 = Family(
+    name="FLUX.2",
+    token_pixels=16,
+    token_cells=1,
+    order=("text", "image", "reference"),
+    takes_references=True,
+    text_tokens=512,
+    native_tokens=64 * 64,
+    scale_base=64 * 64 + 512,
+    hires_tokens=128 * 128,
+    num_double=8,
+    num_single=48,
+    width=6144,
+    head_dim=128,
+    diffusers=DiffusersNames(
+        transformer="Flux2Transformer2DModel",
+        processors=("Flux2AttnProcessor", "Flux2ParallelSelfAttnProcessor"),
+        embedder="Flux2PosEmbed",
+    ),
+)
+"""FLUX.2 dev and klein; the usual model is dev. Its authors state pictures of up to 4 megapixels."""
+
+QWEN_IMAGE = Family(
+    name="Qwen-Image",
+    token_pixels=16,
+    token_cells=2,
+    order=("text", "image", "reference"),
+    takes_references=True,
+    text_tokens=512,
+    native_tokens=83 * 83,
+    scale_base=83 * 83 + 512,
+    hires_tokens=8192,
+    num_double=60,
+    num_single=0,
+    width=3072,
+    head_dim=128,
+    diffusers=DiffusersNames(
+        transformer="QwenImageTransformer2DModel",
+        processors=("QwenDoubleStreamAttnProcessor2_0",),
+        embedder="QwenEmbedRope",
+        grid="shapes",
+        attention_kwargs="attention_kwargs",
+        text_mask="encoder_hidden_states_mask",
+    ),
+)
+"""Qwen-Image and Qwen-Image-Edit. Its authors' square is 1328 x 1328 px."""
+
+SD3 = Family(
+    name="SD3.5",
+    token_pixels=16,
+    token_cells=2,
+    order=("text", "image"),
+    takes_references=False,
+    text_tokens=333,
+    native_tokens=64 * 64,
+    scale_base=64 * 64 + 333,
+    hires_tokens=8192,
+    num_double=38,
+    num_single=0,
+    width=2432,
+    head_dim=64,
+    diffusers=DiffusersNames(
+        transformer="SD3Transformer2DModel",
+        processors=("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0"),
+        embedder=None,
+        grid="latent",
+    ),
+)
+"""Stable Diffusion 3 and 3.5; the usual model is 3.5 Large. Text: 77 tokens of CLIP and 256 of T5."""
+
+FAMILIES = (FLUX1, CHROMA, FLUX2, QWEN_IMAGE, SD3)
 
 
 @dataclass(frozen=True)
@@ -181,5 +263,5 @@ class ModelShape:
 
     @property
     def is_relative(self) -> bool:
-        """Whether the model only shares FLUX.1's blocks, so that no distilled weights fit it."""
+        """Whether no distilled weights fit the model, which only has blocks like FLUX.1's."""
         return self.family.weights is None

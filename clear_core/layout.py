@@ -12,7 +12,7 @@ TOKEN_PIXELS = FLUX1.token_pixels
 """Side of one token in pixels, the same in every family so far."""
 
 PATCH = FLUX1.token_cells
-"""Side of one token in latent cells, the same in every family so far."""
+"""Side of one token in latent cells; FLUX.2's is another."""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
-"""CLEAR in a diffusers ``FluxTransformer2DModel``, and off again without a trace.
+"""CLEAR in a diffusers transformer (FLUX.1, Chroma, FLUX.2, Qwen-Image, SD3.5), and off again without a trace.
 
     handle = apply_clear(pipe.transformer, ClearSpec(radius=16))
     pipe(...)                # any pipeline, any sizes, in any order
     handle.remove()          # or: with apply_clear(...): pipe(...)
 
-Needs diffusers 0.32 or later. Only the model's attention processors are replaced. A forward pre-hook computes the
-grid and the rotary embedding of each call and adds them to that call.
+Needs diffusers 0.32 or later; models other than FLUX.1 were tested with 0.41 and 0.42. Only the model's attention
+processors are replaced. A forward pre-hook computes the grid and the rotary embedding of each call and adds them to
+that call.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +22,32 @@ from torch.utils.hooks import RemovableHandle
 
 from ..attention import check_backend
 from ..attention.pool import mean_weight
-from ..families import FLUX1, ModelShape
 from ..settings import ClearSettings
 from ..spec import ClearSpec
-from ..weights.naming import DIFFUSERS, STREAMS, Stream, spatial_name
+from ..weights.naming import spatial_name
 from ..wording import quoted
 from .diffusers_call import describe_call
+from .diffusers_model import Block, attention_modules, check_model, check_settings, shape_of
 from .diffusers_parallel import ContextParallel, Way, context_config, disable
 from .diffusers_processor import ClearAttnProcessor
+from .diffusers_styles import processor_like
 
 if TYPE_CHECKING:
+    from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+    Transformer = (
+        FluxTransformer2DModel
+        | ChromaTransformer2DModel
+        | Flux2Transformer2DModel
+        | QwenImageTransformer2DModel
+        | SD3Transformer2DModel
+    )
 
 logger = logging.getLogger(__name__)
-
-NAMES = FLUX1.diffusers
-"""Only these classes are replaced: others (IP-Adapter, third-party kernels) do more, which would be lost."""
-
-Block = tuple[Stream, int]
-"""Stream ("double" or "single") and index of a block."""
 
 
 class ClearHandle:
@@ -54,9 +62,9 @@ class ClearHandle:
 
     def __init__(
         self,
-        transformer: FluxTransformer2DModel,
+        transformer: Transformer,
         settings: ClearSettings,
-        processors: Mapping[Block, ClearAttnProcessor],
+        weights: Mapping[Block, Tensor],
         parallel: ContextParallel,
     ) -> None:
         self.transformer = transformer
@@ -66,8 +74,11 @@ class ClearHandle:
         self._was_parallel = context_config(transformer) is not None
         self._swaps: list[tuple[Any, ClearAttnProcessor, Any]] = []
         for block, attn in attention_modules(transformer):
-            self._swaps.append((attn, processors[block], attn.processor))
-            attn.set_processor(processors[block])
+            weight = weights.get(block)
+            # One of its own for each of two attentions in a block, so that a stored model holds each once.
+            ours = processor_like(attn.processor, None if weight is None else weight.clone())
+            self._swaps.append((attn, ours, attn.processor))
+            attn.set_processor(ours)
         self._hook: RemovableHandle = transformer.register_forward_pre_hook(
             functools.partial(describe_call, settings, shape_of(transformer), parallel), with_kwargs=True
         )
@@ -95,7 +106,7 @@ class ClearHandle:
 
 
 def apply_clear(
-    transformer: FluxTransformer2DModel,
+    transformer: Transformer,
     spec: ClearSpec,
     *,
     spatial_weights: Mapping[Block, Tensor] | None = None,
@@ -105,97 +116,55 @@ def apply_clear(
     ntk: str = "constant",
     parallel: Way | None = None,
 ) -> ClearHandle:
-    """Give every block of a FLUX.1 transformer windowed attention (arXiv 2412.16112).
+    """Give every block of a transformer windowed attention (arXiv 2412.16112).
 
     The caller loads the distilled projections with ``transformer.load_state_dict(file, strict=False)``, before or
-    after; if after, that loads the file's ``spatial_weight`` too.
+    after; if after, that loads the file's ``spatial_weight`` too. Only FLUX.1 has them; without, windows are
+    training-free and cost quality.
+
+    Text masks of Chroma and Qwen-Image are honoured. Text that no item of the batch sees is cut off; what else a mask
+    does goes to the attention as a bias, for which "auto" takes "gather".
 
     Args:
-        transformer: A diffusers FLUX.1 model (dev, schnell, Krea, Fill, Canny, Depth, Kontext), before
-            ``torch.compile``.
+        transformer: A diffusers model, before ``torch.compile``: FLUX.1 (dev, schnell, Krea, Fill, Canny, Depth,
+            Kontext), Chroma, FLUX.2 (dev, klein), Qwen-Image, Qwen-Image-Edit, or SD3 and SD3.5.
         spec: Window radius and down factor.
         spatial_weights: (d, d) by (stream, block index), one for every block, as
             ``ClearFile.spatial_weights()`` gives them; None or empty pools by the mean. The values are copied.
-        ntk_factor: Factor on the rotary base; 0 decides by the frame (1 up to 8192 image tokens, 10 above; by its
-            sides if ``ntk`` is "fading"), 1 is off.
-        proportional_attention: "on", "off", or "auto" (on above 8192 image tokens).
+        ntk_factor: Factor on the rotary base; 0 decides by family and frame (FLUX.1 and Chroma: 1 up to 8192 image
+            tokens, 10 above; others: 1; by the frame's sides if ``ntk`` is "fading"), 1 is off. SD3 has none.
+        proportional_attention: "on", "off", or "auto" (on above 8192 image tokens, FLUX.2's 16384).
         backend: As in :func:`clear_core.clear_attention`.
         ntk: How the rotary base is stretched: "constant", "clipped" or "fading", see :mod:`clear_core.rope`. "fading"
             takes the noise level of a call from its ``timestep``, which must be the same for the whole batch.
         parallel: How several processes share a picture once ``enable_parallelism`` is called with the handle's
-            ``cp_plan``: "strips" of rows, or "heads", see :mod:`clear_core.parallel`. Tensor parallelism needs none.
+            ``cp_plan``: "strips" of rows, or "heads", see :mod:`clear_core.parallel`. FLUX.1 alone. Tensor parallelism
+            needs none.
 
     Returns:
         The handle that removes it.
 
     Raises:
         ImportError: diffusers is not installed, or has no context parallelism and ``parallel`` is given.
-        TypeError: The model is not a diffusers ``FluxTransformer2DModel``.
-        ValueError: A value or weight does not fit, or a block's attention is not FLUX's own.
+        TypeError: The model is not a transformer of a known family.
+        ValueError: A value or weight does not fit the model or its family, or a block's attention is not its own.
     """
-    check_model(transformer)
+    shape = shape_of(transformer)
+    check_model(transformer, shape.family)
     if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance]  callers need not be typed
         raise ValueError(f"spec is {quoted(spec)}; expected a ClearSpec.")
     check_backend(backend)
     settings = ClearSettings(spec, ntk_factor, proportional_attention, backend, ntk=ntk)
+    check_settings(settings, shape.family, parallel)
     blocks = dict(attention_modules(transformer))
     weights = check_spatial_weights(spatial_weights or {}, spec, blocks)
-    embedder = type(transformer.pos_embed).__name__
-    if embedder != NAMES.embedder and settings.ntk_factor != 1.0:
+    embedder, own = type(transformer.pos_embed).__name__, shape.family.diffusers.embedder
+    if own is not None and embedder != own and settings.ntk_factor != 1.0:
         logger.warning(
-            "The model's position embedder is %s, not FLUX's own: it is kept, and no NTK factor is applied.", embedder
+            "The model's position embedder is %s, not its family's own: it is kept, and no NTK factor is applied.",
+            embedder,
         )
-    processors = {block: ClearAttnProcessor(weights.get(block)) for block in blocks}
-    return ClearHandle(transformer, settings, processors, ContextParallel(parallel))
-
-
-def attention_modules(transformer: FluxTransformer2DModel) -> Iterator[tuple[Block, Any]]:
-    """(block, its attention module), double blocks first; a foreign block without one stands for itself."""
-    for stream in STREAMS:
-        for index, block in enumerate(getattr(transformer, DIFFUSERS.blocks[stream])):
-            yield (stream, index), getattr(block, "attn", block)
-
-
-def shape_of(transformer: FluxTransformer2DModel) -> ModelShape:
-    """The family and the blocks of a model."""
-    config: Any = transformer.config
-    return ModelShape(
-        FLUX1,
-        config.num_layers,
-        config.num_single_layers,
-        config.num_attention_heads * config.attention_head_dim,
-        config.attention_head_dim,
-    )
-
-
-def check_model(transformer: Any) -> None:
-    """Raise with an error message if CLEAR cannot be applied.
-
-    Raises:
-        ImportError: diffusers is not installed.
-        TypeError: It is not a diffusers FLUX.1 transformer.
-        ValueError: A block has CLEAR already, or a processor that CLEAR would displace.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ImportError(
-            "clear_core.integrations.diffusers needs diffusers 0.32 or later: pip install 'diffusers>=0.32'."
-        ) from error
-    if not isinstance(transformer, getattr(diffusers, NAMES.transformer)):
-        hint = "apply CLEAR before torch.compile" if hasattr(transformer, "_orig_mod") else "pass pipe.transformer"
-        raise TypeError(
-            f"transformer is a {type(transformer).__name__}; expected a diffusers FluxTransformer2DModel ({hint})."
-        )
-    for (stream, index), attn in attention_modules(transformer):
-        processor = type(getattr(attn, "processor", attn)).__name__
-        if processor == ClearAttnProcessor.__name__:
-            raise ValueError("CLEAR is already on this transformer; remove() it first.")
-        if processor not in NAMES.processors:
-            raise ValueError(
-                f"{stream} block {index} attends through {processor}, which CLEAR would displace; unload "
-                "the adapter or kernel that set it first."
-            )
+    return ClearHandle(transformer, settings, weights, ContextParallel(parallel))
 
 
 def check_spatial_weights(

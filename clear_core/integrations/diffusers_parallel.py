@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ..attention import clear_attention
+from ..attention import AttentionBias, clear_attention
 from ..effective import Effective
 from ..parallel import ProcessPeers, attend_by_heads, clear_attention_strip, split_rows
 from ..wording import quoted
@@ -163,7 +163,9 @@ class ContextParallel:
         return Part(self.way, cast(ProcessPeers, self.peers), texts, images)
 
 
-def attend_whole(effective: Effective, weight: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_whole(
+    effective: Effective, weight: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None = None
+) -> Tensor:
     """Attention of all tokens of a call, (B, heads, L, D) each, by one process."""
     layout = effective.layout
     out = clear_attention(
@@ -175,6 +177,7 @@ def attend_whole(effective: Effective, weight: Tensor | None, q: Tensor, k: Tens
         spatial_weight=weight,
         scale=effective.scale,
         reference_tokens=layout.reference,
+        bias=bias,
         backend=effective.backend,
     )
     assert isinstance(out, Tensor)  # no log-sum-exp was asked for

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from clear_core.families import CHROMA, FAMILIES, FLUX1, Family, ModelShape
+from clear_core.families import CHROMA, FAMILIES, FLUX1, FLUX2, SD3, Family, ModelShape
 from clear_core.layout import TOKEN_PIXELS, token_grid
 from clear_core.scale import attention_scale
 
@@ -24,8 +24,12 @@ def test_entries_agree_with_themselves(family: Family) -> None:
 
 
 def test_native_size_is_a_megapixel() -> None:
+    """Qwen-Image's is 1328 px square."""
+    for family in FAMILIES:
+        side = 1328 if family.name == "Qwen-Image" else 1024
+        height, width = token_grid(side, side, family.token_pixels)
+        assert height * width == family.native_tokens
     height, width = token_grid(1024, 1024, FLUX1.token_pixels)
-    assert height * width == FLUX1.native_tokens
     assert token_grid(1024 // FLUX1.latent_pixels, 1024 // FLUX1.latent_pixels) == (height, width)
 
 
@@ -36,8 +40,14 @@ def test_a_native_sequence_has_the_plain_scale_in_every_family() -> None:
 
 
 def test_shifts_are_flux_s_alone_and_larger_from_noise_at_high_resolution() -> None:
-    """3 is the authors' for FLUX.1, 6 I-Max's for its run at the target size; Chroma has its own."""
-    assert [(family.shift, family.hires_shift) for family in (FLUX1, CHROMA)] == [(3.0, 6.0), (None, None)]
+    """3 is the authors' for FLUX.1, 6 I-Max's for its run at the target size; the others have their own."""
+    assert (FLUX1.shift, FLUX1.hires_shift) == (3.0, 6.0)
+    assert {(family.shift, family.hires_shift) for family in FAMILIES if family is not FLUX1} == {(None, None)}
+
+
+def test_only_what_grew_from_flux_has_its_rotary_recipe() -> None:
+    stretched = {family.name: family.hires_ntk for family in FAMILIES if family.hires_ntk != 1}
+    assert stretched == {"FLUX.1": 10, "Chroma": 10}
 
 
 def test_only_flux_has_weights() -> None:
@@ -47,23 +57,27 @@ def test_only_flux_has_weights() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_diffusers_has_these_classes(family: Family) -> None:
-    """The default model of each class in diffusers has the blocks, width and parts that the table names."""
+    """Each class in diffusers has the blocks, width and parts that the table names; SD3's default is a small model."""
     import inspect
 
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = pytest.importorskip("diffusers", minversion="0.41")
     names = family.diffusers
-    default = {
-        name: parameter.default
-        for name, parameter in inspect.signature(getattr(diffusers, names.transformer)).parameters.items()
-    }
-    assert (default["num_layers"], default["num_single_layers"]) == (family.num_double, family.num_single)
+    model = getattr(diffusers, names.transformer)
+    default = {name: parameter.default for name, parameter in inspect.signature(model).parameters.items()}
     assert default["attention_head_dim"] == family.head_dim
-    assert default["num_attention_heads"] * default["attention_head_dim"] == family.width
-    small = getattr(diffusers, names.transformer)(
-        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 6, 6)
-    )
-    assert type(small.pos_embed).__name__ == names.embedder
-    assert {type(processor).__name__ for processor in small.attn_processors.values()} <= set(names.processors)
+    assert ("num_single_layers" in default) == (family.num_single > 0)
+    if family is not SD3:
+        assert (default["num_layers"], default.get("num_single_layers", 0)) == (family.num_double, family.num_single)
+        assert default["num_attention_heads"] * default["attention_head_dim"] == family.width
+    small = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    small |= {"axes_dims_rope": (4, 4, 4, 4) if family is FLUX2 else (4, 6, 6)}
+    built = model(**{name: value for name, value in small.items() if name in default})
+    assert (type(built.pos_embed).__name__ == names.embedder) == (names.embedder is not None)
+    assert {type(processor).__name__ for processor in built.attn_processors.values()} <= set(names.processors)
+    arguments = inspect.signature(model.forward).parameters
+    assert names.attention_kwargs in arguments
+    assert names.text_mask is None or names.text_mask in arguments
+    assert {"ids": "img_ids", "shapes": "img_shapes", "latent": "hidden_states"}[names.grid] in arguments
 
 
 def test_a_family_is_a_constant() -> None:

@@ -11,6 +11,7 @@ from clear_core import ClearSpec
 from clear_core.integrations.diffusers import apply_clear
 from clear_core.integrations.frame import grid_ids
 from tests.support.diffusers_flux import call_inputs, relative, run
+from tests.support.diffusers_relatives import written_out_mask
 
 
 def with_references(inputs: dict[str, torch.Tensor], grid: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -19,16 +20,6 @@ def with_references(inputs: dict[str, torch.Tensor], grid: tuple[int, int]) -> d
         "hidden_states": torch.cat([inputs["hidden_states"], tokens], dim=1),
         "img_ids": torch.cat([inputs["img_ids"], grid_ids(grid, index=1)]),
     }
-
-
-def written_out_mask(grid: tuple[int, int], text: int, reference: int, radius: int) -> torch.Tensor:
-    """(L, L) bool: everybody sees everybody, but image tokens see image tokens only within the window."""
-    mask = torch.ones(2 * (text + grid[0] * grid[1] + reference,), dtype=torch.bool)
-    for a in range(grid[0] * grid[1]):
-        for b in range(grid[0] * grid[1]):
-            (ya, xa), (yb, xb) = divmod(a, grid[1]), divmod(b, grid[1])
-            mask[text + a, text + b] = (ya - yb) ** 2 + (xa - xb) ** 2 < radius**2
-    return mask
 
 
 @pytest.mark.parametrize("reference", [None, (3, 4)], ids=["plain", "kontext"])
