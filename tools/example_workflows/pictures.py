@@ -32,7 +32,6 @@ SNOW = "a big purple checked cone left, a big green striped ball middle, snow da
 DESERT = "a big blue striped cone left, a small red plain ball middle, a big white checked box right, desert dusk"
 NIGHT = "a big yellow striped ball left, a big red checked box right, meadow night, moon left"
 COAST = "a small white plain ball left, a big orange checked cone middle, sea day, sun left"
-MOON = "a big white striped ball middle, a small blue plain box right, snow night, moon left"
 DUNES = "a big green checked box left, a big purple plain ball right, desert day, sun right"
 GLADE = "a small orange striped cone left, a big blue plain ball right, meadow dusk, sun left"
 ICE = "a big red plain box left, a small yellow striped ball middle, snow dusk, sun right"
@@ -158,7 +157,7 @@ PICTURES: Mapping[str, Callable[[Studio], Image]] = {
     "clear_low_vram_fp8": low_vram,
     "clear_dense_beside_clear": side_by_side,
     "clear_z_image_turbo_to_4k": partial(without_windows, COAST),
-    "clear_qwen_image_to_4k": partial(without_windows, MOON),
+    "clear_qwen_image_to_4k": partial(without_windows, MEADOW),
     "clear_krea_2_to_4k": partial(without_windows, DUNES),
     "clear_flux2_klein_to_4k": partial(without_windows, ICE),
     "clear_sdxl_to_4k": partial(without_windows, SEA),
