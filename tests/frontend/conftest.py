@@ -28,7 +28,14 @@ from tests.host.support_comfy.server import Server
 WORKFLOWS = sorted((boot.PROJECT / "example_workflows").glob("*.json"))
 
 # Their nodes are in examples of the fast set, with other settings.
-SLOW = {"clear_8k_in_stages_with_guidance", "clear_2k_lora_in_late_stages"}
+SLOW = {
+    "clear_8k_in_stages_with_guidance",
+    "clear_2k_lora_in_late_stages",
+    "clear_qwen_image_to_4k",
+    "clear_flux2_klein_to_4k",
+    "clear_krea_2_to_4k",
+    "clear_refine_after_esrgan",
+}
 
 BROWSER, HOSTS = find_browser(), find_hosts()
 

@@ -26,23 +26,54 @@ SIZES = {
     "clear_stock_nodes_1k_to_4k": [(384, 192)],
     "clear_low_vram_fp8": [(256, 128)],
     "clear_dense_beside_clear": [(192, 64), (192, 64)],
+    "clear_z_image_turbo_to_4k": [(384, 192)],
+    "clear_qwen_image_to_4k": [(384, 192)],
+    "clear_krea_2_to_4k": [(384, 192)],
+    "clear_flux2_klein_to_4k": [(384, 192)],
+    "clear_sdxl_to_4k": [(384, 192)],
+    "clear_refine_after_esrgan": [(384, 256)],
 }
 """What each example saves, by its name."""
 
 CAPTION = "a big red plain ball left, sea day"
 STEPS = 2
 
+MODEL, TEXT, PIXELS = ["tiny_model", 0], ["tiny_text", 0], ["tiny_text", 1]
+LOADERS = {
+    "DualCLIPLoader": (TEXT,),
+    "CLIPLoader": (TEXT,),
+    "VAELoader": (PIXELS,),
+    "CheckpointLoaderSimple": (MODEL, TEXT, PIXELS),
+}
+"""What stands for the outputs of a loader."""
+
+EMPTY = ("EmptySD3LatentImage", "EmptyLatentImage", "EmptyFlux2LatentImage")
+
 
 def tiny(prompt: Prompt) -> Prompt:
-    """What the front end sends, with the demo's files (in folders ``demo``), small sizes and few steps."""
+    """What the front end sends, with the demo's files (in folders ``demo``), small sizes and few steps.
+
+    Other models than FLUX.1 are the demo's too, and a picture is enlarged without an upscale model.
+    """
     small = copy.deepcopy(prompt)
-    helper = next(key for key, node in small.items() if node["class_type"] == "DualCLIPLoader")
-    codec = next(key for key, node in small.items() if node["class_type"] == "VAELoader")
-    small[helper] = {"class_type": "TinyFluxTextAndPixels", "inputs": {}}
-    del small[codec]
+    stand_ins: dict[tuple[str, int], list[Any]] = {}
+    for key, node in prompt.items():
+        kind = node["class_type"]
+        if kind in LOADERS:
+            del small[key]
+            stand_ins |= {(key, slot): found for slot, found in enumerate(LOADERS[kind]) if found}
+        elif kind == "UpscaleModelLoader":
+            del small[key]
+    small |= {MODEL[0]: {"class_type": "UNETLoader", "inputs": {"weight_dtype": "default"}}}
+    small |= {TEXT[0]: {"class_type": "TinyFluxTextAndPixels", "inputs": {}}}
     for node in small.values():
         inputs = node["inputs"]
-        inputs |= {name: [helper, 1] for name, value in inputs.items() if value == [codec, 0]}
+        inputs.pop("upscale_model", None)
+        inputs |= {
+            name: stand_ins[tuple(value)]
+            for name, value in inputs.items()
+            if isinstance(value, list) and tuple(value) in stand_ins
+        }
         if node["class_type"] == "UNETLoader":
             inputs["unet_name"] = "demo/tiny_flux.safetensors"
         elif node["class_type"] == "CLEARAttention":
@@ -53,7 +84,8 @@ def tiny(prompt: Prompt) -> Prompt:
             inputs["text"] = CAPTION
         elif node["class_type"] == "LoraLoaderModelOnly":
             inputs["lora_name"] = "demo/tiny_lora.safetensors"
-        elif node["class_type"] in ("EmptySD3LatentImage", "ImageScale"):
+        elif node["class_type"] in (*EMPTY, "ImageScale"):
+            node["class_type"] = EMPTY[0] if node["class_type"] in EMPTY else node["class_type"]
             inputs |= {side: inputs[side] // TENTH // WHOLE * WHOLE for side in ("width", "height")}
         elif node["class_type"] == "CLEARUpscale" and inputs["tile_width"]:
             inputs |= {name: inputs[name] // 10 // 16 * 16 for name in ("tile_width", "tile_height", "tile_overlap")}

@@ -71,12 +71,15 @@ class Node:
     def __getitem__(self, output: str) -> Socket:
         return Socket(self, [name for name, _ in self.kind.outputs].index(output))
 
-    @property
-    def properties(self) -> dict[str, Any]:
-        """Its origin and models, as saved."""
+    def properties(self, core: str) -> dict[str, Any]:
+        """Its origin and models, as saved.
+
+        Args:
+            core: Version of ComfyUI.
+        """
         if not self.kind.pack:
             return {}
-        version = CORE_VERSION if self.kind.pack == CORE else pack_version()
+        version = core if self.kind.pack == CORE else pack_version()
         saved: dict[str, Any] = {"Node name for S&R": self.type, "cnr_id": self.kind.pack, "ver": version}
         if self.models:
             saved["models"] = [model.saved for model in self.models]
@@ -138,15 +141,18 @@ class Graph:
 
     Attributes:
         name: File name without its extension.
+        needs: First ComfyUI that runs it, if that is not the oldest one supported.
     """
 
     name: str
+    needs: str | None = None
     nodes: list[Node] = field(default_factory=list[Node])
     groups: list[Group] = field(default_factory=list[Group])
 
     def add(
         self,
         type: str,
+        /,
         *,
         title: str = "",
         models: Sequence[Model] = (),
@@ -213,7 +219,9 @@ class Graph:
             "revision": 0,
             "last_node_id": len(self.nodes),
             "last_link_id": len(links),
-            "nodes": [saved_node(node, order, links) for order, node in enumerate(self.in_order())],
+            "nodes": [
+                saved_node(node, order, links, self.needs or CORE_VERSION) for order, node in enumerate(self.in_order())
+            ],
             "links": [
                 [number, source.node.number, source.slot, node.number, list(node.kind.inputs).index(name), source.type]
                 for number, source, node, name in links
@@ -251,8 +259,8 @@ class Graph:
         return {"scale": scale, "offset": [round(VIEW_CORNER[0] / scale), round(VIEW_CORNER[1] / scale)]}
 
 
-def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, str]]) -> dict[str, Any]:
-    """A node as it is saved; ``links`` are those of the whole graph."""
+def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, str]], core: str) -> dict[str, Any]:
+    """A node as it is saved; ``links`` are those of the whole graph, ``core`` is a version of ComfyUI."""
     into = {name: number for number, _, target, name in links if target is node}
     out = [
         [number for number, source, _, _ in links if source.node is node and source.slot == slot]
@@ -271,7 +279,7 @@ def saved_node(node: Node, order: int, links: Sequence[tuple[int, Socket, Node, 
             {"name": name, "type": kind, "links": numbers}
             for (name, kind), numbers in zip(node.kind.outputs, out, strict=True)
         ],
-        "properties": node.properties,
+        "properties": node.properties(core),
         "widgets_values": list(node.values.values()),
     }
     if node.title:

@@ -133,6 +133,13 @@ KINDS: Mapping[str, Kind] = {
         },
         (340, 130),
     ),
+    "CLIPLoader": Kind(
+        {}, (("CLIP", "CLIP"),), {"clip_name": "", "type": "stable_diffusion", "device": "default"}, (340, 106)
+    ),
+    "CheckpointLoaderSimple": Kind(
+        {}, (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")), {"ckpt_name": ""}, (340, 98)
+    ),
+    "UpscaleModelLoader": Kind({}, (("UPSCALE_MODEL", "UPSCALE_MODEL"),), {"model_name": ""}, (340, 58)),
     "VAELoader": Kind({}, (("VAE", "VAE"),), {"vae_name": "ae.safetensors"}, (340, 58)),
     "ControlNetLoader": Kind({}, (("CONTROL_NET", "CONTROL_NET"),), {"control_net_name": ""}, (340, 58)),
     "CLIPTextEncode": Kind({"clip": "CLIP"}, (("CONDITIONING", "CONDITIONING"),), {"text": ""}, (340, 160)),
@@ -170,6 +177,10 @@ KINDS: Mapping[str, Kind] = {
         {"model": "MODEL"}, (("MODEL", "MODEL"),), {"lora_name": "", "strength_model": 1.0}, (340, 82)
     ),
     "EmptySD3LatentImage": Kind(
+        {}, (("LATENT", "LATENT"),), {"width": 1280, "height": 720, "batch_size": 1}, (340, 106)
+    ),
+    "EmptyLatentImage": Kind({}, (("LATENT", "LATENT"),), {"width": 1344, "height": 768, "batch_size": 1}, (340, 106)),
+    "EmptyFlux2LatentImage": Kind(
         {}, (("LATENT", "LATENT"),), {"width": 1280, "height": 720, "batch_size": 1}, (340, 106)
     ),
     "VAEEncode": Kind({"pixels": "IMAGE", "vae": "VAE"}, (("LATENT", "LATENT"),), {}, (320, 46)),

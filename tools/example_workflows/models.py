@@ -13,13 +13,18 @@ class Model:
 
     Attributes:
         folder: Folder under ``models``.
-        weight: Size of the file, as text.
+        weight: Size of the file, as text; "" if it is not known.
     """
 
     name: str
     url: str
     folder: str
-    weight: str
+    weight: str = ""
+
+    @property
+    def listed(self) -> str:
+        """A link with the size, in Markdown."""
+        return f"[{self.name}]({self.url})" + (f" ({self.weight})" if self.weight else "")
 
     @property
     def saved(self) -> dict[str, str]:
@@ -56,6 +61,33 @@ CONTROLNET = Model(
 )
 URAE_2K = Model(
     "urae_2k_adapter.safetensors", f"{HUB}/Huage001/URAE/resolve/main/urae_2k_adapter.safetensors", "loras", "a LoRA"
+)
+
+
+def of_comfy(repository: str, path: str) -> Model:
+    """A file of ComfyUI's own repositories, which lay files out by folder."""
+    folder, name = path.split("/")[-2:]
+    return Model(name, f"{HUB}/Comfy-Org/{repository}/resolve/main/{path}", folder)
+
+
+Z_IMAGE = of_comfy("z_image_turbo", "split_files/diffusion_models/z_image_turbo_bf16.safetensors")
+QWEN3 = of_comfy("z_image_turbo", "split_files/text_encoders/qwen_3_4b.safetensors")
+QWEN_IMAGE = of_comfy("Qwen-Image_ComfyUI", "split_files/diffusion_models/qwen_image_2512_fp8_e4m3fn.safetensors")
+QWEN_IMAGE_TEXT = of_comfy("Qwen-Image_ComfyUI", "split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors")
+QWEN_IMAGE_VAE = of_comfy("Qwen-Image_ComfyUI", "split_files/vae/qwen_image_vae.safetensors")
+KREA2 = of_comfy("Krea-2", "diffusion_models/krea2_turbo_fp8_scaled.safetensors")
+KREA2_TEXT = of_comfy("Krea-2", "text_encoders/qwen3vl_4b_fp8_scaled.safetensors")
+FLUX2_KLEIN = of_comfy("flux2-klein", "split_files/diffusion_models/flux-2-klein-4b.safetensors")
+FLUX2_VAE = of_comfy("flux2-dev", "split_files/vae/flux2-vae.safetensors")
+SDXL = Model(
+    "sd_xl_base_1.0.safetensors",
+    f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    "checkpoints",
+)
+ESRGAN = Model(
+    "RealESRGAN_x4plus.safetensors",
+    f"{HUB}/Comfy-Org/Real-ESRGAN_repackaged/resolve/main/RealESRGAN_x4plus.safetensors",
+    "upscale_models",
 )
 
 

@@ -85,7 +85,7 @@ def about(heading: str, *paragraphs: str, models: Sequence[Model]) -> str:
 
     No inline code: the newer front end draws it in blue on blue.
     """
-    listed = [f"- {model.folder}: [{model.name}]({model.url}) ({model.weight})" for model in models]
+    listed = [f"- {model.folder}: {model.listed}" for model in models]
     return "\n\n".join(
         [
             f"## {heading}",

@@ -9,37 +9,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from clear_core import ClearSpec, token_grid
-from clear_core.integrations.diffusers import apply_clear
-from clear_core.integrations.flux_denoiser import FluxDenoiser
 from clear_core.layout import TOKEN_PIXELS
-from clear_core.sdedit import TileLayout, euler, noised, sdedit, sdedit_sigmas
-from clear_core.weights import read_clear_file
-from demo.experiments.guided_denoiser import Corrected, TowardsGuide
-from demo.experiments.windows import window_file
-from demo.job import decoded, make_noise
-from demo.model import build_denoiser
-from demo.sheet import as_image
-from demo.tiny_flux.caption import encode_captions
-from demo.tiny_flux.codec import encode
+from clear_core.sdedit import TileLayout
 
 from .__main__ import PROJECT
+from .studio import LIGHT, SIDE, Studio, enlarged, fitted, from_noise, halves, labelled, with_insets
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-SIDE = 512
-BASE = 256
-BASE_STEPS, STEPS = 16, 12
-LABEL = "small demo model"
-LIGHT, DARK = (255, 255, 255), (20, 22, 26)
 
 MEADOW = (
     "a big red striped ball left, a small yellow plain cone middle, a big blue checked box right, meadow day, sun left"
@@ -48,82 +31,10 @@ SEA = "a big orange striped box left, a big white plain ball right, sea dusk, su
 SNOW = "a big purple checked cone left, a big green striped ball middle, snow day, sun right"
 DESERT = "a big blue striped cone left, a small red plain ball middle, a big white checked box right, desert dusk"
 NIGHT = "a big yellow striped ball left, a big red checked box right, meadow night, moon left"
-
-
-WINDOW = ClearSpec(8)
-
-
-class Studio:
-    """The tiny FLUX, without windows and with each window's distilled weights; loads every model once."""
-
-    def __init__(self) -> None:
-        self.models: dict[ClearSpec | None, FluxDenoiser] = {}
-        self.drawn: dict[str, Tensor] = {}
-
-    def model(self, caption: str, spec: ClearSpec | None = None) -> FluxDenoiser:
-        """The model with a caption: without windows, or with a window and its weights."""
-        if spec not in self.models:
-            denoiser = build_denoiser()
-            if spec is not None:
-                file = read_clear_file(window_file(spec))
-                denoiser.transformer.load_state_dict(dict(file.tensors()), strict=False)
-                apply_clear(denoiser.transformer, spec, spatial_weights=file.spatial_weights())
-            self.models[spec] = denoiser
-        prompt, pooled = encode_captions([caption])
-        return replace(self.models[spec], prompt_embeds=prompt, pooled=pooled)
-
-    def small(self, caption: str) -> Tensor:
-        """(3, 256, 256): the base picture of a caption, by the model without windows."""
-        if caption not in self.drawn:
-            self.drawn[caption] = from_noise(self.model(caption), BASE)
-        return self.drawn[caption]
-
-    def guided(self, caption: str, picture: Tensor, factor: int, strength: float, level: int) -> Tensor:
-        """A picture enlarged and redrawn with windows, guided by itself (I-Max's shift schedule)."""
-        denoiser = self.model(caption, WINDOW)
-        noise = make_noise(picture.shape[-1] * factor)
-        start = encode(enlarged(picture, factor)[None])
-        sigmas = sdedit_sigmas(STEPS, strength)
-        towards = TowardsGuide(start, sigmas.tolist(), "shift", level)
-        return decoded(euler(Corrected(denoiser, towards), noised(start, noise, float(sigmas[0])), sigmas))
-
-    def larger(
-        self, caption: str, picture: Tensor, factor: float, strength: float, spec: ClearSpec = WINDOW, tile: int = 0
-    ) -> Tensor:
-        """A picture enlarged and redrawn with windows; in tiles of ``tile`` px unless that is 0."""
-        denoiser = self.model(caption, spec)
-        noise = make_noise(round(picture.shape[-1] * factor))
-        start = encode(enlarged(picture, factor)[None])
-        redo = in_tiles(denoiser, tile_layout(start, tile)) if tile else denoiser
-        return decoded(sdedit(redo, start, noise, steps=STEPS, strength=strength))
-
-
-def from_noise(denoiser: FluxDenoiser, side: int) -> Tensor:
-    """(3, side, side) from text alone."""
-    return decoded(euler(denoiser, make_noise(side), sdedit_sigmas(BASE_STEPS, 1.0)))
-
-
-def enlarged(picture: Tensor, factor: float) -> Tensor:
-    """(3, H, W) enlarged without a model."""
-    return F.interpolate(picture[None], scale_factor=factor, mode="bicubic", antialias=False)[0].clamp(0, 1)
-
-
-def tile_layout(latent: Tensor, tile: int) -> TileLayout:
-    """Tiles of ``tile`` px over a latent."""
-    return TileLayout.of_pixels(token_grid(*latent.shape[2:]), tile, tile, tile // 4)
-
-
-def in_tiles(denoiser: FluxDenoiser, layout: TileLayout) -> Callable[[Tensor, float], Tensor]:
-    """A denoiser whose prediction is blended from tiles, as CLEAR Upscale does at every step."""
-
-    def blended(latent: Tensor, sigma: float) -> Tensor:
-        flow = torch.zeros_like(latent)
-        for tile in layout.tiles:
-            index = (..., *tile.latents)
-            flow[index] += layout.weight(tile) * denoiser(latent[index].contiguous(), sigma)
-        return flow
-
-    return blended
+COAST = "a small white plain ball left, a big orange checked cone middle, sea day, sun left"
+DUNES = "a big green checked box left, a big purple plain ball right, desert day, sun right"
+GLADE = "a small orange striped cone left, a big blue plain ball right, meadow dusk, sun left"
+ICE = "a big red plain box left, a small yellow striped ball middle, snow dusk, sun right"
 
 
 def text_to_image(studio: Studio) -> Image:
@@ -221,6 +132,18 @@ def side_by_side(studio: Studio) -> Image:
     return labelled(picture, "dense | CLEAR and its window")
 
 
+def without_windows(caption: str, studio: Studio) -> Image:
+    small = studio.small(caption)
+    large = studio.larger(caption, studio.larger(caption, small, 2, 0.2, None), 1.5, 0.1, None, tile=512)
+    return labelled(with_insets(fitted(large), fitted(small, SIDE // 3)), "1x, 3x, no windows")
+
+
+def refine(studio: Studio) -> Image:
+    small = studio.small(GLADE)
+    larger = enlarged(small, 2)
+    return labelled(halves(fitted(larger), fitted(studio.larger(GLADE, small, 2, 0.2, None))), "enlarged | denoise 0.2")
+
+
 PICTURES: Mapping[str, Callable[[Studio], Image]] = {
     "clear_text_to_image_1k_to_4k": text_to_image,
     "clear_upscale_faithful": upscale_faithful,
@@ -233,46 +156,13 @@ PICTURES: Mapping[str, Callable[[Studio], Image]] = {
     "clear_stock_nodes_1k_to_4k": stock_nodes,
     "clear_low_vram_fp8": low_vram,
     "clear_dense_beside_clear": side_by_side,
+    "clear_z_image_turbo_to_4k": partial(without_windows, COAST),
+    "clear_qwen_image_to_4k": partial(without_windows, MEADOW),
+    "clear_krea_2_to_4k": partial(without_windows, DUNES),
+    "clear_flux2_klein_to_4k": partial(without_windows, ICE),
+    "clear_sdxl_to_4k": partial(without_windows, SEA),
+    "clear_refine_after_esrgan": refine,
 }
-
-
-def fitted(picture: Tensor, side: int = SIDE) -> Image:
-    """A square picture at another size."""
-    from PIL import Image
-
-    return as_image(picture).resize((side, side), Image.Resampling.LANCZOS)
-
-
-def halves(left: Image, right: Image) -> Image:
-    """The left half of one picture and the right half of another, with a line between."""
-    from PIL import ImageDraw
-
-    both = right.copy()
-    both.paste(left.crop((0, 0, SIDE // 2, SIDE)))
-    ImageDraw.Draw(both).line((SIDE // 2, 0, SIDE // 2, SIDE), LIGHT, 3)
-    return both
-
-
-def with_insets(picture: Image, *insets: Image) -> Image:
-    """Smaller pictures over the upper right corner, each over the one before, all with a white border."""
-    from PIL import ImageOps
-
-    for inset in insets:
-        framed = ImageOps.expand(inset, 3, LIGHT)
-        picture.paste(framed, (SIDE - framed.width, 0))
-    return picture
-
-
-def labelled(picture: Image, text: str) -> Image:
-    """The picture with a line at the bottom: its text, and the model."""
-    from PIL import ImageDraw, ImageFont
-
-    font = ImageFont.load_default(size=17)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, SIDE - 28, SIDE, SIDE), DARK)
-    draw.text((10, SIDE - 24), text, LIGHT, font)
-    draw.text((SIDE - 10, SIDE - 24), LABEL, LIGHT, font, anchor="ra")
-    return picture
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .any_model import flux2_klein_4k, krea_2_4k, qwen_image_4k, refine, sdxl_4k, z_image_4k
 from .graph import Graph, Node
 from .guided import guided_4k, guided_8k, late_lora
 from .models import CLIP_L, FLUX_DEV, T5, T5_FP8, VAE, clear_weights
@@ -205,4 +206,10 @@ EXAMPLES: Sequence[Callable[[], Graph]] = (
     stock_nodes,
     low_vram,
     side_by_side,
+    z_image_4k,
+    qwen_image_4k,
+    krea_2_4k,
+    flux2_klein_4k,
+    sdxl_4k,
+    refine,
 )
