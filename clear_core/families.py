@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .dense_blocks import BlockId
+from .frame_units import FrameUnits
 
 Part = Literal["text", "image", "reference"]
 
@@ -69,9 +70,9 @@ class Family:
     diffusers: DiffusersNames
 
     @property
-    def latent_pixels(self) -> int:
-        """Side of a latent cell in pixels (the VAE's factor)."""
-        return self.token_pixels // self.token_cells
+    def units(self) -> FrameUnits:
+        """How a frame is made."""
+        return FrameUnits(self.token_pixels // self.token_cells, self.token_cells)
 
     def shift_for(self, image_tokens: int, guided_from_noise: bool) -> float | None:
         """Shift of the noise levels for one run; None for the model's own.
