@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..call_memory import MemoryPlan
 from ..families import FLUX1
 from ..frame_units import FrameUnits
-from .tiles import DEFAULT_OVERLAP, TileLayout, overlap_units
+from .tiles import DEFAULT_OVERLAP, TileLayout
 
 LEAST_GAIN = 0.9
 """Share of the memory that smaller tiles must get below where none are small enough to fit."""

@@ -63,12 +63,7 @@ class TileLayout:
 
     @classmethod
     def of_pixels(
-        cls,
-        grid: tuple[int, int],
-        tile_height: int,
-        tile_width: int,
-        overlap: int,
-        units: FrameUnits = FLUX1.units,
+        cls, grid: tuple[int, int], tile_height: int, tile_width: int, overlap: int, units: FrameUnits = FLUX1.units
     ) -> TileLayout:
         """Tiles with sides given in px, rounded to whole units.
 
@@ -148,7 +143,7 @@ class TileLayout:
         return {start: weight / total[cells * start : cells * start + side] for start, weight in weights.items()}
 
     def weight(self, tile: Tile) -> Tensor:
-        """(1, 1, rows, columns) float32 in latent cells: weight of a tile's prediction. They sum to 1 over the frame."""
+        """(1, 1, rows, columns) float32 in latent cells: weight of a tile's prediction. Over the frame: 1."""
         rows, columns = self.axis_weights[0][tile.y], self.axis_weights[1][tile.x]
         return (rows[:, None] * columns)[None, None]
 

@@ -15,8 +15,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....clear_core.sdedit import Tile, TileLayout
-from ..model.rope_embedder import install_embedder
 from ..model.tile_frame import KEY, FramePart, TileRun
+from ..model.tile_positions import place_tiles
 from .crop_conditioning import Cond, crop_cond
 from .crop_picture import PictureCrop
 from .tile_state import TileState
@@ -43,7 +43,7 @@ class TiledModel:
     def install(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of ``model`` that runs in tiles."""
         clone = model.clone()
-        install_embedder(clone, wrap_foreign=True)
+        place_tiles(clone)
         clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.predict)
         # What other nodes do once for each evaluation belongs to a tile's (EasyCache decides there anew).
         others = clone.wrappers[WrappersMP.CALC_COND_BATCH]
@@ -58,7 +58,7 @@ class TiledModel:
         self.controls.clear()
         self.state, self.run = TileState(self.state.notices), TileRun()
         rows, columns = self.layout.tiles[0].latents
-        shape = [*noise_shape[:2], rows.stop - rows.start, columns.stop - columns.start]
+        shape = [*noise_shape[:-2], rows.stop - rows.start, columns.stop - columns.start]
         return executor(model, shape, *args, **kwargs)
 
     def predict(
@@ -70,7 +70,7 @@ class TiledModel:
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
-        """Blend the tiles' predictions: one (B, C, H, W) for each list of conditionings."""
+        """Blend the tiles' predictions: one latent of the frame for each list of conditionings."""
         predicted = [torch.zeros_like(x_in) for _ in conds]
         tiles = self.layout.tiles
         self.state.begin_step(tiles[0], model, model_options)
@@ -98,7 +98,7 @@ class TiledModel:
         if conds is None:
             return None
         height, width = frame.shape[-2:]
-        crop = PictureCrop(tile, (height, width), self.state.notices)
+        crop = PictureCrop(tile, (height, width), self.layout.units, self.state.notices)
         cropped = [crop_cond(cond, crop, frame, self.controls) for cond in conds]
         return [cond for cond in cropped if cond is not None]
 
