@@ -1,0 +1,322 @@
+"""Tiny random models of families beside FLUX.1, built through the host's own classes, with prompts and VAEs for them.
+
+Also a custom node for test servers, copied into their custom_nodes: it imports nothing of the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+TEXT = 64
+"""Numbers per text token in every model here but SDXL's pooled text."""
+
+FLUX2 = {
+    "image_model": "flux2",
+    "in_channels": 128,
+    "out_channels": 128,
+    "vec_in_dim": None,
+    "context_in_dim": TEXT,
+    "hidden_size": 256,
+    "mlp_ratio": 3.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [32, 32, 32, 32],
+    "theta": 2000,
+    "patch_size": 1,
+    "qkv_bias": False,
+    "guidance_embed": False,
+    "global_modulation": True,
+    "mlp_silu_act": True,
+    "ops_bias": False,
+    "default_ref_method": "index",
+    "ref_index_scale": 10.0,
+    "txt_ids_dims": [3],
+}
+
+QWEN = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+}
+
+Z_IMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 256,
+    "cap_feat_dim": TEXT,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "qk_norm": True,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8.0 / 3.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+
+SD3 = {
+    "in_channels": 16,
+    "patch_size": 2,
+    "out_channels": 16,
+    "depth": 2,
+    "input_size": None,
+    "adm_in_channels": 32,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": TEXT, "out_features": 128}},
+    "num_patches": 40 * 40,
+    "pos_embed_max_size": 40,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [0],
+}
+
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_head_channels": 16,
+    "use_spatial_transformer": True,
+    "context_dim": TEXT,
+    "legacy": False,
+    "use_temporal_attention": False,
+}
+
+SDXL = {
+    **UNET,
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": [1, 1, 1],
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": 32 + 6 * 256,
+}
+
+SD1 = {
+    **UNET,
+    "channel_mult": [1, 2, 4, 4],
+    "num_res_blocks": [1, 1, 1, 1],
+    "transformer_depth": [1, 1, 1, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 0, 0],
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+}
+
+RADIANCE = {
+    "image_model": "chroma_radiance",
+    "in_channels": 3,
+    "out_channels": 3,
+    "patch_size": 16,
+    "context_in_dim": TEXT,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "qkv_bias": True,
+    "in_dim": 64,
+    "out_dim": 256,
+    "hidden_dim": 32,
+    "n_layers": 1,
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+    "nerf_hidden_size": 16,
+    "nerf_mlp_ratio": 2,
+    "nerf_depth": 1,
+    "nerf_max_freqs": 4,
+    "nerf_tile_size": 512,
+    "nerf_final_head_type": "conv",
+    "nerf_embedder_dtype": torch.float32,
+    "use_x0": False,
+    "use_sequential_txt_ids": False,
+}
+
+WAN22 = {
+    "image_model": "wan2.1",
+    "model_type": "t2v",
+    "in_dim": 48,
+    "out_dim": 48,
+    "dim": 256,
+    "ffn_dim": 512,
+    "text_dim": TEXT,
+    "num_heads": 2,
+    "num_layers": 1,
+    "patch_size": (1, 2, 2),
+    "freq_dim": 64,
+    "window_size": (-1, -1),
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+}
+
+HUNYUAN = {
+    "image_model": "hunyuan_video",
+    "in_channels": 64,
+    "out_channels": 64,
+    "patch_size": [1, 1],
+    "axes_dim": [64, 64],
+    "vec_in_dim": None,
+    "context_in_dim": TEXT,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "theta": 256,
+    "qkv_bias": True,
+    "byt5": False,
+    "meanflow": False,
+    "guidance_embed": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+    "meanflow_sum": False,
+}
+
+
+@dataclass(frozen=True)
+class TinyKind:
+    """A tiny model of one family.
+
+    Attributes:
+        supported: Name of its class in ``comfy.supported_models``.
+        config: Its ``unet_config``.
+        channels, cell: Channels of its latents, and side of a latent cell in px.
+        unit: Side in px of what its sizes are multiples of.
+        tokens: Text tokens of a prompt.
+        has_frames: Whether its latents have an axis of time.
+    """
+
+    supported: str
+    config: dict[str, Any] = field(hash=False)
+    channels: int
+    cell: int
+    unit: int
+    tokens: int = 7
+    has_frames: bool = False
+
+    def build(self, seed: int = 0, **overrides: Any) -> Any:
+        """A ModelPatcher with seeded random weights, on the CPU; ``overrides`` replace entries of the configuration."""
+        import comfy.supported_models
+        from comfy.model_patcher import ModelPatcher
+
+        cpu = torch.device("cpu")
+        config = getattr(comfy.supported_models, self.supported)({**self.config, **overrides})
+        config.set_inference_dtype(torch.float32, None)
+        patcher = ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
+        fill(patcher.model.diffusion_model, seed)
+        patcher.model.eval()
+        return patcher
+
+    def prompt(self, seed: int = 2, **extra: Any) -> list:
+        """A conditioning as text encoders give it; ``extra`` is put beside it."""
+        generator = torch.Generator().manual_seed(seed)
+        context = torch.randn(1, self.tokens, TEXT, generator=generator)
+        return [[context, {"pooled_output": torch.randn(1, 32, generator=generator), "guidance": 3.5, **extra}]]
+
+    def vae(self) -> Any:
+        """A VAE of plain means over its cells."""
+        return Means(self.channels, self.cell, self.has_frames)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the running host has such a model."""
+        import comfy.supported_models
+
+        return hasattr(comfy.supported_models, self.supported)
+
+
+KINDS = {
+    "SDXL": TinyKind("SDXL", SDXL, 4, 8, 64),
+    "SD3.5": TinyKind("SD3", SD3, 16, 8, 16),
+    "FLUX.2": TinyKind("Flux2", FLUX2, 128, 16, 16),
+    "Qwen-Image": TinyKind("QwenImage", QWEN, 16, 8, 16, has_frames=True),
+    "Z-Image": TinyKind("ZImage", Z_IMAGE, 16, 8, 16),
+}
+"""What every test of the families runs on."""
+
+OTHERS = {
+    "SD1.5": TinyKind("SD15", SD1, 4, 8, 64),
+    "Chroma Radiance": TinyKind("ChromaRadiance", RADIANCE, 3, 1, 16),
+    "HunyuanImage 2.1": TinyKind("HunyuanImage21", HUNYUAN, 64, 32, 32),
+    "Wan 2.2 5B": TinyKind("WAN22_T2V", WAN22, 48, 16, 32, has_frames=True),
+}
+
+
+def fill(module: torch.nn.Module, seed: int) -> None:
+    """Random weights that keep activations of order one, so that every part of the model affects the result."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(module.named_parameters()):
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim >= 2:
+                noise *= (weight[0].numel() or 1) ** -0.5
+            elif "norm" in name and name.endswith("weight"):
+                noise = 1 + 0.1 * noise
+            else:
+                noise *= 0.1
+            weight.copy_(noise.to(weight.dtype))
+        for name, table in module.named_buffers():
+            if name == "pos_embed":
+                table.copy_(torch.randn(table.shape, generator=generator))
+
+
+class Means:
+    """A VAE of plain means, so that a seam in the latent is one in the picture; it says about itself what the host's do.
+
+    As a VAE for videos it takes the pictures of a batch for frames, as the host does.
+    """
+
+    def __init__(self, channels: int, cell: int, has_frames: bool = False) -> None:
+        self.latent_channels, self.cell, self.latent_dim = channels, cell, 3 if has_frames else 2
+
+    def spacial_compression_encode(self) -> int:
+        return self.cell
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        means = F.avg_pool2d(pixels.movedim(-1, 1).float(), self.cell)
+        latent = (means * 2 - 1).repeat(1, -(-self.latent_channels // 3), 1, 1)[:, : self.latent_channels]
+        return latent.movedim(0, 1)[None] if self.latent_dim == 3 else latent
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        if self.latent_dim == 3:
+            return torch.stack([self.picture(frames.movedim(1, 0)) for frames in samples])
+        return self.picture(samples)
+
+    def picture(self, latent: torch.Tensor) -> torch.Tensor:
+        rgb = latent[:, :3] / 2 + 0.5
+        return F.interpolate(rgb, scale_factor=self.cell, mode="nearest").movedim(1, -1).clamp(0, 1)
+
+
+class ClearTestModel:
+    """A tiny model with a prompt and a VAE for it."""
+
+    RETURN_TYPES = ("MODEL", "CONDITIONING", "VAE")
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": ([*KINDS, *OTHERS],)}}
+
+    def make(self, kind):
+        tiny = {**KINDS, **OTHERS}[kind]
+        return tiny.build(), tiny.prompt(), tiny.vae()
+
+
+NODE_CLASS_MAPPINGS = {"ClearTestModel": ClearTestModel}
