@@ -16,9 +16,9 @@ from ....clear_core.families import PICTURE_KINDS, PictureKind
 from ....clear_core.frame_units import FrameUnits
 from .family import HostFamily, config_of, host_family, host_name
 
-Placing = Literal["embedder", "centred embedder", "options"]
+Placing = Literal["embedder", "centred embedder", "options", "table"]
 """How the positions of a tile's tokens are moved: the ids that ``pe_embedder`` gets, which count from the picture's
-corner or from its middle; or ``transformer_options["rope_options"]``."""
+corner or from its middle; ``transformer_options["rope_options"]``; or the model's table of positions."""
 
 PLACING: dict[str, Placing] = {
     "flux": "embedder",
@@ -31,6 +31,7 @@ PLACING: dict[str, Placing] = {
     "kandinsky5": "options",
     "wan2.1": "options",
     "wan2.2_5b": "options",
+    "sd3": "table",
 }
 """By the names in :data:`PICTURE_KINDS`. The tiles of other models have the positions that the model gives them."""
 

@@ -74,8 +74,8 @@ SD3 = {
     "input_size": None,
     "adm_in_channels": 32,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": TEXT, "out_features": 128}},
-    "num_patches": 40 * 40,
-    "pos_embed_max_size": 40,
+    "num_patches": 64 * 64,
+    "pos_embed_max_size": 64,
     "pos_embed_scaling_factor": None,
     "qk_norm": "rms",
     "x_block_self_attn_layers": [0],
@@ -143,9 +143,10 @@ RADIANCE = {
     "nerf_tile_size": 512,
     "nerf_final_head_type": "conv",
     "nerf_embedder_dtype": torch.float32,
-    "use_x0": False,
-    "use_sequential_txt_ids": False,
 }
+"""Without what older hosts do not know; see :meth:`TinyKind.build`."""
+
+NEWER_RADIANCE = {"use_x0": False, "use_sequential_txt_ids": False}
 
 WAN22 = {
     "image_model": "wan2.1",
@@ -215,8 +216,13 @@ class TinyKind:
         import comfy.supported_models
         from comfy.model_patcher import ModelPatcher
 
-        cpu = torch.device("cpu")
-        config = getattr(comfy.supported_models, self.supported)({**self.config, **overrides})
+        cpu, values = torch.device("cpu"), {**self.config, **overrides}
+        if self.config is RADIANCE:
+            from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
+
+            known = ChromaRadianceParams.__dataclass_fields__
+            values.update({name: value for name, value in NEWER_RADIANCE.items() if name in known})
+        config = getattr(comfy.supported_models, self.supported)(values)
         config.set_inference_dtype(torch.float32, None)
         patcher = ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
         fill(patcher.model.diffusion_model, seed)
@@ -273,11 +279,22 @@ def fill(module: torch.nn.Module, seed: int) -> None:
             weight.copy_(noise.to(weight.dtype))
         for name, table in module.named_buffers():
             if name == "pos_embed":
-                table.copy_(torch.randn(table.shape, generator=generator))
+                table.copy_(waves(round(table.shape[1] ** 0.5), table.shape[2])[None])
+
+
+def waves(side: int, width: int) -> torch.Tensor:
+    """(side * side, width) positions as sines and cosines of rows and columns, as SD3's table has them."""
+    rates = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * rates
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
 
 
 class Means:
-    """A VAE of plain means, so that a seam in the latent is one in the picture; it says about itself what the host's do.
+    """A VAE of plain means, so that a seam in the latent is one in the picture.
+
+    It says about itself what the host's do.
 
     As a VAE for videos it takes the pictures of a batch for frames, as the host does.
     """
