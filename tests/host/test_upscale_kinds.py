@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.kinds import enlarged
 from tests.host.support_comfy.pictures import picture
 from tests.host.support_comfy.sampling import relative_error, run_node
 from tests.host.support_comfy.test_only_models import KINDS, OTHERS, TinyKind
@@ -24,14 +23,7 @@ def kind(request, host, pack) -> TinyKind:
 @pytest.fixture
 def enlarge(host):
     """``enlarge(kind, model, image, **inputs)`` is picture, samples and info of CLEARUpscale."""
-
-    def run(kind: TinyKind, model: Any, image: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, str]:
-        inputs = {"positive": kind.prompt(), "vae": kind.vae(), "steps": 2, "seed": 3, **inputs}
-        with torch.inference_mode():
-            out, latent, info = run_node(host.stock("CLEARUpscale"), image=image, model=model, **inputs)
-        return out, latent["samples"], info
-
-    return run
+    return lambda *args, **inputs: enlarged(host, *args, **inputs)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,4 +1,4 @@
-"""Tiles on models of other families than FLUX.1: what is cropped, places of tokens, borders, masks, interrupts."""
+"""Tiles on models of other families than FLUX.1: what is cropped, borders, interrupts, memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.host.support_comfy.kinds import SIGMA, counted, enlarged, in_tiles_of, noise, units_of
 from tests.host.support_comfy.pictures import picture
-from tests.host.support_comfy.positions import recorded_ids
-from tests.host.support_comfy.sampling import predict, relative_error, run_node
+from tests.host.support_comfy.sampling import predict, relative_error
 from tests.host.support_comfy.test_only_models import KINDS, TinyKind
-
-SIGMA = 0.6
-GRID, TILE = (4, 6), (3, 3)
-"""Units of a frame and of its tiles, two by three of them."""
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -23,30 +19,15 @@ def kind(request, host, pack) -> TinyKind:
 
 
 @pytest.fixture(scope="module")
-def units_of(host_part):
-    """``units_of(kind)`` are the units of its models."""
-    return lambda kind: host_part("model.picture_model").picture_model(kind.build(), kind.vae()).units
+def tiled(host_part):
+    """``tiled(kind, model)`` is the model in tiles."""
+    return lambda kind, model: in_tiles_of(host_part, kind, model)
 
 
 @pytest.fixture(scope="module")
-def tiled(host_part, units_of):
-    """``tiled(kind, model, grid, tile, overlap)`` is the model in tiles; sizes in units."""
-
-    def install(
-        kind: TinyKind, model: Any, grid: tuple[int, int] = GRID, tile: tuple[int, int] = TILE, overlap: int = 1
-    ) -> Any:
-        module = host_part("upscale.tiled_model")
-        layout = module.TileLayout(grid, tile, overlap, units=units_of(kind))
-        return module.TiledModel(layout, lambda done, tiles: None).install(model)
-
-    return install
-
-
-def noise(kind: TinyKind, grid: tuple[int, int] = GRID, batch: int = 1, seed: int = 1) -> torch.Tensor:
-    """A latent of so many units."""
-    cells, time = kind.unit // kind.cell, (1,) if kind.has_frames else ()
-    shape = (batch, kind.channels, *time, grid[0] * cells, grid[1] * cells)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def enlarge(host):
+    """``enlarge(kind, model, image, **inputs)`` is picture, samples and info of CLEARUpscale."""
+    return lambda *args, **inputs: enlarged(host, *args, **inputs)
 
 
 def pointwise(model: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -120,92 +101,6 @@ def test_controlnet_hints_are_cropped(kind, tiled):
     assert torch.equal(calls[-1]["control"]["input"][0], whole[..., -side:, -side:])
 
 
-@pytest.mark.parametrize("name", ["FLUX.2", "Qwen-Image", "Z-Image"])
-def test_tiles_have_the_positions_of_the_whole_frame(host, pack, tiled, name):
-    """Ids that count from the picture's corner, from its middle, and such as the model itself shifts."""
-    kind = KINDS[name]
-    model, x = kind.build(), noise(kind)
-    with recorded_ids() as seen:
-        predict(model, x, SIGMA, kind.prompt())
-        whole = list(seen)
-        seen.clear()
-        predict(tiled(kind, model), x, SIGMA, kind.prompt())
-    calls = len(seen) // 6
-    assert calls == len(whole)
-    for number, (y, left) in enumerate((y, left) for y in (0, 1) for left in (0, 2, 3)):
-        for ids, frame in zip(seen[calls * number :], whole, strict=False):
-            start = image_start(frame)
-            if start is None:  # Z-Image's text, by itself
-                assert torch.equal(ids, frame)
-                continue
-            expected = frame[start : start + 24].unflatten(0, GRID)[y : y + 3, left : left + 3]
-            assert torch.equal(ids[start : start + 9], expected.flatten(0, 1)), (number, ids)
-            assert torch.equal(ids[:start], frame[:start])
-
-
-def test_a_table_of_positions_is_read_at_the_tiles_place(host, pack, tiled):
-    """SD3's, which the host crops to the middle; where the frame is past its end, a tile has the middle as before."""
-    kind, seen = KINDS["SD3.5"], []
-    for most in (64, 5):
-        model, x = kind.build(pos_embed_max_size=most, num_patches=most**2), noise(kind)
-        inner = model.model.diffusion_model
-        inner.x_embedder.register_forward_hook(lambda module, args, out: seen.append(out.detach().clone()))
-        joint = type(inner).forward_core_with_concat
-        inputs: list[torch.Tensor] = []
-        inner.forward_core_with_concat = lambda image, *args, **kw: (
-            inputs.append(image) or joint(inner, image, *args, **kw)
-        )
-        if most == 64:
-            predict(model, x, SIGMA, kind.prompt())
-            whole = (inputs.pop() - seen.pop())[0].unflatten(0, GRID)
-        seen.clear()
-        predict(tiled(kind, model), x, SIGMA, kind.prompt())
-        assert len(inputs) == len(seen) == 6
-        tiles = [(image - embedded)[0].unflatten(0, TILE) for image, embedded in zip(inputs, seen, strict=True)]
-        for number, (y, left) in enumerate((y, left) for y in (0, 1) for left in (0, 2, 3)):
-            expected = whole[y : y + 3, left : left + 3] if most == 64 else tiles[0]
-            assert torch.allclose(tiles[number], expected, atol=1e-5)
-        seen.clear()
-
-
-def image_start(ids: torch.Tensor) -> int | None:
-    """Index of the first image token of a frame of :data:`GRID`, found by rows and columns that count by one."""
-    steps = torch.stack(torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij"), dim=-1).flatten(
-        0, 1
-    )
-    for start in range(len(ids) - len(steps) + 1):
-        places = ids[start : start + len(steps), 1:3]
-        if torch.equal(places - places[:1], steps.to(places)):
-            return start
-    return None
-
-
-@pytest.mark.parametrize("name", ["FLUX.2", "Qwen-Image"])
-def test_references_are_whole_and_keep_their_places(host, pack, tiled, name):
-    kind = KINDS[name]
-    model, x = kind.build(), noise(kind)
-    positive = kind.prompt(reference_latents=[noise(kind, (2, 3), seed=5)])
-    with recorded_ids() as seen:
-        predict(model, x, SIGMA, positive)
-        whole = seen[0]
-        seen.clear()
-        predict(tiled(kind, model), x, SIGMA, positive)
-    assert len(seen) == 6 and all(torch.equal(ids[-6:], whole[-6:]) for ids in seen)
-
-
-@pytest.fixture(scope="module")
-def enlarge(host):
-    """``enlarge(kind, model, image, **inputs)`` is picture, samples and info of CLEARUpscale."""
-
-    def run(kind: TinyKind, model: Any, image: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, str]:
-        inputs = {"positive": kind.prompt(), "vae": kind.vae(), "steps": 2, "seed": 3, **inputs}
-        with torch.inference_mode():
-            out, latent, info = run_node(host.stock("CLEARUpscale"), image=image, model=model, **inputs)
-        return out, latent["samples"], info
-
-    return run
-
-
 def change_at_borders(pixels: torch.Tensor, layout: Any) -> float:
     """Mean absolute difference across the rows and columns where a tile begins or ends."""
     steps = []
@@ -216,8 +111,8 @@ def change_at_borders(pixels: torch.Tensor, layout: Any) -> float:
     return float(sum(steps) / 2)
 
 
-def test_borders_change_no_more_than_the_whole_frame_does(kind, host_part, units_of, enlarge):
-    model, units = kind.build(seed=1), units_of(kind)
+def test_borders_change_no_more_than_the_whole_frame_does(kind, host_part, enlarge):
+    model, units = kind.build(seed=1), units_of(host_part, kind)
     by = 1 if kind.unit < 64 else 2
     image = torch.nn.functional.interpolate(picture(48, 72).movedim(-1, 1), size=(256 * by, 384 * by), mode="bicubic")
     image = image.movedim(1, -1).clamp(0, 1)
@@ -237,59 +132,6 @@ def test_borders_change_no_more_than_the_whole_frame_does(kind, host_part, units
     assert abs(ratios[128 * by] - 1) < 0.05, ratios
     # What a tile makes otherwise than the frame does ends more softly where tiles are blended.
     assert jumps[128 * by] < 0.95 * jumps[0], jumps
-
-
-def mask_of_a_tenth(height: int, width: int) -> torch.Tensor:
-    mask = torch.zeros(1, height, width)
-    mask[:, : height // 2, : width // 5] = 1
-    return mask
-
-
-def test_a_mask_over_a_tenth_computes_the_tiles_that_it_touches(kind, host_part, enlarge):
-    """Everything else is bit for bit what it is when all tiles are computed, and the counted work falls with them."""
-    model, calls = counted(kind.build())
-    side = 4 * kind.unit
-    image = picture(side, 10 * kind.unit)
-    mask = mask_of_a_tenth(*image.shape[1:3])
-    inputs = {"upscale_by": 1.0, "mask": mask, "tile_width": side // 2, "tile_height": side // 2, "tile_overlap": 0}
-    forecast = host_part("upscale.forecast")
-    out, samples, info = enlarge(kind, model, image, **inputs)
-    assert len(calls) == 2 * 1 and "10 tiles of" in info and "9 of them without a masked pixel" in info
-    assert forecast._evaluations["euler"] == pytest.approx(1.0, rel=0.01)
-    every = model.clone()
-    every.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
-    calls.clear()
-    expected, expected_samples, _ = enlarge(kind, every, image, **inputs)
-    assert len(calls) == 2 * 10
-    assert torch.equal(samples, expected_samples) and torch.equal(out, expected)
-    outside = mask[0] == 0
-    assert torch.equal(out[:, outside], image[:, outside]) and not torch.equal(out, image)
-
-
-def counted(model: Any) -> tuple[Any, list[int]]:
-    """A clone that notes its calls."""
-    calls: list[int] = []
-    clone = model.clone()
-    clone.add_wrapper_with_key(
-        "apply_model", "count", lambda executor, *args, **kw: calls.append(1) or executor(*args, **kw)
-    )
-    return clone, calls
-
-
-def test_masks_of_a_batch_are_its_items(kind, enlarge):
-    """With an axis of time too, where the host takes the masks of a batch for frames."""
-    side = 2 * kind.unit
-    image = picture(side, side).repeat(2, 1, 1, 1)
-    mask = torch.zeros(2, side, side)
-    mask[0, :, : side // 2] = 1
-    mask[1, : side // 2] = 1
-    both, _, _ = enlarge(kind, kind.build(), image, mask=mask, upscale_by=1.0)
-    alone, _, _ = enlarge(kind, kind.build(), image[:1], mask=mask[:1], upscale_by=1.0)
-    for item in (0, 1):
-        outside = mask[item] == 0
-        assert torch.equal(both[item, outside], image[item, outside])
-        assert not torch.equal(both[item, ~outside], image[item, ~outside])
-    assert relative_error(both[:1], alone) < 1e-4
 
 
 def test_an_interrupt_ends_the_run_between_tiles_and_the_next_one_is_whole(kind, enlarge):

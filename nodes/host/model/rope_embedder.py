@@ -151,7 +151,8 @@ class PositionsPatch:
         if is_image(x.shape):
             references = sum(image_tokens(latent.shape, self.patch) for latent in extra.get("ref_latents") or ())
             text = 0 if c_crossattn is None else c_crossattn.shape[1]
-            layout = SequenceLayout(text, token_grid(*x.shape[-2:], self.patch), references)
+            height, width = x.shape[-2:]
+            layout = SequenceLayout(text, token_grid(height, width, self.patch), references)
         embedder = getattr(executor.class_obj.diffusion_model, ATTRIBUTE, None)
         if part is not None and not isinstance(embedder, PositionEmbedder):
             self.notices.log_once(

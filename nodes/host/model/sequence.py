@@ -6,6 +6,7 @@ Source: ``comfy.sampler_helpers.convert_cond``, which puts the text of a prompt 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,5 +62,5 @@ def is_image(shape: Any) -> bool:
 
 def image_tokens(shape: Any, patch: int = PATCH) -> int:
     """Tokens of a latent (..., H, W) of single pictures."""
-    height, width = token_grid(*shape[-2:], patch)
-    return height * width
+    height, width = shape[-2:]
+    return math.prod(token_grid(height, width, patch))

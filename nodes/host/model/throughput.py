@@ -176,7 +176,8 @@ class StopWatch:
             units = self.units
             if self.is_dense and (tokens := sequence_tokens(x, c_crossattn, extra, units.token_cells)):
                 part = transformer_options.get(FRAME_PART)
-                height, width = part.grid if part else token_grid(*x.shape[-2:], units.cells)
+                rows, columns = x.shape[-2:]
+                height, width = part.grid if part else token_grid(rows, columns, units.cells)
                 text = f"{width * units.pixels} x {height * units.pixels} px without windows"
                 run.counter.add(x.shape[0], tokens, self.blocks * tokens**2, text)
             run.after_call(out)

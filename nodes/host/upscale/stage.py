@@ -16,7 +16,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import latent_preview
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from .sigma_shift import with_shift
 from .stage_mask import StageMask
 from .tiled_model import TiledModel
 from .vae_fit import check_latent
+from .vae_work import decode, encode
 
 VAE_TILE = 1024
 LEAST_VAE_TILE = 256
@@ -220,47 +220,6 @@ def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
     if image.shape[1:3] == (height, width):
         return image
     return comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
-
-
-def encode(vae: Any, image: Tensor, tile: int, has_frames: bool = False) -> Tensor:
-    """The latent of an image (B, H, W, 3), in tiles of ``tile`` px, or whole if that is 0.
-
-    Args:
-        has_frames: Whether latents have an axis of time.
-    """
-
-    def latent_of(pixels: Tensor) -> Tensor:
-        if tile:
-            return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=tile // 8)
-        return vae.encode(pixels)
-
-    if not has_frames:
-        return latent_of(image)
-    # A VAE for videos takes the pictures of a batch for the frames of one.
-    latent = torch.cat([latent_of(one) for one in image.split(1)])
-    return latent.unsqueeze(2) if latent.ndim == 4 else latent
-
-
-def decode(vae: Any, latent: Tensor, tile: int, stage: Stage) -> Tensor:
-    """The image (B, H, W, 3) of a stage's latent.
-
-    Raises:
-        ValueError: The VAE makes a picture of another size.
-    """
-    if tile:
-        side = tile // stage.units.latent_pixels
-        image = vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 8)
-    else:
-        image = vae.decode(latent)
-    if image.ndim == 5:
-        image = image.flatten(0, 1)  # As the stock node VAEDecode does it: one frame for each picture.
-    if tuple(image.shape[1:3]) != stage.padded:
-        (made_height, made_width), (height, width) = image.shape[1:3], stage.padded
-        raise ValueError(
-            f"vae made a picture of {made_width} x {made_height} px of a latent for {width} x {height} px; connect the "
-            "VAE that the picture can be encoded and decoded with at one size."
-        )
-    return image
 
 
 def denoise(

@@ -18,6 +18,7 @@ from ....clear_core.sdedit import Tile, TileLayout
 from ..model.tile_frame import KEY, FramePart, TileRun
 from ..model.tile_positions import place_tiles
 from .crop_conditioning import Cond, crop_cond
+from .crop_patches import crop_patches
 from .crop_picture import PictureCrop
 from .tile_state import TileState
 
@@ -29,7 +30,7 @@ class TiledModel:
     Attributes:
         layout: Tiles over the frame.
         on_tile: Called after every tile with (tiles done, tiles) of this call; an exception from it ends the run.
-        controls: Cropped ControlNets of this run.
+        controls: Cropped ControlNets and controls inside the model's layers, of this run.
         state: What other nodes keep from one call of this run to the next.
         run: What the model is told of this run.
     """
@@ -84,7 +85,7 @@ class TiledModel:
                         [self.crop(cond, tile, x_in) for cond in conds],
                         x_in[..., rows, columns],
                         timestep,
-                        self.options_of(tile, model_options),
+                        self.options_of(tile, model_options, x_in),
                     )
                 for whole, part in zip(predicted, parts, strict=True):
                     whole[..., rows, columns] += part * weight
@@ -97,12 +98,19 @@ class TiledModel:
         """The conditionings of a tile, without those that lie outside it."""
         if conds is None:
             return None
-        height, width = frame.shape[-2:]
-        crop = PictureCrop(tile, (height, width), self.layout.units, self.state.notices)
+        crop = self.picture_crop(tile, frame)
         cropped = [crop_cond(cond, crop, frame, self.controls) for cond in conds]
         return [cond for cond in cropped if cond is not None]
 
-    def options_of(self, tile: Tile, model_options: dict[str, Any]) -> dict[str, Any]:
+    def options_of(self, tile: Tile, model_options: dict[str, Any], frame: Tensor) -> dict[str, Any]:
         """The model options of one tile's calls, with its position."""
-        options = {**model_options.get("transformer_options", {}), KEY: FramePart(self.layout.grid, tile, self.run)}
-        return {**model_options, "transformer_options": options}
+        options = crop_patches(
+            model_options.get("transformer_options", {}), self.picture_crop(tile, frame), self.controls
+        )
+        part = FramePart(self.layout.grid, tile, self.run)
+        return {**model_options, "transformer_options": {**options, KEY: part}}
+
+    def picture_crop(self, tile: Tile, frame: Tensor) -> PictureCrop:
+        """What cuts a tile out of what lies over the frame."""
+        height, width = frame.shape[-2:]
+        return PictureCrop(tile, (height, width), self.layout.units, self.state.notices)
