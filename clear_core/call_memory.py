@@ -5,7 +5,9 @@ The rule for tiles, what the host is told, CLEARUpscale's ``info`` and CLEARInsp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .memory import CHUNK_TOKENS, ENGINE_COPIES, FLUX_TEXT, Activations, activation_budget, is_chunked
 
@@ -113,7 +115,7 @@ class CallMemory:
         shape, pictures = self.activations, image + self.reference
         tokens = self.text + pictures
         # The host keeps the text of the double blocks beside the joined sequence of the single ones.
-        states = shape.single_block_states(tokens, self.chunk, engine_copies)
+        states = shape.widest_block_states(tokens, self.chunk, engine_copies)
         peak = states * shape.hidden_bytes(tokens) + shape.hidden_bytes(self.text)
         if self.keeps_input and not (self.chunk is not None and is_chunked(tokens, self.chunk)):
             peak += shape.hidden_bytes(pictures)
@@ -140,6 +142,14 @@ class CallMemory:
         return peak, hints + held
 
 
+class EstimatedCall(Protocol):
+    """One call of a model, of which somebody can say what it takes."""
+
+    def peak_bytes(self, image: int, *, batch: int = 1) -> int:
+        """Most bytes alive at once for so many image tokens, weights not counted."""
+        ...
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """The calls of one sampling, of which each runs by itself if memory is short.
@@ -147,10 +157,12 @@ class MemoryPlan:
     Attributes:
         calls: One for each prompt at least.
         weights: Bytes of the weights as they are stored, the ControlNets' included.
+        source: Whose estimate it is if it is not counted here, for people.
     """
 
-    calls: tuple[CallMemory, ...] = (CallMemory(),)
+    calls: Sequence[EstimatedCall] = (CallMemory(),)
     weights: int = 0
+    source: str = ""
 
     def peak_bytes(self, image: int, batch: int = 1) -> int:
         """Most bytes of the largest call, weights not counted; arguments as in :meth:`CallMemory.peak_bytes`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .dense_blocks import BlockId
+from .frame_units import FrameUnits
 
 Part = Literal["text", "image", "reference"]
 
@@ -81,6 +82,11 @@ class Family:
     def latent_pixels(self) -> int:
         """Side of a latent cell in pixels (the VAE's factor)."""
         return self.token_pixels // self.token_cells
+
+    @property
+    def units(self) -> FrameUnits:
+        """How a frame is made."""
+        return FrameUnits(self.latent_pixels, self.token_cells)
 
     def shift_for(self, image_tokens: int, guided_from_noise: bool) -> float | None:
         """Shift of the noise levels for one run; None for the model's own.
@@ -224,6 +230,45 @@ SD3 = Family(
 """Stable Diffusion 3 and 3.5; the usual model is 3.5 Large. Text: 77 tokens of CLIP and 256 of T5."""
 
 FAMILIES = (FLUX1, CHROMA, FLUX2, QWEN_IMAGE, SD3)
+"""Families that can have windows."""
+
+
+@dataclass(frozen=True)
+class PictureKind:
+    """A kind of model that makes pictures, with windows or without.
+
+    Attributes:
+        name: As people know it.
+        units: How its frame is made. Whether its latent has an axis of time, and a patch size other than the usual
+            one, are read from the model.
+        least_text: Text tokens that the model pads a shorter prompt to, where they attend with the image.
+    """
+
+    name: str
+    units: FrameUnits
+    least_text: int = 0
+
+
+PICTURE_KINDS = {
+    "flux": PictureKind(FLUX1.name, FLUX1.units),
+    "chroma": PictureKind(CHROMA.name, CHROMA.units),
+    "chroma_radiance": PictureKind("Chroma Radiance", FrameUnits(1, 16)),
+    "flux2": PictureKind("FLUX.2", FrameUnits(16, 1), least_text=512),
+    "krea2": PictureKind("Krea 2", FrameUnits(8, 2, has_frames=True)),
+    "qwen_image": PictureKind("Qwen-Image", FrameUnits(8, 2, has_frames=True)),
+    "lumina2": PictureKind("Z-Image or Lumina 2", FrameUnits(8, 2)),
+    "sd3": PictureKind("Stable Diffusion 3", FrameUnits(8, 2)),
+    "hidream": PictureKind("HiDream", FrameUnits(8, 2)),
+    "hunyuan_image": PictureKind("HunyuanImage 2.1", FrameUnits(32, 1)),
+    "kandinsky5": PictureKind("Kandinsky 5", FrameUnits(8, 2, has_frames=True)),
+    "wan2.1": PictureKind("Wan", FrameUnits(8, 2, has_frames=True)),
+    "wan2.2_5b": PictureKind("Wan 2.2 5B", FrameUnits(16, 2, has_frames=True)),
+    # A UNet attends to single cells (SD 1.5) or to 2 x 2 of them (SDXL). SDXL's deepest level is one of 32 px, but it
+    # was trained at multiples of 64 px (arXiv 2307.01952, section 2.3).
+    "sd1": PictureKind("Stable Diffusion 1 or 2", FrameUnits(8, 1, 8)),
+    "sdxl": PictureKind("SDXL", FrameUnits(8, 2, 4)),
+}
+"""Kinds that are known by name. What the others are made of is read from them in the host."""
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,15 @@ The host's dense attention holds one or two."""
 
 @dataclass(frozen=True)
 class Activations:
-    """Shape of the hidden states of a FLUX.
+    """Shape of the hidden states of a transformer, of a FLUX if nothing is said.
 
     Attributes:
         width: Numbers per token (FLUX.1: 3072).
         mlp_ratio: Width of the MLP over the width (4).
         element_size: Bytes of one number while computing: 2 for bf16 and fp16, also where the weights are fp8 or GGUF.
         text_width: Numbers per text token as the text encoder gives them (T5: 4096).
-        gated: Whether the MLP multiplies two inner states (Ovis-Image).
+        gated: Whether the MLP multiplies two inner states (Ovis-Image, FLUX.2).
+        single_blocks: Whether it has blocks that project q, k, v and the MLP's inner state at once, the widest ones.
     """
 
     width: int = FLUX1.width
@@ -48,10 +49,17 @@ class Activations:
     element_size: int = 2
     text_width: int = 4096
     gated: bool = False
+    single_blocks: bool = True
 
     def hidden_bytes(self, tokens: float, batch: int = 1) -> float:
         """One hidden state of so many tokens."""
         return batch * tokens * self.width * self.element_size
+
+    def widest_block_states(self, tokens: int, chunk: int | None, engine_copies: int) -> float:
+        """Hidden states of the whole sequence at the peak of the widest block; arguments as below."""
+        if self.single_blocks:
+            return self.single_block_states(tokens, chunk, engine_copies)
+        return self.double_block_states(engine_copies)
 
     def single_block_states(self, tokens: int, chunk: int | None, engine_copies: int) -> float:
         """Hidden states of the whole sequence at the peak of a single block, which is the widest.
@@ -75,8 +83,9 @@ class Activations:
         return max(1 + projection + 4 + 1 + engine_copies, 1 + projection + ends * self.mlp_ratio + 1)
 
     def double_block_states(self, engine_copies: int) -> float:
-        """The same for a double block, not in chunks."""
-        return max(1 + 3 + 2 + 1 + engine_copies, 1 + 1 + 1 + 2 * self.mlp_ratio)
+        """The same for a block that computes its attention and its MLP one after the other, not in chunks."""
+        ends = 3 if self.gated else 2
+        return max(1 + 3 + 2 + 1 + engine_copies, 1 + 1 + 1 + ends * self.mlp_ratio)
 
 
 def is_chunked(tokens: int, chunk: int = CHUNK_TOKENS) -> bool:

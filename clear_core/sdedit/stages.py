@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..families import FLUX1
+from ..frame_units import FrameUnits
 from ..guidance import GuideSettings
-from ..layout import TOKEN_PIXELS, token_grid
 from ..number_checks import check_number
 from ..wording import quoted
 
@@ -32,6 +33,7 @@ class Stage:
         denoise: Strength of the pass, above 0 and up to 1.
         seed: Seed of the noise.
         guide: Guidance by the enlarged input image; None for none.
+        units: How the model's frame is made.
 
     Raises:
         ValueError: A value is out of range.
@@ -43,6 +45,7 @@ class Stage:
     denoise: float
     seed: int
     guide: GuideSettings | None = None
+    units: FrameUnits = FLUX1.units
 
     def __post_init__(self) -> None:
         for name, value in (("number", self.number), ("height", self.size[0]), ("width", self.size[1])):
@@ -52,19 +55,18 @@ class Stage:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(height, width) in px of the sampled image: ``size`` padded up to whole tokens."""
-        height, width = (-(-side // TOKEN_PIXELS) * TOKEN_PIXELS for side in self.size)
-        return height, width
+        """(height, width) in px of the sampled image: ``size`` padded up to whole units."""
+        return self.grid[0] * self.units.pixels, self.grid[1] * self.units.pixels
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens."""
-        return token_grid(*self.padded, TOKEN_PIXELS)
+        """(rows, columns) of units."""
+        return self.units.grid(*self.size)
 
     @property
     def tokens(self) -> int:
         """Image tokens of the whole frame."""
-        return self.grid[0] * self.grid[1]
+        return self.units.tokens(self.grid)
 
     @property
     def is_guided_from_noise(self) -> bool:
@@ -86,6 +88,7 @@ def plan_stages(
     denoise: float = 0.5,
     stage_denoise: str = "",
     seed: int = 0,
+    units: FrameUnits = FLUX1.units,
 ) -> tuple[Stage, ...]:
     """The stages from an image to its enlargement, each by the same factor.
 
@@ -97,6 +100,7 @@ def plan_stages(
         stage_denoise: Strengths of several stages, above 0 and up to 1, separated by commas; the last one serves
             all later stages, surplus ones are ignored.
         seed: Seed of the first stage's noise; every later stage adds 1.
+        units: How the model's frame is made.
 
     Raises:
         ValueError: A value is out of range; the message names it.
@@ -115,7 +119,8 @@ def plan_stages(
     for number in range(1, count + 1):
         factor = upscale_by ** (number / count)
         size = (round(height * factor), round(width * factor))
-        planned.append(Stage(number, source, size, of_stage(strengths, number), (seed + number - 1) % SEEDS))
+        strength, noise = of_stage(strengths, number), (seed + number - 1) % SEEDS
+        planned.append(Stage(number, source, size, strength, noise, units=units))
         source = size
     return tuple(planned)
 

@@ -18,6 +18,9 @@ from ....clear_core.sdedit import Tile
 from .crop_control import crop_control
 from .crop_picture import PictureCrop
 
+NOT_OVER_THE_PICTURE = ("c_crossattn", "y", "reference_latent", "ref_latent")
+"""Inputs of a model that belong to no place, whatever their shape: text, and references that are no lists."""
+
 Cond = dict[str, Any]
 """One conditioning as the samplers see it, after ``comfy.samplers.process_conds``."""
 
@@ -28,7 +31,7 @@ def crop_cond(cond: Cond, crop: PictureCrop, frame: Tensor, controls: dict[Any, 
     Args:
         cond: Of the whole frame.
         crop: The tile.
-        frame: (B, C, H, W) latent of the whole frame.
+        frame: (B, C, H, W) or (B, C, 1, H, W) latent of the whole frame.
         controls: Cropped ControlNets by original and tile, so that a hint is cropped and encoded once.
     """
     tile, (rows, columns) = crop.tile, crop.latents
@@ -47,7 +50,10 @@ def crop_cond(cond: Cond, crop: PictureCrop, frame: Tensor, controls: dict[Any, 
             return None
     if "gligen" in cond:
         cropped["gligen"] = crop_boxes(cond["gligen"], rows, columns)
-    cropped["model_conds"] = {name: crop_model_cond(value, crop) for name, value in cond["model_conds"].items()}
+    cropped["model_conds"] = {
+        name: value if name in NOT_OVER_THE_PICTURE else crop_model_cond(value, crop)
+        for name, value in cond["model_conds"].items()
+    }
     if cond.get("control") is not None:
         key = (id(cond["control"]), tile)
         if key not in controls:
@@ -57,18 +63,28 @@ def crop_cond(cond: Cond, crop: PictureCrop, frame: Tensor, controls: dict[Any, 
 
 
 def area_weight(cond: Cond, frame: Tensor) -> Tensor:
-    """(1, H, W) weight of a conditioning area at each latent of the frame, with the host's soft borders."""
-    plain = {"area": cond["area"], "model_conds": {}, "uuid": None}
-    inside = comfy.samplers.get_area_and_mult(plain, frame[:1, :1], None)
-    weight = frame.new_zeros(1, *frame.shape[-2:])
+    """(1, H, W), or (1, 1, H, W) with an axis of time: weight of a conditioning area at each latent of the frame.
+
+    It has the host's soft borders.
+    """
+    plain = {"area": plane_area(cond["area"]), "model_conds": {}, "uuid": None}
+    plane = frame[:1, :1].flatten(1, -3)[:, :1]
+    inside = comfy.samplers.get_area_and_mult(plain, plane, None)
+    weight = plane.new_zeros(1, *plane.shape[-2:])
     height, width, y, x = inside.area[0], inside.area[1], inside.area[2], inside.area[3]
     weight[:, y : y + height, x : x + width] = inside.mult[:, 0]
-    return weight
+    return weight if frame.ndim == 4 else weight[None]
+
+
+def plane_area(area: tuple[int, ...]) -> tuple[int, ...]:
+    """The host's (height, width, y, x) of an area that may have sides and places in time too."""
+    half = len(area) // 2
+    return (*area[half - 2 : half], *area[-2:])
 
 
 def crop_area(area: tuple[int, ...], rows: slice, columns: slice) -> tuple[int, int, int, int] | None:
     """The part of an area inside the tile, as the host's (height, width, y, x) in latents, or None."""
-    height, width, y, x = area
+    height, width, y, x = plane_area(area)
     top, left = max(y, rows.start), max(x, columns.start)
     bottom, right = min(y + height, rows.stop), min(x + width, columns.stop)
     if top >= bottom or left >= right:
@@ -93,7 +109,8 @@ def crop_model_cond(value: Any, crop: PictureCrop) -> Any:
     if tensor.ndim > 2 and crop.fits(tensor):
         return type(value)(crop.cut(tensor))
     height, width = crop.part.grid
-    if is_token_mask(tensor, height * width):
+    # In a UNet, whose units are of several tokens, no mask is over a whole sequence.
+    if crop.units.unit_tokens == 1 and is_token_mask(tensor, height * width):
         return type(value)(crop_token_mask(tensor, crop.tile, width, height * width))
     return value
 

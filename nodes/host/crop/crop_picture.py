@@ -11,16 +11,15 @@ import torch.nn.functional as F
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from ....clear_core.layout import token_grid
+from ....clear_core.families import FLUX1
+from ....clear_core.frame_units import FrameUnits
 from ....clear_core.sdedit import Tile
 from ..model.notices import Notices
 from ..model.tile_frame import FramePart
 from .foreign_objects import is_foreign
 
-LATENT_PIXELS = 8
-
 TOLERANCE = 1 / 16
-"""Relative difference of two aspect ratios that is taken for the same picture: a frame is padded to whole tokens."""
+"""Relative difference of two aspect ratios that is taken for the same picture: a frame is padded to whole units."""
 
 SMALLEST_NAMED = 8
 """Least side of a tensor that is worth a line in the log if it is not cropped."""
@@ -33,20 +32,35 @@ class PictureCrop:
     """A tile's part of tensors that lie over the whole picture.
 
     Attributes:
-        tile: In tokens.
+        tile: In units.
         frame: (H, W) of the whole frame in latents.
+        units: How the model's frame is made.
         notices: For what looks like a picture and cannot be cropped.
         made: Parts by the id of what they are of, so that what is shared stays shared.
     """
 
     tile: Tile
     frame: tuple[int, int]
+    units: FrameUnits = FLUX1.units
     notices: Notices = field(default_factory=Notices)
     made: dict[int, Any] = field(default_factory=dict)
 
     @property
     def part(self) -> FramePart:
-        return FramePart(token_grid(*self.frame), self.tile)
+        """The tile, and the frame in units."""
+        height, width = (-(-side // self.units.cells) for side in self.frame)
+        return FramePart((height, width), self.tile)
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """(rows, columns) of the frame in tokens."""
+        height, width = (-(-side // self.units.token_cells) for side in self.frame)
+        return height, width
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """(rows, columns) of the frame in pixels."""
+        return self.frame[0] * self.units.latent_pixels, self.frame[1] * self.units.latent_pixels
 
     @property
     def latents(self) -> tuple[slice, slice]:
@@ -77,7 +91,7 @@ class PictureCrop:
 
     def tensor(self, tensor: Tensor, where: str) -> Tensor:
         """The tile's part of a tensor; itself if it does not lie over the picture."""
-        if not 2 <= tensor.ndim <= 4 or min(tensor.shape[-2:]) < 2 or tensor.is_complex():
+        if not 2 <= tensor.ndim <= 5 or min(tensor.shape[-2:]) < 2 or tensor.is_complex():
             return tensor
         if lies_over(tensor, self.frame):
             return self.cut(tensor)
@@ -91,19 +105,18 @@ class PictureCrop:
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether a tensor (..., h, w) has a place for each latent, pixel or token of the frame, and no other."""
-        size, (height, width) = tuple(tensor.shape[-2:]), self.frame
-        return size in (self.frame, self.part.grid, (height * LATENT_PIXELS, width * LATENT_PIXELS))
+        return tuple(tensor.shape[-2:]) in (self.frame, self.tokens, self.pixel_size)
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The tile's rows and columns of a tensor (..., h, w), stretched to the frame's pixels if it does not fit."""
-        height, width = self.frame
         if not self.fits(tensor):
-            tensor = resized(tensor, (height * LATENT_PIXELS, width * LATENT_PIXELS))
+            tensor = resized(tensor, self.pixel_size)
         # Not a view, which would keep the whole picture in memory for every tile.
-        if tensor.shape[-2:] == self.part.grid:
-            rows, columns = (slice(part.start // 2, part.stop // 2) for part in self.latents)
+        if tuple(tensor.shape[-2:]) not in (self.frame, self.pixel_size):
+            patch = self.units.token_cells
+            rows, columns = (slice(part.start // patch, part.stop // patch) for part in self.latents)
             return tensor[..., rows, columns].clone()
-        return self.pixels(tensor, tensor.shape[-2] // height).clone()
+        return self.pixels(tensor, tensor.shape[-2] // self.frame[0]).clone()
 
     def pixels(self, picture: Tensor, ratio: int) -> Tensor:
         """The tile's view of a picture (..., H * ratio, W * ratio)."""

@@ -50,12 +50,12 @@ def host_family(model: ModelPatcher) -> HostFamily:
     Raises:
         ValueError: It is another model; the sentence says which.
     """
-    config = _config(model)
+    config = config_of(model)
     kind = config.get("image_model")
     diffusion_model = getattr(model.model, "diffusion_model", None)
     if kind not in HOST_FAMILIES:
         raise ValueError(
-            f"the model is {_name(model, kind)}, but CLEAR works on FLUX.1 models only (dev, schnell, "
+            f"the model is {host_name(model)}, but CLEAR works on FLUX.1 models only (dev, schnell, "
             "Krea, Kontext, Fill and their fine-tunes, and Chroma); connect one of those."
         )
     if config.get("patch_size", 2) != HOST_FAMILIES[kind].family.token_cells:
@@ -71,7 +71,7 @@ def host_family(model: ModelPatcher) -> HostFamily:
             "node or a GGUF loader."
         )
     if found.family is FLUX1 and config.get("vec_in_dim") is None:
-        name = "Ovis-Image" if config.get("yak_mlp") else _name(model, kind)
+        name = "Ovis-Image" if config.get("yak_mlp") else host_name(model)
         return replace(found, family=replace(FLUX1, name=name, weights=None, shift=None, hires_shift=None))
     return found
 
@@ -82,7 +82,7 @@ def model_shape(model: ModelPatcher) -> ModelShape:
     Raises:
         ValueError: CLEAR does not work on it; the sentence says which model it is.
     """
-    family, config = host_family(model).family, _config(model)
+    family, config = host_family(model).family, config_of(model)
     width = config["hidden_size"]
     return ModelShape(
         family,
@@ -94,12 +94,14 @@ def model_shape(model: ModelPatcher) -> ModelShape:
     )
 
 
-def _config(model: ModelPatcher) -> dict[str, Any]:
+def config_of(model: ModelPatcher) -> dict[str, Any]:
+    """The host's configuration of a model."""
     return getattr(getattr(model.model, "model_config", None), "unet_config", {})
 
 
-def _name(model: ModelPatcher, kind: str | None) -> str:
+def host_name(model: ModelPatcher) -> str:
     """What the host calls a model: the name of its class, and its image model where that is another word."""
+    kind = config_of(model).get("image_model")
     name = type(getattr(model.model, "model_config", model.model)).__name__
     same = kind is None or kind.replace("_", "").lower() == name.lower()
     return name if same else f"{name} ({kind})"

@@ -1,8 +1,10 @@
 """Position ids of image tokens: found in a sequence, recomputed in float32, and moved to the tile's position.
 
 Source: ``comfy.ldm.chroma.model.Chroma._forward`` and ``comfy.ldm.flux.controlnet.ControlNetFlux.forward``, which make
-ids in the dtype of the latent (bfloat16 has no odd integers above 256), and ``comfy.ldm.flux.model.Flux.process_img``,
-which makes them in float32 and follows ``transformer_options["rope_options"]``; ComfyUI 0.9.0 to 0.33.0.
+ids in the dtype of the latent (bfloat16 has no odd integers above 256), ``comfy.ldm.flux.model.Flux.process_img``,
+which makes them in float32 and follows ``transformer_options["rope_options"]``, and
+``comfy.ldm.qwen_image.model.QwenImageTransformer2DModel.process_img``, which counts from the middle; ComfyUI 0.9.0 to
+0.33.0.
 """
 
 from __future__ import annotations
@@ -88,6 +90,7 @@ def place_image(
     part: FramePart | None = None,
     rope_options: Mapping[str, float] | None = None,
     references_follow: bool = False,
+    centred: bool = False,
 ) -> Tensor | None:
     """Make the ids of image tokens exact, and move them to the tile's position in the frame.
 
@@ -101,6 +104,7 @@ def place_image(
         rope_options: Of the call.
         references_follow: Whether the host places reference tokens past the image's last row and column, so that they
             have to be moved past the frame's; if not, they keep their positions.
+        centred: Whether the host counts from the image's middle, and text from where the longer half ends.
 
     Returns:
         (B, tokens, axes) float32, or ``ids`` itself if nothing has to change; None if a tile's image tokens cannot be
@@ -108,7 +112,8 @@ def place_image(
     """
     if part is None and ids.dtype in EXACT:
         return ids
-    grids = (HostGrid(), HostGrid.of_options(rope_options)) if rope_options else (HostGrid(),)
+    plain = HostGrid((-(layout.grid[0] // 2), -(layout.grid[1] // 2))) if centred else HostGrid()
+    grids = (plain, HostGrid.of_options(rope_options)) if rope_options and not centred else (plain,)
     span = find_image(ids, layout, grids)
     if span is None or span.grid is None:
         if part is None:
@@ -116,8 +121,12 @@ def place_image(
         if span is None:
             return None
     y, x = (part.tile.y, part.tile.x) if part else (0, 0)
+    if part and centred:
+        y, x = (first + own // 2 - whole // 2 for first, own, whole in zip((y, x), layout.grid, part.grid, strict=True))
     placed = ids.to(torch.promote_types(ids.dtype, torch.float32), copy=True)
     end = span.start + layout.image
+    if part and centred:
+        placed[:, : span.start] += max(part.grid) // 2 - max(layout.grid) // 2
     if part and references_follow:
         placed[:, end:, ROW] += part.grid[0] - layout.grid[0]
         placed[:, end:, COLUMN] += part.grid[1] - layout.grid[1]

@@ -14,32 +14,41 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ....clear_core.call_memory import CallMemory, ControlMemory, MemoryPlan
-from ....clear_core.layout import TOKEN_PIXELS
+from ....clear_core.families import FLUX1
 from ....clear_core.memory import Activations
 from .attention_override import WindowPatch
 from .block_forecast import planned_chunk
-from .family import host_family
+from .host_estimate import NO_ESTIMATE_WORDS, WORDS, HostCall
+from .picture_model import PictureModel, picture_model
 from .sequence import Cond, sequence_of
+from .transformer import Transformer, transformer_of
 
 HINT_CHANNELS = 16
 """Of every layer in the host's encoder for pictures."""
 
 
-def memory_plan(model: ModelPatcher, conds: Iterable[Cond] = ()) -> MemoryPlan:
-    """What the calls of a sampling take.
+def memory_plan(model: ModelPatcher, conds: Iterable[Cond] = (), picture: PictureModel | None = None) -> MemoryPlan:
+    """What the calls of a sampling take: counted where the model's blocks are known, else by the host's estimate.
 
     Args:
-        model: A FLUX.1 or a relative.
+        model: Of any family.
         conds: All prompts that are connected; none for a prompt of usual length.
+        picture: What is known of the model, if the caller has read it with its VAE.
 
     Raises:
-        ValueError: CLEAR does not work on the model.
+        ValueError: The model makes no pictures.
     """
-    conds = list(conds)
-    calls = dict.fromkeys(call_memory(model, cond) for cond in conds or [{}])
+    conds, picture = list(conds), picture or picture_model(model)
+    transformer, source = transformer_of(model), ""
+    if transformer is None:
+        calls: list[Any] = [HostCall.of(model, picture, cond) for cond in conds or [{}]]
+        source = WORDS if calls[0].has_estimate else NO_ESTIMATE_WORDS
+    else:
+        calls = list(dict.fromkeys(call_memory(model, cond, picture, transformer) for cond in conds or [{}]))
     controls = [cond["control"] for cond in conds if cond.get("control") is not None]
     models = {id(each): each for control in controls for each in control.get_models() if is_beside(each, model)}
-    return MemoryPlan(tuple(calls), model.model_size() + sum(each.model_size() for each in models.values()))
+    weights = model.model_size() + sum(each.model_size() for each in models.values())
+    return MemoryPlan(tuple(calls), weights, source)
 
 
 def is_beside(one: ModelPatcher, model: ModelPatcher) -> bool:
@@ -47,31 +56,18 @@ def is_beside(one: ModelPatcher, model: ModelPatcher) -> bool:
     return one.load_device == model.load_device
 
 
-def call_memory(model: ModelPatcher, cond: Cond) -> CallMemory:
+def call_memory(model: ModelPatcher, cond: Cond, picture: PictureModel, transformer: Transformer) -> CallMemory:
     """What a call with one prompt takes, but for its image."""
-    layout = sequence_of(model, cond, (0, 0))
+    layout, host = sequence_of(picture, cond, (0, 0)), picture.host
     observes = any(isinstance(wrapper, WindowPatch) for wrapper in model.get_all_wrappers(WrappersMP.APPLY_MODEL))
     controls = [control_memory(control) for control in chain_of(cond)]
     return CallMemory(
-        activations_of(model),
+        transformer.activations,
         layout.text,
         layout.reference,
-        planned_chunk(model, cond),
-        observes and host_family(model).calls_post_input,
+        planned_chunk(model, cond) if host else None,
+        observes and host is not None and host.calls_post_input,
         tuple(control for control in controls if control is not None),
-    )
-
-
-def activations_of(model: ModelPatcher) -> Activations:
-    """Shape of the hidden states of a FLUX in the host."""
-    config = model.model.model_config.unet_config
-    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-    return Activations(
-        config["hidden_size"],
-        config.get("mlp_ratio", 4.0),
-        comfy.model_management.dtype_size(dtype),
-        config.get("context_in_dim", Activations.text_width),
-        bool(config.get("yak_mlp")),
     )
 
 
@@ -91,7 +87,7 @@ def control_memory(control: Any) -> ControlMemory | None:
     if not isinstance(model, ControlNetFlux):
         return None
     dtype = getattr(control, "manual_cast_dtype", None) or model.dtype
-    params, pixels = model.params, TOKEN_PIXELS**2
+    params, pixels = model.params, FLUX1.token_pixels**2
     return ControlMemory(
         Activations(
             model.hidden_size, params.mlp_ratio, comfy.model_management.dtype_size(dtype), params.context_in_dim

@@ -37,7 +37,8 @@ class PlacedControlModel:
 
     def __call__(self, x: Tensor, *args: Any, context: Tensor, **inputs: Any) -> dict[str, Any]:
         """The residuals by block for a latent x: (B, C, H, W)."""
-        layout = SequenceLayout(context.shape[1], token_grid(*x.shape[-2:]))
+        height, width = x.shape[-2:]
+        layout = SequenceLayout(context.shape[1], token_grid(height, width, self.model.patch_size))
         with positions(
             stretch=NOT_STRETCHED, layout=layout, part=self.part, rope_options=None, references_follow=False
         ):

@@ -18,11 +18,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ....clear_core.layout import SequenceLayout, token_grid
+from ....clear_core.layout import PATCH, SequenceLayout, token_grid
 from ....clear_core.rope import NOT_STRETCHED, RopeStretch, ntk_theta, rotations
 from .family import HOST_FAMILIES
 from .image_positions import place_image
 from .notices import Notices
+from .sequence import image_tokens, is_image
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
@@ -42,6 +43,7 @@ class CallPositions:
         part: The tile that the call computes, or None for the whole frame.
         rope_options: The call's ``transformer_options["rope_options"]``.
         references_follow: Whether reference tokens lie past the image's last row and column (the host's "uxo").
+        centred: Whether positions count from the image's middle (Qwen-Image).
     """
 
     stretch: RopeStretch = NOT_STRETCHED
@@ -50,6 +52,7 @@ class CallPositions:
     part: FramePart | None = None
     rope_options: Mapping[str, float] | None = None
     references_follow: bool = False
+    centred: bool = False
 
 
 # The embedder's forward gets token ids alone, and one module serves frames of every size, in several threads.
@@ -100,7 +103,7 @@ class PositionEmbedder(torch.nn.Module):
         if call.part is not None:
             call.part.run.asked = True
         if call.layout is not None:
-            placed = place_image(ids, call.layout, call.part, call.rope_options, call.references_follow)
+            placed = place_image(ids, call.layout, call.part, call.rope_options, call.references_follow, call.centred)
             if placed is None:
                 self.notices.log_once(
                     "sequence",
@@ -120,8 +123,15 @@ class PositionEmbedder(torch.nn.Module):
 
 @dataclass(frozen=True)
 class PositionsPatch:
-    """The APPLY_MODEL wrapper that describes the running call to :class:`PositionEmbedder`."""
+    """The APPLY_MODEL wrapper that describes the running call to :class:`PositionEmbedder`.
 
+    Attributes:
+        patch: Side of a token in latent cells.
+        centred: Whether positions count from the image's middle.
+    """
+
+    patch: int = PATCH
+    centred: bool = False
     notices: Notices = field(default_factory=Notices)
 
     def __call__(
@@ -135,13 +145,14 @@ class PositionsPatch:
         transformer_options: dict[str, Any] | None = None,
         **extra: Any,
     ) -> Tensor:
-        """Run one call of the model. x: (B, C, H, W) latent; other shapes keep their positions."""
+        """Run one call of the model. x: (B, C, H, W) or (B, C, 1, H, W) latent; other shapes keep their positions."""
         options = transformer_options or {}
         layout, part = None, options.get(FRAME_PART)
-        if x.ndim == 4:
-            references = sum(tokens_of(latent) for latent in extra.get("ref_latents") or ())
+        if is_image(x.shape):
+            references = sum(image_tokens(latent.shape, self.patch) for latent in extra.get("ref_latents") or ())
             text = 0 if c_crossattn is None else c_crossattn.shape[1]
-            layout = SequenceLayout(text, token_grid(*x.shape[-2:]), references)
+            height, width = x.shape[-2:]
+            layout = SequenceLayout(text, token_grid(height, width, self.patch), references)
         embedder = getattr(executor.class_obj.diffusion_model, ATTRIBUTE, None)
         if part is not None and not isinstance(embedder, PositionEmbedder):
             self.notices.log_once(
@@ -153,7 +164,8 @@ class PositionsPatch:
             layout=layout,
             part=part,
             rope_options=options.get("rope_options"),
-            references_follow=extra.get("ref_latents_method") == "uxo",
+            references_follow=extra.get("ref_latents_method") == "uxo" and not self.centred,
+            centred=self.centred,
         ):
             out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
         # A cache answers later calls without the model, the first one never.
@@ -166,24 +178,22 @@ class PositionsPatch:
         return out
 
 
-def tokens_of(latent: Tensor) -> int:
-    """Image tokens of one latent (..., H, W)."""
-    height, width = token_grid(*latent.shape[-2:])
-    return height * width
-
-
-def install_embedder(model: ModelPatcher, wrap_foreign: bool = False) -> None:
+def install_embedder(
+    model: ModelPatcher, wrap_foreign: bool = False, patch: int = PATCH, centred: bool = False
+) -> None:
     """Put :class:`PositionEmbedder` and :class:`PositionsPatch` on a clone.
 
     Args:
         model: The clone; a second call changes nothing.
         wrap_foreign: Whether another pack's embedder (DyPE) is wrapped too, so that it gets the ids of tiles.
+        patch: Side of a token in latent cells.
+        centred: Whether positions count from the image's middle.
     """
     current = model.get_model_object(KEY)
     if is_plain(current) or (wrap_foreign and not isinstance(current, PositionEmbedder)):
         model.add_object_patch(KEY, PositionEmbedder(current))
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, WRAPPER_KEY):
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, PositionsPatch())
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, PositionsPatch(patch, centred))
 
 
 def is_plain(embedder: Any) -> TypeGuard[EmbedND]:

@@ -16,15 +16,20 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ....clear_core.cost import model_gflops
+from ....clear_core.frame_units import FrameUnits
 from ....clear_core.inspection.facts import Throughput
-from ....clear_core.layout import TOKEN_PIXELS, token_grid
+from ....clear_core.layout import token_grid
 from .call_counter import CallCounter, start_counting, stop_counting
-from .family import model_shape
-from .memory_plan import activations_of
+from .picture_model import picture_model
 from .sequence import sequence_tokens
 from .tile_frame import KEY as FRAME_PART
+from .transformer import transformer_of
 
 KEY = "clear_flux_pace"
+
+UNKNOWN = (1, 1024, 4.0)
+"""Blocks, width and MLP ratio that stand for a model whose blocks are not known: its work is counted in a unit of its
+own, which serves the time that is left in a stage and nothing else."""
 
 _last: list[Throughput] = []
 
@@ -102,25 +107,32 @@ class StopWatch:
         blocks: Of the model.
         width, mlp_ratio: Of its hidden states.
         device: Name of the device.
+        units: How the model's frame is made.
         is_dense: Whether the model has no CLEAR, so that nobody else counts its calls.
+        is_known: Whether the model's blocks are known, so that its throughput says something about the machine.
     """
 
     blocks: int
     width: int
     mlp_ratio: float
     device: str
+    units: FrameUnits
     is_dense: bool = False
+    is_known: bool = True
 
     @classmethod
     def of(cls, model: ModelPatcher, is_dense: bool = False) -> StopWatch:
-        """For a FLUX.1 or a relative.
+        """For a model that makes pictures.
 
         Raises:
-            ValueError: It is another model.
+            ValueError: It makes none.
         """
-        shape, activations = model_shape(model), activations_of(model)
+        transformer, units = transformer_of(model), picture_model(model).units
         device = comfy.model_management.get_torch_device_name(model.load_device)
-        return cls(shape.num_double + shape.num_single, activations.width, activations.mlp_ratio, device, is_dense)
+        if transformer is None:
+            return cls(*UNKNOWN, device, units, is_dense, is_known=False)
+        shape = transformer.activations
+        return cls(transformer.blocks, shape.width, shape.mlp_ratio, device, units, is_dense)
 
     def install(self, model: ModelPatcher) -> None:
         """Put it on a clone, in place of an earlier one."""
@@ -142,7 +154,7 @@ class StopWatch:
             stop_counting(counting)
             _running.reset(token)
         throughput = run.throughput(out)
-        if throughput is not None:
+        if throughput is not None and self.is_known:
             _last[:] = [throughput]
         return out
 
@@ -161,10 +173,12 @@ class StopWatch:
         out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
         run = running()
         if run is not None:
-            if self.is_dense and (tokens := sequence_tokens(x, c_crossattn, extra)):
+            units = self.units
+            if self.is_dense and (tokens := sequence_tokens(x, c_crossattn, extra, units.token_cells)):
                 part = transformer_options.get(FRAME_PART)
-                height, width = part.grid if part else token_grid(*x.shape[-2:])
-                text = f"{width * TOKEN_PIXELS} x {height * TOKEN_PIXELS} px without windows"
+                rows, columns = x.shape[-2:]
+                height, width = part.grid if part else token_grid(rows, columns, units.cells)
+                text = f"{width * units.pixels} x {height * units.pixels} px without windows"
                 run.counter.add(x.shape[0], tokens, self.blocks * tokens**2, text)
             run.after_call(out)
         return out

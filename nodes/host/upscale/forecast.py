@@ -11,7 +11,8 @@ from torch import Tensor
 from ....clear_core.inspection.units import time_words
 from ....clear_core.sdedit import TileLayout
 from ..model.call_counter import CallCounter
-from ..model.read import effective_of
+from ..model.picture_model import picture_model
+from ..model.read import effective_of, has_windows
 from ..model.sequence import sampler_conds, sequence_of
 from ..model.throughput import StopWatch, last_throughput, running
 
@@ -28,18 +29,29 @@ def step_gflops(model: ModelPatcher, tiles: TileLayout, conds: list[Any], batch:
         conds: Conditionings that are evaluated, the negative ones included if cfg is not 1.
         batch: Images.
     """
-    planned = CallCounter()
+    planned, watch, picture = CallCounter(), StopWatch.of(model), picture_model(model)
     for tile in tiles.tiles:
         for cond in sampler_conds(conds):
-            layout = sequence_of(model, cond, (tile.height, tile.width))
-            planned.add(batch, layout.length, effective_of(model, layout, tiles.grid).pairs, "")
-    return StopWatch.of(model).gflops(planned)
+            layout = sequence_of(picture, cond, tiles.units.token_grid((tile.height, tile.width)))
+            pairs = effective_of(model, layout, tiles.grid).pairs if has_windows(model) else None
+            planned.add(batch, layout.length, watch.blocks * layout.length**2 if pairs is None else pairs, "")
+    return watch.gflops(planned)
 
 
-def time_text(planned: float, sampler_name: str) -> str:
-    """How long so much planned work (10**9 operations, over all stages and steps) takes, as far as that is known."""
+def is_known_work(model: ModelPatcher) -> bool:
+    """Whether planned work of a model is counted in operations, so that the throughput of another run serves it."""
+    return StopWatch.of(model).is_known
+
+
+def time_text(planned: float | None, sampler_name: str) -> str:
+    """How long so much planned work (10**9 operations, over all stages and steps) takes, as far as that is known.
+
+    Args:
+        planned: None if it is not counted in operations.
+        sampler_name: Of the sampler that runs it.
+    """
     throughput = last_throughput()
-    if throughput is None:
+    if throughput is None or planned is None:
         return "time: known after the first step"
     seconds = planned * _evaluations.get(sampler_name, 1.0) / throughput.gflops_per_second
     return f"time: about {time_words(seconds)} of denoising, at the throughput of the last run"

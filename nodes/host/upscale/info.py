@@ -5,11 +5,13 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ....clear_core.call_memory import MemoryPlan
 from ....clear_core.effective import Effective
 from ....clear_core.inspection.units import percent
-from ....clear_core.layout import TOKEN_PIXELS
 from ....clear_core.memory import GIB
 from ....clear_core.sdedit import Stage
+from ..model.host_estimate import NO_ESTIMATE_WORDS
+from ..model.picture_model import picture_model
 from ..model.read import backend_of, clear_of, effective_of, has_windows, weights_of
 from ..model.sequence import sampler_conds, sequence_of
 from ..pack import versions
@@ -17,12 +19,15 @@ from .sigma_shift import with_shift
 from .stage import StageInputs, StageSettings, sampled_tiles
 from .stage_mask import StageMask
 
+NO_WINDOW = "no window: costs what dense attention costs; CLEARAttention has windows for FLUX.1 and its relatives"
 EMPTY_MASK = "empty, so that nothing is sampled and the picture is only enlarged"
 
 
 def attention_words(model: ModelPatcher) -> str:
     """The model's attention as it is set."""
     patch = clear_of(model)
+    if patch is None and picture_model(model).host is None:
+        return NO_WINDOW
     if patch is None:
         return "dense, no windows: there is no CLEARAttention before this node"
     settings = patch.settings
@@ -41,15 +46,15 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
     mask = StageMask.of(inputs.mask, stage)
     tiles = sampled_tiles(stage, inputs, settings, batch, mask)
     vae_tile = settings.vae_tile(inputs.vae, stage)
-    memory = inputs.memory().peak_bytes(tiles.tile[0] * tiles.tile[1], batch) / GIB
+    memory, units = inputs.memory(), stage.units
     height, width = stage.size
     padded = "" if stage.padded == stage.size else f" (padded to {stage.padded[1]} x {stage.padded[0]})"
     shape = (
         "whole frame"
         if tiles.is_whole
         else (
-            f"{len(tiles.tiles) + len(tiles.skipped)} tiles of {tiles.tile[1] * TOKEN_PIXELS} x "
-            f"{tiles.tile[0] * TOKEN_PIXELS} px, overlap {tiles.overlap * TOKEN_PIXELS}"
+            f"{len(tiles.tiles) + len(tiles.skipped)} tiles of {tiles.tile[1] * units.pixels} x "
+            f"{tiles.tile[0] * units.pixels} px, overlap {tiles.overlap * units.pixels}"
             + (f", {len(tiles.skipped)} of them without a masked pixel and not sampled" if tiles.skipped else "")
         )
     )
@@ -57,8 +62,16 @@ def stage_words(stage: Stage, inputs: StageInputs, settings: StageSettings, batc
         f"stage {stage.number}: {stage.source[1]} x {stage.source[0]} to {width} x {height} px{padded}, "
         f"{stage.tokens} tokens, {shape}, {settings.steps} steps at denoise {stage.denoise:g}, seed {stage.seed}, "
         f"{guide_words(stage)}, VAE {f'in tiles of {vae_tile} px' if vae_tile else 'whole'}, "
-        f"about {memory:.1f} GiB beside the weights"
+        f"{memory_words(memory, units.tokens(tiles.tile), batch)}"
     )
+
+
+def memory_words(memory: MemoryPlan, tokens: int, batch: int) -> str:
+    """What a call takes, and whose estimate that is where it is not counted here."""
+    peak = memory.peak_bytes(tokens, batch)
+    if memory.source == NO_ESTIMATE_WORDS:
+        return f"memory not known ({memory.source})"
+    return f"about {peak / GIB:.1f} GiB beside the weights" + (f" ({memory.source})" if memory.source else "")
 
 
 def guide_words(stage: Stage) -> str:
@@ -73,7 +86,7 @@ def effect_words(inputs: StageInputs, stage: Stage, settings: StageSettings, bat
     model = inputs.model
     first = next(iter(sampler_conds(inputs.positive)), {})
     tile = settings.tiles(inputs, stage, batch).tile
-    effective = effective_of(model, sequence_of(model, first, tile), stage.grid)
+    effective = effective_of(model, sequence_of(inputs.picture, first, tile), stage.grid)
     return (
         f"stage {stage.number} attention: {window_words(effective)}, ntk {effective.stretch}, "
         f"scale {effective.scale:.6f} ({'proportional' if effective.proportional else 'plain'}), "

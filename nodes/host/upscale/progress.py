@@ -76,6 +76,13 @@ def plan_of_running_node() -> RunPlan | None:
     return _plans.get(context.node_id.rpartition(".")[0] + ".") if context else None
 
 
+def reduced(latent: Tensor, factor: float) -> Tensor:
+    """A latent (B, C, h, w) or (B, C, T, h, w) with sides shorter by ``factor``; T stays."""
+    plane = latent.float().flatten(1, -3)
+    small = F.interpolate(plane, scale_factor=factor, mode="area")
+    return small.unflatten(1, latent.shape[1:-2]).to(latent.dtype)
+
+
 @dataclass
 class StageProgress:
     """The progress of one stage.
@@ -144,7 +151,7 @@ class StageProgress:
             left = seconds_left(x0, step + 1, total)
             longest = max(x0.shape[-2:])
             if longest > PREVIEW_LATENTS:
-                x0 = F.interpolate(x0.float(), scale_factor=PREVIEW_LATENTS / longest, mode="area").to(x0.dtype)
+                x0 = reduced(x0, PREVIEW_LATENTS / longest)
             callback(step, x0, x, total)
             height, width = self.stage.size
             text = (

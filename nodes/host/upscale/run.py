@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ....clear_core.guidance import GuideSettings
 from ....clear_core.sdedit import AUTO, OFF, Stage, guided_stages, plan_stages
-from ..model.family import model_shape
 from ..model.read import has_windows
 from ..node_text import write_on_node
 from .batches import checked, fitted
 from .expansion import Link, expand_stages, links_of
-from .forecast import time_text
+from .forecast import is_known_work, time_text
 from .info import EMPTY_MASK, info_text, mask_words
 from .progress import RunPlan, StageProgress, plan_of_running_node
 from .stage import StageInputs, StageSettings, run_stage, step_work
@@ -40,15 +39,16 @@ class PlanSettings:
     guide: str = AUTO
     guide_strength: str = "1.0"
 
-    def plan(self, image: Tensor) -> tuple[Stage, ...]:
-        """The stages for an image (B, H, W, C).
+    def plan(self, image: Tensor, sockets: StageInputs) -> tuple[Stage, ...]:
+        """The stages for an image (B, H, W, C), each in the units of the model that samples it.
 
         Raises:
             ValueError: A value is out of range; the sentence names it.
         """
         sizes = asdict(self)
         guide, strength = sizes.pop("guide"), sizes.pop("guide_strength")
-        return guided_stages(plan_stages(image.shape[1], image.shape[2], **sizes), guide, strength)
+        stages = guided_stages(plan_stages(image.shape[1], image.shape[2], **sizes), guide, strength)
+        return tuple(replace(stage, units=sockets.of_stage(stage.number).picture.units) for stage in stages)
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,23 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
         dynprompt: The running graph as the host gives it to nodes; None outside a graph.
 
     Raises:
-        ValueError: The model is no FLUX.1, or a picture, a mask, a prompt, a VAE or a widget's value does not fit; the
-            sentence names it.
+        ValueError: The model makes no pictures, or a picture, a mask, a prompt, a VAE or a widget's value does not fit;
+            the sentence names it.
     """
     sockets, settings = pick(StageInputs, inputs), pick(StageSettings, inputs)
     for each in sockets.by_model:
         with naming_later_model(each, sockets):
-            model_shape(each.model)
+            each.picture  # noqa: B018  # raises
     image, sockets = checked(image, sockets)
     for each in sockets.by_model:
         with naming_later_model(each, sockets):
-            check_vae(each.vae, each.model)
+            check_vae(each.vae, each.picture)
             for name, prompts in (("positive", each.positive), ("negative", each.negative or [])):
-                check_encoded(prompts, name, each.model)
-    plan = pick(PlanSettings, inputs).plan(image)
+                check_encoded(prompts, name, each.picture)
+    plan = pick(PlanSettings, inputs).plan(image, sockets)
     info = info_text(plan, sockets, settings, image.shape[0])
-    if not all(has_windows(sockets.of_stage(stage.number).model) for stage in plan):
+    used = [sockets.of_stage(stage.number) for stage in plan]
+    if not all(has_windows(each.model) for each in used if each.picture.host):
         logging.warning("CLEAR: attention is dense, since there is no CLEARAttention before CLEARUpscale.")
     if mask_words(sockets.mask) == EMPTY_MASK:
         logging.warning(
@@ -109,7 +110,8 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
     planned = settings.steps * sum(
         step_work(stage, sockets.of_stage(stage.number), settings, image.shape[0]) for stage in plan
     )
-    time = time_text(planned, settings.sampler_name) if planned else "time: nothing is sampled"
+    counted = planned if all(is_known_work(each.model) for each in used) else None
+    time = time_text(counted, settings.sampler_name) if planned else "time: nothing is sampled"
     write_on_node(f"{info}\n{time}", node)
     run = RunPlan(plan, settings.steps, node)
     links = links_of(dynprompt, node)
@@ -154,7 +156,7 @@ def run_single_stage(lists: Mapping[str, list[Any]]) -> tuple[Tensor, dict[str, 
     source, size = (image.shape[1], image.shape[2]), (inputs["height"], inputs["width"])
     guided = inputs["guide"] != OFF
     guide = GuideSettings(inputs["guide"], inputs["guide_strength"], inputs["guide_level"]) if guided else None
-    stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"], guide)
+    stage = Stage(inputs["number"], source, size, inputs["denoise"], inputs["seed"], guide, units=sockets.picture.units)
     settings = pick(StageSettings, inputs)
     run = plan_of_running_node() or RunPlan((stage,), settings.steps)
     return run_stage(image, sockets, stage, settings, StageProgress(run, stage))

@@ -20,11 +20,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....clear_core.call_memory import MemoryPlan
-from ....clear_core.layout import TOKEN_PIXELS
 from ....clear_core.number_checks import check_number
 from ....clear_core.sdedit import DEFAULT_OVERLAP, Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
 from ..guidance.guide import apply_guide
 from ..model.memory_plan import memory_plan
+from ..model.picture_model import PictureModel, picture_model
 from ..model.sequence import sampler_conds
 from ..model.throughput import timed
 from .forecast import StageForecast, step_gflops
@@ -33,10 +33,10 @@ from .sigma_shift import with_shift
 from .stage_mask import StageMask
 from .tiled_model import TiledModel
 from .vae_fit import check_latent
+from .vae_work import decode, encode
 
 VAE_TILE = 1024
 LEAST_VAE_TILE = 256
-LATENT_PIXELS = 8
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class StageSettings:
             memory=inputs.memory(),
             total=total,
             batch=batch,
+            units=stage.units,
         )
 
     def vae_tile(self, vae: Any, stage: Stage) -> int:
@@ -83,7 +84,7 @@ class StageSettings:
             return 0  # A third-party VAE, which may have nothing but encode and decode.
         chosen = min((side for side in (self.tile_width, self.tile_height) if side), default=0)
         height, width = stage.padded
-        latent = (1, 16, height // LATENT_PIXELS, width // LATENT_PIXELS)
+        latent = stage.units.latent_shape(stage.grid, getattr(vae, "latent_channels", 16))
         total = comfy.model_management.get_total_memory(vae.device)
         if not chosen and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
             return 0
@@ -108,9 +109,18 @@ class StageInputs:
     mask: Tensor | None = None
     later_model: ModelPatcher | None = None
 
+    @property
+    def picture(self) -> PictureModel:
+        """What is known of the model.
+
+        Raises:
+            ValueError: It makes no pictures.
+        """
+        return picture_model(self.model, self.vae)
+
     def memory(self) -> MemoryPlan:
         """What the calls take: with all prompts, as the host is told, since some samplers use the negative at cfg 1."""
-        return memory_plan(self.model, sampler_conds([*self.positive, *(self.negative or ())]))
+        return memory_plan(self.model, sampler_conds([*self.positive, *(self.negative or ())]), self.picture)
 
     def of_stage(self, number: int) -> StageInputs:
         """The sockets of one stage, whose ``model`` is the one that samples there."""
@@ -181,15 +191,15 @@ def run_stage(
     with progress.phase("enlarge"), memory_advice("enlarging", stage, ADVICE_ENLARGE):
         enlarged = enlarge(image, stage, inputs.upscale_model)
     with progress.phase("encode"), memory_advice("encoding", stage, ADVICE_VAE):
-        latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile)
-    check_latent(latent, image.shape[0], stage, inputs.model)
+        latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile, stage.units.has_frames)
+    check_latent(latent, image.shape[0], stage, inputs.picture)
     if mask is not None and mask.is_empty:
         progress.leave_out("denoise", "decode")
         return enlarged, {"samples": latent}
     with progress.phase("denoise"), memory_advice("denoising", stage, ADVICE_TILES.format(side=smaller_side(tiles))):
         latent = denoise(latent, inputs, stage, settings, tiles, progress, mask and mask.latents)
     with progress.phase("decode"), memory_advice("decoding", stage, ADVICE_VAE):
-        picture = decode(inputs.vae, latent, vae_tile)[:, : stage.size[0], : stage.size[1]]
+        picture = decode(inputs.vae, latent, vae_tile, stage)[:, : stage.size[0], : stage.size[1]]
     if settings.color_fix == "wavelet":
         picture = wavelet_color_fix(picture, enlarged.to(picture))
     if mask is not None:
@@ -210,22 +220,6 @@ def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
     if image.shape[1:3] == (height, width):
         return image
     return comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
-
-
-def encode(vae: Any, image: Tensor, tile: int) -> Tensor:
-    """The latent of an image (B, H, W, 3), in tiles of ``tile`` px, or whole if that is 0."""
-    if tile:
-        return vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
-    return vae.encode(image)
-
-
-def decode(vae: Any, latent: Tensor, tile: int) -> Tensor:
-    """The image (B, H, W, 3) of a latent."""
-    if tile:
-        return vae.decode_tiled(
-            latent, tile_x=tile // LATENT_PIXELS, tile_y=tile // LATENT_PIXELS, overlap=tile // 8 // LATENT_PIXELS
-        )
-    return vae.decode(latent)
 
 
 def denoise(
@@ -270,8 +264,8 @@ ADVICE_TILES = "set tile_width and tile_height to {side}, or lower upscale_by"
 
 
 def smaller_side(tiles: TileLayout) -> int:
-    """Side of smaller tiles in px if these did not fit: about half as many tokens, in steps of 128 px."""
-    return max(256, int(min(tiles.tile) * TOKEN_PIXELS * 0.7) // 128 * 128)
+    """Side of smaller tiles in px if these did not fit: about half their area, in steps of 128 px."""
+    return max(256, int(min(tiles.tile) * tiles.units.pixels * 0.7) // 128 * 128)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....clear_core.guidance import GuideSettings, coarse
-from ....clear_core.layout import PATCH
 from ....clear_core.sdedit import Stage, TileLayout, reflect_to
 
 WHOLE_FRAME_OPTIONS = (
@@ -35,7 +34,7 @@ class StageMask:
 
     Attributes:
         pixels: (B, H, W, 1) of the stage's picture; B may be 1.
-        latents: (B, 1, h, w) of its padded frame, as the host's samplers take it.
+        latents: (B, 1, h, w) or (B, 1, 1, h, w) of its padded frame, as the host's samplers take it.
     """
 
     pixels: Tensor
@@ -51,8 +50,10 @@ class StageMask:
             mask = F.interpolate(mask, size=stage.size, mode="bilinear")
         pixels = mask.movedim(1, -1)
         padded = reflect_to(pixels, stage.padded).movedim(-1, 1)
-        latents = (mask.shape[0], 1, *(PATCH * side for side in stage.grid))
-        return cls(pixels, comfy.utils.reshape_mask(padded, latents))
+        shape = stage.units.latent_shape(stage.grid, 1, mask.shape[0])
+        if stage.units.has_frames:
+            padded = padded.unsqueeze(2)  # Without it, the host takes the masks of a batch for frames.
+        return cls(pixels, comfy.utils.reshape_mask(padded, shape))
 
     @property
     def is_empty(self) -> bool:

@@ -18,9 +18,10 @@ from ....clear_core.sdedit import Tile, TileLayout
 from ..crop.crop_conditioning import Cond, crop_cond
 from ..crop.crop_picture import PictureCrop
 from ..model.devices import Devices
-from ..model.rope_embedder import install_embedder
 from ..model.tile_frame import KEY, FramePart, TileRun
+from ..model.tile_positions import place_tiles
 from ..parallel.deal import Call, dealing_devices, dealt
+from .crop_patches import crop_patches
 from .tile_state import TileState
 
 
@@ -31,7 +32,7 @@ class TiledModel:
     Attributes:
         layout: Tiles over the frame.
         on_tile: Called after every tile with (tiles done, tiles) of this call; an exception from it ends the run.
-        controls: Cropped ControlNets of this run.
+        controls: Cropped ControlNets and controls inside the model's layers, of this run.
         state: What other nodes keep from one call of this run to the next.
         run: What the model is told of this run.
     """
@@ -45,7 +46,7 @@ class TiledModel:
     def install(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of ``model`` that runs in tiles."""
         clone = model.clone()
-        install_embedder(clone, wrap_foreign=True)
+        place_tiles(clone)
         clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.predict)
         # What other nodes do once for each evaluation belongs to a tile's (EasyCache decides there anew).
         others = clone.wrappers[WrappersMP.CALC_COND_BATCH]
@@ -60,7 +61,7 @@ class TiledModel:
         self.controls.clear()
         self.state, self.run = TileState(self.state.notices), TileRun()
         rows, columns = self.layout.tiles[0].latents
-        shape = [*noise_shape[:2], rows.stop - rows.start, columns.stop - columns.start]
+        shape = [*noise_shape[:-2], rows.stop - rows.start, columns.stop - columns.start]
         return executor(model, shape, *args, **kwargs)
 
     def predict(
@@ -72,7 +73,7 @@ class TiledModel:
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
-        """Blend the tiles' predictions: one (B, C, H, W) for each list of conditionings."""
+        """Blend the tiles' predictions: one latent of the frame for each list of conditionings."""
         predicted = [torch.zeros_like(x_in) for _ in conds]
         tiles = self.layout.tiles
         self.state.begin_step(tiles[0], model, model_options)
@@ -120,7 +121,7 @@ class TiledModel:
         """The part of a step that belongs to a tile."""
         rows, columns = tile.latents
         cropped = [self.crop(cond, tile, x_in) for cond in conds]
-        return Call(cropped, x_in[..., rows, columns], self.options_of(tile, model_options))
+        return Call(cropped, x_in[..., rows, columns], self.options_of(tile, model_options, x_in))
 
     def say_dealt(self, devices: Devices, tiles: int) -> None:
         """One line for each run."""
@@ -131,12 +132,19 @@ class TiledModel:
         """The conditionings of a tile, without those that lie outside it."""
         if conds is None:
             return None
-        height, width = frame.shape[-2:]
-        crop = PictureCrop(tile, (height, width), self.state.notices)
+        crop = self.picture_crop(tile, frame)
         cropped = [crop_cond(cond, crop, frame, self.controls) for cond in conds]
         return [cond for cond in cropped if cond is not None]
 
-    def options_of(self, tile: Tile, model_options: dict[str, Any]) -> dict[str, Any]:
+    def options_of(self, tile: Tile, model_options: dict[str, Any], frame: Tensor) -> dict[str, Any]:
         """The model options of one tile's calls, with its position."""
-        options = {**model_options.get("transformer_options", {}), KEY: FramePart(self.layout.grid, tile, self.run)}
-        return {**model_options, "transformer_options": options}
+        options = crop_patches(
+            model_options.get("transformer_options", {}), self.picture_crop(tile, frame), self.controls
+        )
+        part = FramePart(self.layout.grid, tile, self.run)
+        return {**model_options, "transformer_options": {**options, KEY: part}}
+
+    def picture_crop(self, tile: Tile, frame: Tensor) -> PictureCrop:
+        """What cuts a tile out of what lies over the frame."""
+        height, width = frame.shape[-2:]
+        return PictureCrop(tile, (height, width), self.layout.units, self.state.notices)

@@ -10,33 +10,38 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....clear_core.layout import PATCH, TOKEN_PIXELS
 from ....clear_core.sdedit import Stage
-from ..model.family import model_shape
+from ..model.picture_model import PictureModel
 from .prompts import controls_of
 
-CONNECT = "connect FLUX's VAE, such as ae.safetensors in Load VAE."
-CELL_PIXELS = TOKEN_PIXELS // PATCH
+DIMENSIONS = {1: "sound", 2: "pictures", 3: "videos"}
+"""What a VAE says that its latents are of."""
 
 
-def check_vae(vae: Any, model: ModelPatcher) -> None:
+def check_vae(vae: Any, picture: PictureModel) -> None:
     """Check the VAE of a run by what it says about itself.
 
     Raises:
         ValueError: It does not fit the model; the sentence says how it differs.
     """
     if vae is None or getattr(vae, "first_stage_model", vae) is None:
-        raise ValueError(f"vae is empty, as from a checkpoint without one; {CONNECT}")
-    channels = channels_of(model)
-    found = misfit(vae, channels)
+        raise ValueError(f"vae is empty, as from a checkpoint without one; {connect(picture)}")
+    found = misfit(vae, picture.channels, picture.units.latent_pixels, picture.units.has_frames)
     if found:
-        raise ValueError(f"vae makes {found}, but the model takes a picture's of {channels} channels; {CONNECT}")
+        wanted = f"a {'video' if picture.units.has_frames else 'picture'}'s of {picture.channels} channels"
+        raise ValueError(f"vae makes {found}, but the model takes {wanted}; {connect(picture)}")
 
 
-def check_encoded(prompts: Iterable[Any], name: str, model: ModelPatcher) -> None:
+def connect(picture: PictureModel) -> str:
+    """What to do about a VAE that does not fit."""
+    if picture.units.latent_pixels == 1:
+        return f"connect the VAE for pixels that belongs to {picture.name} (pixel_space in Load VAE)."
+    return f"connect the VAE that belongs to {picture.name}, with Load VAE."
+
+
+def check_encoded(prompts: Iterable[Any], name: str, picture: PictureModel) -> None:
     """Check the reference latents of a conditioning and the VAEs of its ControlNets.
 
     Args:
@@ -46,30 +51,34 @@ def check_encoded(prompts: Iterable[Any], name: str, model: ModelPatcher) -> Non
     Raises:
         ValueError: One does not fit the model.
     """
-    check_controls(prompts, name)
-    if model_shape(model).family.takes_references:
-        check_references(prompts, name, channels_of(model))
+    check_controls(prompts, name, picture)
+    if picture.takes_references:
+        check_references(prompts, name, picture)
 
 
-def channels_of(model: ModelPatcher) -> int:
-    """Channels of the latents that a model takes."""
-    return model.get_model_object("latent_format").latent_channels
+def misfit(vae: Any, channels: int, cell_pixels: int, has_frames: bool) -> str | None:
+    """What a VAE makes instead of such latents, as far as it says; else None.
 
-
-def misfit(vae: Any, channels: int) -> str | None:
-    """What a VAE makes instead of a picture's latents of so many channels, as far as it says; else None."""
+    Args:
+        channels: Of the latents.
+        cell_pixels: Side of a latent cell in pixels.
+        has_frames: Whether latents have an axis of time.
+    """
     made = getattr(vae, "latent_channels", channels)
-    dimensions = getattr(vae, "latent_dim", 2)
-    if dimensions != 2:
-        return f"latents of {made} channels for {'videos' if dimensions == 3 else 'sound'}"
+    wanted = 3 if has_frames else 2
+    dimensions = getattr(vae, "latent_dim", wanted)
+    if dimensions != wanted:
+        return f"latents of {made} channels for {DIMENSIONS.get(dimensions, 'something else')}"
     if made != channels:
         return f"latents of {made} channels"
     compression = getattr(vae, "spacial_compression_encode", None)
-    pixels = compression() if compression else CELL_PIXELS
-    return None if pixels == CELL_PIXELS else f"latents of one cell for {pixels} x {pixels} px"
+    pixels = compression() if compression else cell_pixels
+    if pixels == cell_pixels:
+        return None
+    return f"latents of one cell for {pixels} x {pixels} px, not {cell_pixels} x {cell_pixels}"
 
 
-def check_controls(prompts: Iterable[Any], name: str) -> None:
+def check_controls(prompts: Iterable[Any], name: str, picture: PictureModel) -> None:
     """Raises a ValueError if a ControlNet that encodes its hint has no VAE for it, or one that does not fit."""
     for prompt in prompts:
         for control in controls_of(prompt):
@@ -77,27 +86,30 @@ def check_controls(prompts: Iterable[Any], name: str) -> None:
             if space is None:
                 continue
             if control.vae is None:
-                raise ValueError(f"a ControlNet in {name} has no vae; connect FLUX's VAE where it is applied.")
-            found = misfit(control.vae, space.latent_channels)
+                raise ValueError(f"a ControlNet in {name} has no vae; connect the model's VAE where it is applied.")
+            has_frames = getattr(space, "latent_dimensions", 2) == 3
+            found = misfit(control.vae, space.latent_channels, picture.units.latent_pixels, has_frames)
             if found:
                 raise ValueError(
-                    f"the vae of a ControlNet in {name} makes {found}, but it takes a picture's of "
-                    f"{space.latent_channels} channels; connect FLUX's VAE where it is applied."
+                    f"the vae of a ControlNet in {name} makes {found}, but it takes latents of "
+                    f"{space.latent_channels} channels; connect the model's VAE where it is applied."
                 )
 
 
-def check_references(prompts: Iterable[Any], name: str, channels: int) -> None:
+def check_references(prompts: Iterable[Any], name: str, picture: PictureModel) -> None:
     """Raises a ValueError if a reference latent is none of this model's."""
+    ranks, channels = ((4, 5), picture.channels) if picture.units.has_frames else ((4,), picture.channels)
+    shape = "(batch, {}, 1, height, width)" if picture.units.has_frames else "(batch, {}, height, width)"
     for prompt in prompts:
         for latent in prompt[1].get("reference_latents") or ():
-            if isinstance(latent, Tensor) and (latent.ndim != 4 or latent.shape[1] != channels):
+            if isinstance(latent, Tensor) and (latent.ndim not in ranks or latent.shape[1] != channels):
                 raise ValueError(
-                    f"a reference latent in {name} has the shape {tuple(latent.shape)}; expected (batch, {channels}, "
-                    "height, width): encode the reference with FLUX's VAE."
+                    f"a reference latent in {name} has the shape {tuple(latent.shape)}; expected "
+                    f"{shape.format(channels)}: encode the reference with the VAE that belongs to {picture.name}."
                 )
 
 
-def check_latent(latent: Tensor, batch: int, stage: Stage, model: ModelPatcher) -> None:
+def check_latent(latent: Tensor, batch: int, stage: Stage, picture: PictureModel) -> None:
     """Check what a VAE made, which may be another pack's and say nothing about itself.
 
     Args:
@@ -105,11 +117,17 @@ def check_latent(latent: Tensor, batch: int, stage: Stage, model: ModelPatcher) 
         batch: Pictures.
 
     Raises:
-        ValueError: It is no latent (batch, C, h, w) of the model.
+        ValueError: It is no latent (batch, C, h, w), or (batch, C, 1, h, w), of the model.
     """
-    wanted = (batch, channels_of(model), *(PATCH * side for side in stage.grid))
-    if tuple(latent.shape) != wanted:
+    wanted = stage.units.latent_shape(stage.grid, picture.channels, batch)
+    if tuple(latent.shape) == wanted:
+        return
+    if latent.ndim == len(wanted) == 5 and latent.shape[2] > 1:
         raise ValueError(
-            f"vae made a latent of the shape {tuple(latent.shape)}, but the model takes {wanted} for this picture; "
-            f"{CONNECT}"
+            f"vae made a latent of {latent.shape[2]} frames, but CLEAR Upscale enlarges single pictures, of 1 frame; "
+            f"{connect(picture)}"
         )
+    raise ValueError(
+        f"vae made a latent of the shape {tuple(latent.shape)}, but the model takes {wanted} for this picture; "
+        f"{connect(picture)}"
+    )

@@ -1,0 +1,128 @@
+"""How the tiles of a frame get the positions that their tokens have in the frame, for each family in its own way.
+
+Source: ``transformer_options["rope_options"]``, which ``comfy.ldm.lumina.model.NextDiT``,
+``comfy.ldm.wan.model.WanModel`` and ``comfy.ldm.kandinsky5.model.Kandinsky5`` follow;
+``comfy.ldm.modules.diffusionmodules.mmdit.MMDiT.cropped_pos_embed``, exchanged by ``ModelPatcher.add_object_patch``;
+``comfy.patcher_extension.WrappersMP.APPLY_MODEL``; ComfyUI 0.9.0 and later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor
+
+from .notices import Notices
+from .picture_model import PictureModel, Placing, picture_model
+from .rope_embedder import ATTRIBUTE, install_embedder
+from .tile_frame import KEY as FRAME_PART
+from .tile_frame import FramePart
+
+KEY = "clear_tile_positions"
+OPTIONS = "rope_options"
+TABLE = "diffusion_model.cropped_pos_embed"
+
+REFERENCES = ("ref_latents", "reference_latent")
+"""Inputs of a model whose tokens would be moved along with the image's."""
+
+
+def place_tiles(model: ModelPatcher) -> None:
+    """Put on a clone whatever moves a tile's positions to its place in the frame.
+
+    Where a family has no entry, tiles keep the positions that the model gives them.
+    """
+    picture = picture_model(model)
+    if picture.placing is not None:
+        PLACERS[picture.placing](model, picture)
+
+
+def _by_embedder(model: ModelPatcher, picture: PictureModel) -> None:
+    if hasattr(model.model.diffusion_model, ATTRIBUTE):
+        centred = picture.placing == "centred embedder"
+        install_embedder(model, wrap_foreign=True, patch=picture.units.token_cells, centred=centred)
+
+
+def _by_options(model: ModelPatcher, picture: PictureModel) -> None:
+    model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, ShiftedPositions())
+
+
+def _by_table(model: ModelPatcher, picture: PictureModel) -> None:
+    own, most = model.get_model_object(TABLE), picture.units.most_units
+
+    def of_tile(sides: tuple[int, int], *args: Any, **kwargs: Any) -> Tensor:
+        """(1, tokens, width) positions: the tile's part of what the host gives the frame, where it has that many."""
+        part = _part.get()
+        if part is None or (most is not None and max(part.grid) > most):
+            return own(sides, *args, **kwargs)
+        frame = own(tuple(side * picture.units.cells for side in part.grid), *args, **kwargs).unflatten(1, part.grid)
+        tile = part.tile
+        return frame[:, tile.y : tile.y + tile.height, tile.x : tile.x + tile.width].flatten(1, 2)
+
+    model.add_object_patch(TABLE, of_tile)
+    model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, told_of_tile)
+
+
+# The table's function gets the sides of the latent alone.
+_part: ContextVar[FramePart | None] = ContextVar("clear_table_part", default=None)
+
+
+def told_of_tile(executor: WrapperExecutor, *args: Any, **extra: Any) -> Tensor:
+    """The APPLY_MODEL wrapper that tells the table which tile a call computes."""
+    options = extra.get("transformer_options") or next((each for each in args[5:6] if each), {})
+    token = _part.set(options.get(FRAME_PART))
+    try:
+        return executor(*args, **extra)
+    finally:
+        _part.reset(token)
+
+
+PLACERS: dict[Placing, Callable[[ModelPatcher, PictureModel], None]] = {
+    "embedder": _by_embedder,
+    "centred embedder": _by_embedder,
+    "options": _by_options,
+    "table": _by_table,
+}
+"""A new way to move positions is a value of ``Placing`` and an entry here."""
+
+
+@dataclass(frozen=True)
+class ShiftedPositions:
+    """The APPLY_MODEL wrapper that asks the model itself to shift the positions of a tile's tokens."""
+
+    notices: Notices = field(default_factory=Notices)
+
+    def __call__(
+        self,
+        executor: WrapperExecutor,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        """Run one call of the model."""
+        options = transformer_options or {}
+        part = options.get(FRAME_PART)
+        if part is not None and any(extra.get(name) is not None for name in REFERENCES):
+            self.notices.log_once(
+                "references",
+                "the model would move its reference tokens along with a tile's, so tiles keep the positions that the "
+                "model gives them.",
+            )
+        elif part is not None:
+            asked = options.get(OPTIONS) or {}
+            shifted = {
+                f"shift_{axis}": asked.get(f"shift_{axis}", 0.0) + asked.get(f"scale_{axis}", 1.0) * first
+                for axis, first in (("y", part.tile.y), ("x", part.tile.x))
+            }
+            options = {**options, OPTIONS: {**asked, **shifted}}
+        return executor(x, t, c_concat, c_crossattn, control, options, **extra)

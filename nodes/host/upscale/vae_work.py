@@ -1,0 +1,56 @@
+"""Encoding and decoding of a stage's pictures, whole or in tiles, with VAEs for pictures and for videos.
+
+Source: what the stock nodes VAEEncode, VAEEncodeTiled, VAEDecode and VAEDecodeTiled call; ``comfy.sd.VAE.encode``,
+which takes the pictures of a batch for the frames of a video if its latents have an axis of time; ComfyUI 0.9.0 and
+later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....clear_core.sdedit import Stage
+
+
+def encode(vae: Any, image: Tensor, tile: int, has_frames: bool = False) -> Tensor:
+    """The latent of an image (B, H, W, 3), in tiles of ``tile`` px, or whole if that is 0.
+
+    Args:
+        has_frames: Whether latents have an axis of time.
+    """
+
+    def latent_of(pixels: Tensor) -> Tensor:
+        if tile:
+            return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=tile // 8)
+        return vae.encode(pixels)
+
+    if not has_frames:
+        return latent_of(image)
+    # A VAE for videos takes the pictures of a batch for the frames of one.
+    latent = torch.cat([latent_of(one) for one in image.split(1)])
+    return latent.unsqueeze(2) if latent.ndim == 4 else latent
+
+
+def decode(vae: Any, latent: Tensor, tile: int, stage: Stage) -> Tensor:
+    """The image (B, H, W, 3) of a stage's latent.
+
+    Raises:
+        ValueError: The VAE makes a picture of another size.
+    """
+    if tile:
+        side = tile // stage.units.latent_pixels
+        image = vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 8)
+    else:
+        image = vae.decode(latent)
+    if image.ndim == 5:
+        image = image.flatten(0, 1)  # As the stock node VAEDecode does it: one frame for each picture.
+    if tuple(image.shape[1:3]) != stage.padded:
+        (made_height, made_width), (height, width) = image.shape[1:3], stage.padded
+        raise ValueError(
+            f"vae made a picture of {made_width} x {made_height} px of a latent for {width} x {height} px; connect the "
+            "VAE that the picture can be encoded and decoded with at one size."
+        )
+    return image
