@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -43,3 +44,10 @@ def called_in(model_options: dict[str, Any]) -> Generator[Any]:
         yield from leaves(wrappers.get(kind))
     for kind in ("patches", "patches_replace", "optimized_attention_override"):
         yield from leaves(options.get(kind))
+
+
+def owner_of(called: Any) -> Any:
+    """The object whose attributes a call may write to: of a method its own, else the callable itself."""
+    while isinstance(called, partial):
+        called = called.func
+    return getattr(called, "__self__", called)

@@ -20,13 +20,15 @@ Placing = Literal["embedder", "centred embedder", "options", "table"]
 """How the positions of a tile's tokens are moved: the ids that ``pe_embedder`` gets, which count from the picture's
 corner or from its middle; ``transformer_options["rope_options"]``; or the model's table of positions."""
 
+CENTRED: Placing = "centred embedder"
+
 PLACING: dict[str, Placing] = {
     "flux": "embedder",
     "chroma": "embedder",
     "chroma_radiance": "embedder",
     "flux2": "embedder",
     "krea2": "embedder",
-    "qwen_image": "centred embedder",
+    "qwen_image": CENTRED,
     "lumina2": "options",
     "kandinsky5": "options",
     "wan2.1": "options",

@@ -23,6 +23,7 @@ from ....clear_core.rope import NOT_STRETCHED, RopeStretch, ntk_theta, rotations
 from .family import HOST_FAMILIES
 from .image_positions import place_image
 from .notices import Notices
+from .picture_model import CENTRED, picture_model
 from .sequence import image_tokens, is_image
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
@@ -178,22 +179,20 @@ class PositionsPatch:
         return out
 
 
-def install_embedder(
-    model: ModelPatcher, wrap_foreign: bool = False, patch: int = PATCH, centred: bool = False
-) -> None:
+def install_embedder(model: ModelPatcher, wrap_foreign: bool = False) -> None:
     """Put :class:`PositionEmbedder` and :class:`PositionsPatch` on a clone.
 
     Args:
         model: The clone; a second call changes nothing.
         wrap_foreign: Whether another pack's embedder (DyPE) is wrapped too, so that it gets the ids of tiles.
-        patch: Side of a token in latent cells.
-        centred: Whether positions count from the image's middle.
     """
     current = model.get_model_object(KEY)
     if is_plain(current) or (wrap_foreign and not isinstance(current, PositionEmbedder)):
         model.add_object_patch(KEY, PositionEmbedder(current))
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, WRAPPER_KEY):
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, PositionsPatch(patch, centred))
+        picture = picture_model(model)
+        patch = PositionsPatch(picture.units.token_cells, picture.placing == CENTRED)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, patch)
 
 
 def is_plain(embedder: Any) -> TypeGuard[EmbedND]:

@@ -15,14 +15,13 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
 from ....clear_core.sdedit import Tile
-from ..crop.foreign_objects import called_in, is_foreign, is_shared
+from ..crop.foreign_objects import called_in, is_foreign, is_shared, owner_of
 from ..model.notices import Notices
 
 CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
@@ -110,13 +109,6 @@ class TileState:
             "next in a place of its own, so one tile's reaches the next tile; sample without tiles or without that "
             "node.",
         )
-
-
-def owner_of(called: Any) -> Any:
-    """The object whose attributes a call may write to: of a method its own, else the callable itself."""
-    while isinstance(called, partial):
-        called = called.func
-    return getattr(called, "__self__", called)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ....clear_core.sdedit import Tile, TileLayout
 from ..crop.crop_conditioning import Cond, crop_cond
+from ..crop.crop_patches import crop_patches
 from ..crop.crop_picture import PictureCrop
 from ..model.devices import Devices
 from ..model.tile_frame import KEY, FramePart, TileRun
 from ..model.tile_positions import place_tiles
 from ..parallel.deal import Call, dealing_devices, dealt
-from .crop_patches import crop_patches
 from .tile_state import TileState
 
 

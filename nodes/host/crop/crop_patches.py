@@ -17,9 +17,8 @@ from typing import Any
 import comfy.utils
 from torch import Tensor
 
-from ..crop.crop_picture import PictureCrop
-from ..crop.foreign_objects import is_foreign
-from .tile_state import owner_of
+from .crop_picture import PictureCrop
+from .foreign_objects import is_foreign, owner_of
 
 ENCODED = "encoded_image"
 DERIVED = (ENCODED, "encoded_image_size", "temp_data")
