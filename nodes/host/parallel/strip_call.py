@@ -17,11 +17,11 @@ from torch import Tensor
 from ....clear_core.families import Family
 from ....clear_core.layout import token_grid
 from ..model.apply import KEY as WINDOW
-from ..model.attention_override import WindowPatch
 from ..model.devices import DEVICES, Device, Devices, inner_options, on_device
 from ..model.notices import Notices
 from ..model.strip_part import KEY, StripError, StripPart, count_of, in_strips
 from ..model.tile_frame import KEY as FRAME_PART
+from ..model.window_patch import WindowPatch
 from .others import is_known
 
 Inputs = dict[str, Any]
@@ -49,11 +49,11 @@ class StripCalls:
         devices, window = options.pop(DEVICES, None), window_of(options)
         inputs = {**extra, "c_concat": c_concat, "c_crossattn": c_crossattn}
         if devices is None or window is None:
-            return executor(x, t, control=control, transformer_options=options, **inputs)
+            return executor(x, t, c_concat, c_crossattn, control, options, **extra)
         if inputs.get("attention_mask") is not None:
             reason = "an attention mask belongs to the whole picture, so it"
             self.notices.log_once(reason, f"{reason} is not cut into strips for several devices.")
-            return executor(x, t, control=control, transformer_options=options, **inputs)
+            return executor(x, t, c_concat, c_crossattn, control, options, **extra)
         rest = executor.wrappers[executor.idx + 1 :]
         inside = [wrapper for wrapper in rest if is_known(wrapper)]
         outside = [wrapper for wrapper in rest if wrapper not in inside]
