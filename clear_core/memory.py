@@ -42,6 +42,8 @@ class Activations:
         text_width: Numbers per text token as the text encoder gives them (T5: 4096).
         gated: Whether the MLP multiplies two inner states (Ovis-Image, FLUX.2).
         single_blocks: Whether it has blocks that project q, k, v and the MLP's inner state at once, the widest ones.
+        more: Hidden states that its attention holds besides those of a FLUX's double block, counted in a run on a CPU
+            (tests/host/test_memory_kinds.py): q, k, v of text and image by themselves and joined.
     """
 
     width: int = FLUX1.width
@@ -50,6 +52,7 @@ class Activations:
     text_width: int = 4096
     gated: bool = False
     single_blocks: bool = True
+    more: float = 0.0
 
     def hidden_bytes(self, tokens: float, batch: int = 1) -> float:
         """One hidden state of so many tokens."""
@@ -84,8 +87,9 @@ class Activations:
 
     def double_block_states(self, engine_copies: int) -> float:
         """The same for a block that computes its attention and its MLP one after the other, not in chunks."""
-        ends = 3 if self.gated else 2
-        return max(1 + 3 + 2 + 1 + engine_copies, 1 + 1 + 1 + ends * self.mlp_ratio)
+        # A gated MLP has both inner states, the activation of one of them, and their product.
+        ends = 4 if self.gated else 2
+        return max(1 + 3 + 2 + 1 + engine_copies + self.more, 1 + 1 + 1 + ends * self.mlp_ratio)
 
 
 def is_chunked(tokens: int, chunk: int = CHUNK_TOKENS) -> bool:

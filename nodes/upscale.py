@@ -24,11 +24,11 @@ def upscale_sockets() -> list[io.Input]:
         io.Image.Input("image", tooltip="The picture to enlarge, of any size; a batch is processed together."),
         io.Model.Input(
             "model",
-            tooltip="A FLUX.1 model, with windows from CLEAR Attention. Without them attention is dense, which is "
-            "slow from 2K on.",
+            tooltip="Any model that makes pictures. FLUX.1 can have windows from CLEAR Attention; without them "
+            "attention is dense, which is slow from 2K on.",
         ),
-        io.Conditioning.Input("positive", tooltip="The prompt. Set the guidance there, with FluxGuidance."),
-        io.Vae.Input("vae", tooltip="FLUX's VAE. It works on large pictures in tiles."),
+        io.Conditioning.Input("positive", tooltip="The prompt. Set FLUX's guidance there, with FluxGuidance."),
+        io.Vae.Input("vae", tooltip="The VAE that belongs to the model. It works on large pictures in tiles."),
         io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt; used if cfg is above 1."),
         io.UpscaleModel.Input(
             "upscale_model", optional=True, tooltip="Enlarges the picture before each stage. Without it, Lanczos does."
@@ -48,9 +48,9 @@ class CLEARUpscale(io.ComfyNode):
             node_id="CLEARUpscale",
             display_name="CLEAR Upscale (FLUX)",
             category="image/upscaling",
-            description="Enlarges a picture and redoes its detail with FLUX, at 2K to 8K, whole or in tiles that are "
-            "blended at every step. Finished stages are kept: another run with the same settings continues after "
-            "them.",
+            description="Enlarges a picture and redoes its detail with FLUX or another model, at 2K to 8K, whole or "
+            "in tiles that are blended at every step. Finished stages are kept: another run with the same settings "
+            "continues after them.",
             enable_expand=True,
             inputs=[
                 *upscale_sockets(),
@@ -182,7 +182,7 @@ class CLEARUpscale(io.ComfyNode):
                     optional=True,
                     extra_dict=ADVANCED,
                     tooltip="Moves the noise levels up. 0: the model family's recipe (FLUX.1: 3; 6 with guide shift at "
-                    "denoise 1). A ModelSampling node before this one takes precedence.",
+                    "denoise 1; others: the model's own). A ModelSampling node before this one takes precedence.",
                 ),
                 io.Combo.Input(
                     "guide",
@@ -205,7 +205,8 @@ class CLEARUpscale(io.ComfyNode):
             outputs=[
                 io.Image.Output("image", tooltip="The enlarged picture."),
                 io.Latent.Output(
-                    "latent", tooltip="Its latent, padded to whole tokens of 16 px at the right and the bottom."
+                    "latent",
+                    tooltip="Its latent, padded to what the model takes (16 px for FLUX) at the right and the bottom.",
                 ),
                 io.String.Output(
                     "info", tooltip="Record of the run, to repeat it: sizes, seeds, strengths, tiles, attention."

@@ -8,7 +8,7 @@ import torch
 from tests.host.support_comfy.kinds import GRID, SIGMA, TILE, in_tiles_of, noise
 from tests.host.support_comfy.positions import recorded_ids
 from tests.host.support_comfy.sampling import predict
-from tests.host.support_comfy.test_only_models import KINDS
+from tests.host.support_comfy.test_only_models import KINDS, OTHERS
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +17,10 @@ def tiled(host, pack, host_part):
     return lambda kind, model: in_tiles_of(host_part, kind, model)
 
 
-@pytest.mark.parametrize("name", ["FLUX.2", "Qwen-Image", "Z-Image"])
+@pytest.mark.parametrize("name", ["FLUX.2", "Qwen-Image", "Z-Image", "Chroma Radiance", "Wan 2.2 5B"])
 def test_tiles_have_the_positions_of_the_whole_frame(tiled, name):
     """Ids that count from the picture's corner, from its middle, and such as the model itself shifts."""
-    kind = KINDS[name]
+    kind = {**KINDS, **OTHERS}[name]
     model, x = kind.build(), noise(kind)
     with recorded_ids() as seen:
         predict(model, x, SIGMA, kind.prompt())

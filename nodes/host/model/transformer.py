@@ -69,7 +69,7 @@ def _flux(inner: Any, config: Config, size: int) -> Transformer:
 
 
 def _qwen_image(inner: Any, config: Config, size: int) -> Transformer:
-    shape = Activations(inner.inner_dim, 4.0, size, inner.txt_in.in_features, single_blocks=False)
+    shape = Activations(inner.inner_dim, 4.0, size, inner.txt_in.in_features, single_blocks=False, more=2)
     return Transformer(len(inner.transformer_blocks), shape)
 
 
@@ -82,7 +82,9 @@ def _lumina(inner: Any, config: Config, size: int) -> Transformer:
 
 
 def _sd3(inner: Any, config: Config, size: int) -> Transformer:
-    shape = Activations(inner.hidden_size, config.get("mlp_ratio", 4.0), size, single_blocks=False)
+    # Medium's blocks attend a second time, to the image alone, with q, k and v of their own.
+    more = 16 if inner.x_block_self_attn_layers else 9
+    shape = Activations(inner.hidden_size, config.get("mlp_ratio", 4.0), size, single_blocks=False, more=more)
     return Transformer(len(inner.joint_blocks), shape)
 
 
