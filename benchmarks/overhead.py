@@ -129,11 +129,11 @@ class OwnTime:
         api.run_backend = self.kernel(api.run_backend)
         host_layers: Any = import_module("comfy.ldm.flux.layers")
         host_layers.EmbedND.forward = self.kernel(host_layers.EmbedND.forward)
-        window, memory, embedder, throughput = (
+        patch, window, memory, embedder, throughput = (
             import_module(f"{pack.__name__}.nodes.host.model.{name}")
-            for name in ("attention_override", "memory", "rope_embedder", "throughput")
+            for name in ("window_patch", "attention_override", "memory", "rope_embedder", "throughput")
         )
-        window.WindowPatch.__call__ = self.wrapper(window.WindowPatch.__call__)
+        patch.WindowPatch.__call__ = self.wrapper(patch.WindowPatch.__call__)
         memory.MemoryPatch.apply_model = self.wrapper(memory.MemoryPatch.apply_model)
         embedder.PositionsPatch.__call__ = self.wrapper(embedder.PositionsPatch.__call__)
         throughput.StopWatch.call = self.wrapper(throughput.StopWatch.call)

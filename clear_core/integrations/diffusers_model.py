@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..families import FAMILIES, QWEN_IMAGE, Family, ModelShape
+from ..families import IN_DIFFUSERS, QWEN_IMAGE, Family, ModelShape
 from ..settings import ClearSettings
 from ..weights.naming import DIFFUSERS, STREAMS, Stream
 from ..wording import quoted
@@ -59,12 +59,12 @@ def family_of(transformer: Any) -> Family:
         raise ImportError(
             "clear_core.integrations.diffusers needs diffusers 0.32 or later: pip install 'diffusers>=0.32'."
         ) from error
-    for family in FAMILIES:
+    for family in IN_DIFFUSERS:
         # Older versions lack the newer classes.
         known = getattr(diffusers, family.diffusers.transformer, None)
         if known is not None and isinstance(transformer, known):
             return family
-    names = [family.diffusers.transformer for family in FAMILIES]
+    names = [family.diffusers.transformer for family in IN_DIFFUSERS]
     hint = "apply CLEAR before torch.compile" if hasattr(transformer, "_orig_mod") else "pass pipe.transformer"
     raise TypeError(
         f"transformer is a {type(transformer).__name__}; expected a diffusers {', '.join(names[:-1])} or {names[-1]} "
@@ -107,7 +107,7 @@ def check_settings(settings: ClearSettings, family: Family, parallel: object) ->
             "positions and no rotary base to stretch; leave both out."
         )
     if parallel is not None and not family.diffusers.context_parallel:
-        able = ", ".join(each.name for each in FAMILIES if each.diffusers.context_parallel)
+        able = ", ".join(each.name for each in IN_DIFFUSERS if each.diffusers.context_parallel)
         raise ValueError(
             f"parallel is {quoted(parallel)}, which CLEAR has for {able} alone, not for {family.name}; leave it out."
         )

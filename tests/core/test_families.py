@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 import pytest
 
-from clear_core.families import CHROMA, FAMILIES, FLUX1, FLUX2, SD3, Family, ModelShape
+from clear_core.families import CHROMA, FAMILIES, FLUX1, FLUX2, HUNYUAN_IMAGE, IN_DIFFUSERS, SD3, Family, ModelShape
 from clear_core.layout import TOKEN_PIXELS, token_grid
 from clear_core.scale import attention_scale
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_entries_agree_with_themselves(family: Family) -> None:
-    assert family.latent_pixels * family.token_cells == family.token_pixels == TOKEN_PIXELS
+    assert family.latent_pixels * family.token_cells == family.token_pixels
+    assert family.token_pixels in (TOKEN_PIXELS, 32)
     assert family.scale_base == family.native_tokens + family.text_tokens
     assert family.width % family.head_dim == 0
     assert len(set(family.order)) == len(family.order)
     assert family.takes_references == ("reference" in family.order)
     assert not family.is_hires(family.hires_tokens) and family.is_hires(family.hires_tokens + 1)
-    # The engine's kernels know this order only.
-    assert family.order[:2] == ("text", "image")
+    assert "image" in family.order
+    assert ("text" in family.order) == (family.text_tokens > 0)
+    if family in IN_DIFFUSERS:
+        # Its processors bring the tokens into the engine's order.
+        assert family.order[:2] == ("text", "image")
 
 
 def test_native_size_is_a_megapixel() -> None:
-    """Qwen-Image's is 1328 px square."""
+    """Qwen-Image's is 1328 px square, HunyuanImage's 2048 px, Wan's frames have 1280 x 720 px."""
+    sides = {"Qwen-Image": 1328, HUNYUAN_IMAGE.name: 2048}
     for family in FAMILIES:
-        side = 1328 if family.name == "Qwen-Image" else 1024
+        if family.name.startswith("Wan"):
+            assert family.native_tokens == math.prod(token_grid(720, 1280, 16))
+            continue
+        side = sides.get(family.name, 1024)
         height, width = token_grid(side, side, family.token_pixels)
         assert height * width == family.native_tokens
     height, width = token_grid(1024, 1024, FLUX1.token_pixels)
@@ -55,7 +64,7 @@ def test_only_flux_has_weights() -> None:
     assert [ModelShape.usual(family).is_relative for family in (FLUX1, CHROMA)] == [False, True]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", IN_DIFFUSERS, ids=lambda family: family.name)
 def test_diffusers_has_these_classes(family: Family) -> None:
     """Each class in diffusers has the blocks, width and parts that the table names; SD3's default is a small model."""
     import inspect

@@ -33,7 +33,7 @@ def test_unknown_backend_is_refused_before_sampling(tiny_flux, clear_node):
 
 def test_other_models_are_refused_by_name(host, clear_node, tiny_flux):
     model = tiny_flux()
-    for change, named in (({"image_model": "flux2"}, "flux2"), ({"patch_size": 1}, "patch size is 1")):
+    for change, named in (({"image_model": "ideogram4"}, "ideogram4"), ({"patch_size": 1}, "patch size is 1")):
         other = tiny_flux()
         other.model.model_config.unet_config = {**other.model.model_config.unet_config, **change}
         with pytest.raises(ValueError, match=named):

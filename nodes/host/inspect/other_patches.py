@@ -13,8 +13,9 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from ..model.apply import KEY
-from ..model.attention_override import OVERRIDE, WindowPatch
+from ..model.attention_override import OVERRIDE
 from ..model.rope_embedder import PositionEmbedder
+from ..model.window_patch import WindowPatch
 
 # Functions that packs put beside the model, by the host's names.
 OPTIONS = {

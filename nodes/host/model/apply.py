@@ -10,11 +10,11 @@ from comfy.patcher_extension import WrappersMP
 from ....clear_core.attention import check_backend
 from ....clear_core.attention.pool import blend_with_mean
 from ....clear_core.dense_blocks import parse_dense_blocks
+from ....clear_core.family import training_free_words
 from ....clear_core.memory import CHUNK_TOKENS
 from ....clear_core.number_checks import check_number
 from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile
-from .attention_override import WindowPatch
 from .carried_delta import carried_remarks
 from .controlnet import ControlPatch
 from .family import host_family, model_shape
@@ -22,6 +22,7 @@ from .memory import MemoryPatch
 from .rope_embedder import install_embedder
 from .throughput import StopWatch
 from .weight_patches import add_weight_patches, remove_weight_patches, trained_tensors
+from .window_patch import WindowPatch
 
 KEY = "clear_flux"
 
@@ -36,16 +37,16 @@ def apply_clear(
     """A clone of ``model`` that attends with CLEAR; ``model`` itself is not touched.
 
     Args:
-        model: A FLUX.1 model, or without ``file`` a relative that shares its blocks.
+        model: Of any family that can have windows; with ``file`` of the one that it was distilled for.
         file: Distilled weights, or None for the window alone.
         strength: Share of the distilled weights, 0 to 1; the rest is the model's own weights.
         remarks: Sentences about the file, for the log and for the texts about the model.
 
     Raises:
-        ValueError: The model is no FLUX.1, the file does not fit it, or ``settings`` names a backend that does not
+        ValueError: The model cannot have windows, the file does not fit it, ``settings`` names a backend that does not
             exist or blocks that the model lacks, or ``strength`` is out of range.
     """
-    shape = model_shape(model)
+    shape, host = model_shape(model), host_family(model)
     if file is not None and shape.is_relative:
         raise ValueError(
             f"{file.name} was distilled for FLUX.1, but the model is {shape.family.name}; set weights_name to "
@@ -61,7 +62,7 @@ def apply_clear(
     for wrapper_type in (WrappersMP.APPLY_MODEL, WrappersMP.SAMPLER_SAMPLE):
         clone.remove_wrappers_with_key(wrapper_type, KEY)
 
-    patch = WindowPatch(settings, shape, host_family(model).references)
+    patch = WindowPatch(settings, shape, host)
     if file is not None:
         tensors, adds = trained_tensors(file), file.kind == "delta" and strength > 0
         patch = replace(
@@ -79,12 +80,9 @@ def apply_clear(
             patch.notices.log_once(remark, remark)
     install_embedder(clone)
     if shape.is_relative:
-        patch.notices.log_once(
-            "relative",
-            f"windows on {shape.family.name} are experimental: it shares FLUX.1's blocks, but "
-            "nobody has distilled weights for it.",
-        )
-    MemoryPatch(None if shape.is_relative else CHUNK_TOKENS).install(clone)
+        patch.notices.log_once("relative", f"{training_free_words(shape.family.name)}.")
+    if host.has_flux_blocks:
+        MemoryPatch(None if shape.is_relative else CHUNK_TOKENS).install(clone)
     StopWatch.of(clone).install(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, patch)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, ControlPatch(patch))

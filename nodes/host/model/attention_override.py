@@ -1,15 +1,13 @@
-"""The window inside the model's attention: one APPLY_MODEL wrapper, which gives every call its own state.
+"""The window inside the model's attention: the override of one call of the model.
 
-Source: ``comfy.patcher_extension.WrappersMP.APPLY_MODEL`` and
-``transformer_options["optimized_attention_override"]``, in ComfyUI 0.9.0 and later.
+Source: ``transformer_options["optimized_attention_override"]`` and ``comfy.ldm.modules.attention``, in ComfyUI
+0.9.0 and later.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
@@ -19,27 +17,34 @@ from ....clear_core.attention import PreparedAttention
 from ....clear_core.dense_blocks import BlockId
 from ....clear_core.effective import Effective
 from ....clear_core.families import ModelShape
-from ....clear_core.layout import SequenceLayout, token_grid
+from ....clear_core.layout import SequenceLayout
 from ....clear_core.settings import ClearSettings
-from ....clear_core.weights import ClearFile
-from .bypassed import bypassed_sentence
-from .call_arguments import Arguments, argument, as_host, block_of, fault_of, misfit
-from .call_counter import current_counter, window_pairs_of
-from .host_sparse import RULE as SPARSE_RULE
-from .host_sparse import is_host_sparse
+from .attention_form import AttentionForm, Block, BlockNames
+from .call_arguments import (
+    Arguments,
+    argument,
+    as_host,
+    block_of,
+    fault_of,
+    head_size,
+    heads_apart,
+    misfit,
+    shape_fault,
+)
+from .call_counter import window_pairs_of
 from .masks import CallMasks
 from .masks import misfit as mask_misfit
 from .notices import Notices
-from .rope_embedder import say_not_stretched, stretched
-from .sampling_range import is_in_range
-from .strip_part import KEY as STRIP
+from .segments import completed
 from .strip_part import StripError, StripPart
-from .tile_frame import KEY as FRAME_PART
 
 OVERRIDE = "optimized_attention_override"
 
 Attention = Callable[..., Tensor]
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+JOINT = AttentionForm(text_is_given=True)
+"""How FLUX.1's blocks attend, those of its ControlNets too."""
 
 
 def uncompiled(method: Method) -> Method:
@@ -47,99 +52,20 @@ def uncompiled(method: Method) -> Method:
     return cast(Method, torch.compiler.disable(method))
 
 
-@dataclass(frozen=True, eq=False)
-class WindowPatch:
-    """The wrapper that one CLEAR node adds to its clone of the model.
+class Window(Protocol):
+    """What a call has to know of the CLEAR node; a :class:`.window_patch.WindowPatch`."""
 
-    Later clones and threads share it, so it never changes.
+    @property
+    def settings(self) -> ClearSettings: ...
 
-    Attributes:
-        settings: As set on the node.
-        shape: The model's.
-        references: Keyword of a call that holds reference latents; None if the model takes none.
-        spatial_weights: (d, d) pooling weights by block; a block that is not in it pools by the mean.
-        file: The distilled weights in use, or None.
-        strength: Share of them, 0 to 1.
-        tensors: The weights file's tensors, kept so that other clones share them.
-        remarks: Sentences about the weights, for the texts about the model.
-        weight_patches: Entries of this node in ``ModelPatcher.patches``, by key; a later CLEAR node removes them.
-        notices: Log lines, each once per node.
-    """
+    @property
+    def shape(self) -> ModelShape: ...
 
-    settings: ClearSettings
-    shape: ModelShape
-    references: str | None = None
-    spatial_weights: Mapping[BlockId, Tensor] = field(default_factory=dict[BlockId, Tensor])
-    file: ClearFile | None = None
-    strength: float = 1.0
-    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    remarks: tuple[str, ...] = ()
-    weight_patches: dict[str, list[Arguments]] = field(default_factory=dict[str, list[Arguments]])
-    notices: Notices = field(default_factory=Notices)
+    @property
+    def spatial_weights(self) -> Mapping[BlockId, Tensor]: ...
 
-    def __call__(
-        self,
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Tensor | None = None,
-        c_crossattn: Tensor | None = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **extra: Any,
-    ) -> Tensor:
-        """Run one call of the model with the window for this latent's grid. x: (B, C, H, W) latent."""
-        transformer_options = transformer_options or {}
-        if x.ndim != 4:
-            self.notices.log_once(
-                "latent",
-                f"the latent has shape {tuple(x.shape)}, expected (batch, channels, height, "
-                "width); the window is not applied.",
-            )
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
-        latents = extra.get(self.references) if self.references else None
-        references = sum(math.prod(self.grid_of(latent)) for latent in latents or ())
-        text = 0 if c_crossattn is None else c_crossattn.shape[1]
-        part = transformer_options.get(FRAME_PART)
-        call = WindowCall(
-            self,
-            SequenceLayout(text, self.grid_of(x), references),
-            part.grid if part else self.grid_of(x),
-            transformer_options.get(OVERRIDE),
-            self.is_in_range(executor.class_obj.model_sampling, t),
-            transformer_options.get(STRIP),
-        )
-
-        if is_host_sparse(call.previous):
-            self.notices.log_once("sparse", SPARSE_RULE)
-
-        # Set in dense calls too: the host's compile nodes drop guards on transformer_options, so code that was compiled
-        # without the override would never have windows.
-        options = transformer_options.copy()
-        options[OVERRIDE] = call.attend
-        patches = options.get("patches", {})
-        options["patches"] = {**patches, "post_input": [*patches.get("post_input", ()), call.observe_input]}
-        stretch = call.effective.stretch
-        say_not_stretched(stretch, executor.class_obj.diffusion_model, self.notices)
-        with stretched(stretch, t):
-            out = executor(x, t, c_concat, c_crossattn, control, options, **extra)
-        counter = current_counter()
-        if call.was_reached and counter:
-            counter.add(out.shape[0], call.whole.length, call.pairs, call.words)
-        # A cache (EasyCache) skips the model in some calls, but never in the first of a run; packs with a forward of
-        # their own skip it from the first call on.
-        if not call.was_reached and not (counter and counter.calls):
-            self.notices.log_once("bypassed", bypassed_sentence(executor.class_obj.diffusion_model))
-        return out
-
-    def grid_of(self, latent: Tensor) -> tuple[int, int]:
-        """(h, w) in tokens of a latent (B, C, H, W)."""
-        height, width = latent.shape[-2:]
-        return token_grid(height, width, self.shape.family.token_cells)
-
-    def is_in_range(self, sampling: Any, sigma: Tensor) -> bool:
-        """Whether windows are active at a noise level, of a batch (B,), of the model's ``model_sampling``."""
-        return is_in_range(sampling, sigma, self.settings.start_percent, self.settings.end_percent)
+    @property
+    def notices(self) -> Notices: ...
 
 
 class WindowCall:
@@ -152,9 +78,11 @@ class WindowCall:
         previous: The override of another node, or None.
         in_range: Whether the call is in the active range of the sampling.
         strip: The strip of the picture that this call computes, or None for all of it.
+        form: How the model attends.
 
     Attributes:
-        layout: The sequence of this call; in a strip, of its own rows.
+        layout: The sequence of this call as it is attended to; in a strip, of its own rows.
+        whole: The sequence of the whole picture, text where it is counted.
         effective: What the settings come to for it.
         was_reached: Whether the model called the override.
         pairs: Query-key pairs of one sequence so far.
@@ -162,30 +90,42 @@ class WindowCall:
 
     def __init__(
         self,
-        patch: WindowPatch,
+        patch: Window,
         layout: SequenceLayout,
         frame_grid: tuple[int, int],
         previous: Attention | None,
         in_range: bool,
         strip: StripPart | None = None,
+        form: AttentionForm = JOINT,
     ):
         self.patch = patch
         self.frame_grid = frame_grid
         self.previous = previous
         self.in_range = in_range
         self.strip = strip
+        self.form = form
+        self.names = BlockNames(form, patch.shape)
         self.was_reached = False
         self.masks = CallMasks()
         self.pairs = 0
-        self.set_layout(layout)
+        # Tokens on the side of the image where the text is not.
+        self.beside = layout.reference if form.text == "before" else layout.text
+        self._take(layout)
+        self._is_told = form.text_is_given
 
     def set_layout(self, layout: SequenceLayout) -> None:
-        """Take the token counts of this call."""
+        """Take the token counts of this call, which are told."""
+        self._take(layout)
+        self._is_told = True
+
+    def _take(self, layout: SequenceLayout) -> None:
         self.layout = layout
-        self.whole = layout if self.strip is None else self.strip.whole(layout)
+        counted = self.form.counted(layout)
+        self.whole = counted if self.strip is None else self.strip.whole(counted)
         self.effective = Effective.of(self.patch.settings, self.patch.shape, self.whole, self.frame_grid)
-        # What the last block brought, and the attention and pairs found for it: all blocks of a call bring the same.
-        self._prepared: tuple[Any, PreparedAttention, int] | None = None
+        # What blocks brought and what was found for it: the blocks of a call bring one or two kinds.
+        self._fitting: set[Any] = set()
+        self._prepared: dict[Any, tuple[PreparedAttention, int]] = {}
 
     @property
     def is_dense(self) -> bool:
@@ -209,74 +149,106 @@ class WindowCall:
 
     @uncompiled
     def attend(self, func: Attention, *args: Any, **kwargs: Any) -> Tensor:
-        """The override: ``func`` is the host's own attention, the rest are its arguments from a FLUX block."""
+        """The override: ``func`` is the host's own attention, the rest are its arguments from a block."""
         self.was_reached = True
+        is_image_alone = args[0].shape[-2] == self.layout.image
+        block = self.names.of(block_of(kwargs), is_image_alone)
+        if block is None:
+            return self._handed_on(func, args, kwargs)
         if self.strip is not None:
-            return self._in_strip(self.strip, func, args, kwargs)
-        if not self._is_windowed(kwargs):
+            return self._in_strip(self.strip, block, func, args, kwargs)
+        alone = self.form.has_image_calls and is_image_alone
+        if not (alone or self._is_told):
+            self._fit(args[1].shape[-2])
+        if not self._is_windowed(block):
             return self._previous(func, args, kwargs)
-        q, k, v = args[:3]
-        like = (q.shape, k.shape, v.shape, q.dtype, q.device, argument("skip_reshape", 6, args, kwargs))
+        layout = SequenceLayout(0, self.layout.grid) if alone else self.layout
         mask = argument("mask", 4, args, kwargs)
-        prepared = self._prepared
-        if prepared is None or prepared[0] != like:
-            reason = self._why_not(q, k, v, bool(like[-1]))
-            if reason is not None:
-                return self._not_windowed(reason, func, args, kwargs)
-            prepared = self._prepared = (like, self._prepare(q), window_pairs_of(self.layout, self.effective.spec))
-        if mask is not None and (reason := mask_misfit(mask, q)) is not None:
+        apart = heads_apart(args, kwargs)
+        if apart is None:
+            return self._not_windowed(shape_fault(args[0]), func, args, kwargs)
+        q, k, v = apart
+        rows = slice(None)
+        if q.shape[-2] != k.shape[-2]:
+            whole = completed(q, k, layout, self.beside, self.form)
+            if whole is not None and mask is None:
+                q, layout, rows = whole
+        if (reason := self._why_not(q, k, v, layout, mask)) is not None:
             return self._not_windowed(reason, func, args, kwargs)
-        self.pairs += prepared[2]
-        return self._windowed(prepared[1], mask, args, kwargs)
+        cut = None if mask is None else self.masks.text_cut(mask, layout)
+        if cut is not None:
+            mask, layout = None, cut.layout
+            q, k, v = cut.kept(q), cut.kept(k), cut.kept(v)
+        attention, pairs = self._attention(q, layout, kwargs.get("scale"))
+        self.pairs += pairs
+        bias = None if mask is None else self.masks.classify(mask, layout)
+        out, _ = attention(q, k, v, spatial_weight=self._weight(block), bias=bias)
+        if cut is not None:
+            out = cut.restored(out)
+        return as_host(out[:, :, rows], args, kwargs)
+
+    def _fit(self, length: int) -> None:
+        """Take the text as long as a sequence of ``length`` tokens leaves room for."""
+        found = self.form.layout(self.layout.grid, length, self.beside)
+        if found != self.layout and min(found.text, found.reference) >= 0:
+            self._take(found)
 
     def _not_windowed(self, reason: str, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         self.patch.notices.log_once(reason, f"{reason}; the window is not applied there.")
         return self._previous(func, args, kwargs)
 
-    def _why_not(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool) -> str | None:
+    def _why_not(self, q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, mask: Tensor | None) -> str | None:
         """Why the window cannot be applied to these tensors, or None."""
-        return misfit(q, k, v, by_heads, self.layout) or fault_of(q)
+        like = (q.shape, k.shape, v.shape, q.dtype, q.device, layout)
+        if like not in self._fitting:
+            reason = misfit(q, k, v, layout) or fault_of(q)
+            if reason is not None:
+                return reason
+            self._fitting.add(like)
+        return None if mask is None else mask_misfit(mask, q)
 
-    def _prepare(self, q: Tensor) -> PreparedAttention:
-        effective = self.effective
-        return PreparedAttention(
-            grid=self.layout.grid,
-            spec=effective.spec,
-            reference_tokens=self.layout.reference,
-            scale=effective.scale_for(q.shape[-1]),
-            backend=effective.backend,
-            on_chunk=throw_exception_if_processing_interrupted,
-        )
+    def _attention(self, q: Tensor, layout: SequenceLayout, scale: float | None) -> tuple[PreparedAttention, int]:
+        """The attention for tensors of a sequence, and its pairs. scale: Of the host's call; None is the usual one."""
+        like = (layout, q.shape[-1], scale)
+        found = self._prepared.get(like)
+        if found is None:
+            effective, head_dim = self.effective, q.shape[-1]
+            attention = PreparedAttention(
+                grid=layout.grid,
+                spec=effective.spec,
+                reference_tokens=layout.reference,
+                scale=effective.scale_for(head_dim) if scale is None else scale * effective.query_factor_for(head_dim),
+                backend=effective.backend,
+                on_chunk=throw_exception_if_processing_interrupted,
+            )
+            found = self._prepared[like] = (attention, window_pairs_of(layout, effective.spec))
+        return found
 
-    def _windowed(
-        self, attention: PreparedAttention, mask: Tensor | None, args: Arguments, kwargs: dict[str, Any]
+    def _is_windowed(self, block: Block) -> bool:
+        return self.in_range and self.effective.is_windowed(block)
+
+    def _weight(self, block: Block) -> Tensor | None:
+        return self.patch.spatial_weights.get(cast(BlockId, block))
+
+    def _in_strip(
+        self, strip: StripPart, block: Block, func: Attention, args: Arguments, kwargs: dict[str, Any]
     ) -> Tensor:
-        weight = self._weight(kwargs)
-        bias = None if mask is None else self.masks.classify(mask, self.layout)
-        out, _ = attention(*args[:3], spatial_weight=weight, bias=bias)
-        return as_host(out, args, kwargs)
-
-    def _is_windowed(self, kwargs: dict[str, Any]) -> bool:
-        return self.in_range and self.effective.is_windowed(block_of(kwargs))
-
-    def _weight(self, kwargs: dict[str, Any]) -> Tensor | None:
-        return self.patch.spatial_weights.get(cast(BlockId, block_of(kwargs)))
-
-    def _in_strip(self, strip: StripPart, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         q, k, v = args[:3]
         if q.shape[-2] != k.shape[-2]:
             return self._previous(func, args, kwargs)  # Keys of another node's own: every query sees all of them.
-        reason = misfit(q, k, v, bool(argument("skip_reshape", 6, args, kwargs)), self.layout)
+        is_by_heads = q.ndim == 4 and bool(argument("skip_reshape", 6, args, kwargs))
+        reason = misfit(q, k, v, self.layout) if is_by_heads else shape_fault(q)
         if argument("mask", 4, args, kwargs) is not None:
             reason = "an attention mask belongs to the whole picture"
         if reason is not None:
             raise StripError(reason)
-        fault = fault_of(q) if self._is_windowed(kwargs) else None
+        is_windowed = self._is_windowed(block)
+        fault = fault_of(q) if is_windowed else None
         if fault is not None:
             self.patch.notices.log_once(fault, f"{fault}; the window is not applied there.")
-        elif self._is_windowed(kwargs):
+        elif is_windowed:
             self.pairs += window_pairs_of(self.whole, self.effective.spec)
-            out = strip.windows(q, k, v, self.effective, self.layout.reference, self._weight(kwargs))
+            out = strip.windows(q, k, v, self.effective, self.layout.reference, self._weight(block))
             return as_host(out, args, kwargs)
         self.pairs += self.whole.length**2
         by_heads = bool(argument("skip_output_reshape", 7, args, kwargs))
@@ -290,11 +262,12 @@ class WindowCall:
 
     def _dense(self, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         """Dense attention: the host's or another node's, with the effective scale."""
-        q = args[0]
-        head_dim = q.shape[-1] if q.ndim == 4 else q.shape[-1] // args[3]
-        factor = self.effective.query_factor_for(head_dim)
+        factor = self.effective.query_factor_for(head_size(args, kwargs))
         if factor != 1.0:
-            args = (q * factor, *args[1:])
+            args = (args[0] * factor, *args[1:])
+        return self._handed_on(func, args, kwargs)
+
+    def _handed_on(self, func: Attention, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         if self.previous is not None:
             return self.previous(func, *args, **kwargs)
         return func(*args, **kwargs)

@@ -52,7 +52,7 @@ def may_replace_blocks(options: Mapping[str, Any], reference_method: str | None)
 
 def _paths(model: ModelPatcher) -> Iterator[str]:
     """The blocks' places in the base model."""
-    for name in host_family(model).blocks:
+    for name in host_family(model).block_lists:
         for index in range(len(getattr(model.model.diffusion_model, name))):
             yield f"diffusion_model.{name}.{index}"
 

@@ -24,21 +24,43 @@ def block_of(kwargs: dict[str, Any]) -> tuple[str | None, int | None]:
     return options.get("block_type"), options.get("block_index")
 
 
-def misfit(q: Tensor, k: Tensor, v: Tensor, by_heads: bool, layout: SequenceLayout) -> str | None:
+def heads_apart(args: Arguments, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Views of q, k and v as (B, heads, tokens, head size); None if they cannot be given that shape."""
+    q, k, v = args[:3]
+    if argument("skip_reshape", 6, args, kwargs):
+        return (q, k, v) if q.ndim == 4 else None
+    heads = argument("heads", 3, args, kwargs)
+    if q.ndim != 3 or not heads or q.shape[-1] % heads:
+        return None
+    # Some models (SD3) hand on values that have their heads already.
+    q, k, v = (each.reshape(each.shape[0], -1, heads, q.shape[-1] // heads).transpose(1, 2) for each in (q, k, v))
+    return q, k, v
+
+
+def head_size(args: Arguments, kwargs: dict[str, Any]) -> int:
+    """Size of one head of a call's queries."""
+    q = args[0]
+    return q.shape[-1] if q.ndim == 4 else q.shape[-1] // argument("heads", 3, args, kwargs)
+
+
+def shape_fault(q: Tensor) -> str:
+    """Says that the queries of a call have a shape that is not known."""
+    return f"an attention call has queries of shape {tuple(q.shape)}, expected (batch, heads, tokens, head size)"
+
+
+def misfit(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout) -> str | None:
     """Why these tensors are not the joint sequence of a call, or None.
 
     Args:
-        by_heads: Whether the heads have a dimension of their own.
+        q, k, v: By heads.
         layout: The sequence of the call.
     """
-    if q.ndim != 4 or not by_heads:
-        return f"an attention call has queries of shape {tuple(q.shape)}, expected (batch, heads, tokens, head size)"
     if k.shape != q.shape or v.shape != q.shape:
         return (
-            f"an attention call has {q.shape[2]} queries but {k.shape[2]} keys and {v.shape[2]} values "
+            f"an attention call has {q.shape[2]} queries but {k.shape[-2]} keys and {v.shape[-2]} values "
             "(another node changed them)"
         )
-    if layout.reference < 0 or q.shape[2] != layout.length:
+    if min(layout.text, layout.reference) < 0 or q.shape[2] != layout.length:
         return (
             f"a sequence has {q.shape[2]} tokens, but {layout.text} text, {layout.grid[0]} x {layout.grid[1]} image "
             f"and {layout.reference} reference tokens were expected (another node changed them)"

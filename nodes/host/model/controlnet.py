@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ....clear_core.effective import Effective
 from ....clear_core.layout import SequenceLayout
 from ....clear_core.rope import NOT_STRETCHED
-from .attention_override import OVERRIDE, WindowCall, WindowPatch
+from .attention_override import OVERRIDE, WindowCall
 from .control_strips import ControlStrips
 from .devices import DEVICES, Device
 from .placed_control import PlacedControlModel
@@ -32,6 +32,7 @@ from .rope_embedder import PositionEmbedder, foreign_embedder, positions, stretc
 from .strip_part import StripPart
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
+from .window_patch import WindowPatch
 
 OPTIONS = "transformer_options"
 

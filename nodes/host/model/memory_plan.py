@@ -16,12 +16,12 @@ from comfy.patcher_extension import WrappersMP
 from ....clear_core.call_memory import CallMemory, ControlMemory, MemoryPlan
 from ....clear_core.families import FLUX1
 from ....clear_core.memory import Activations
-from .attention_override import WindowPatch
 from .block_forecast import planned_chunk
 from .host_estimate import NO_ESTIMATE_WORDS, WORDS, HostCall
 from .picture_model import PictureModel, picture_model
 from .sequence import Cond, sequence_of
 from .transformer import Transformer, transformer_of
+from .window_patch import WindowPatch
 
 HINT_CHANNELS = 16
 """Of every layer in the host's encoder for pictures."""

@@ -12,15 +12,13 @@ from typing import Any, Literal
 
 from comfy.model_patcher import ModelPatcher
 
-from ....clear_core.families import PICTURE_KINDS, PictureKind
 from ....clear_core.frame_units import FrameUnits
+from ....clear_core.picture_kinds import PICTURE_KINDS, PictureKind
 from .family import HostFamily, config_of, host_family, host_name
 
-Placing = Literal["embedder", "centred embedder", "options", "table"]
-"""How the positions of a tile's tokens are moved: the ids that ``pe_embedder`` gets, which count from the picture's
-corner or from its middle; ``transformer_options["rope_options"]``; or the model's table of positions."""
-
-CENTRED: Placing = "centred embedder"
+Placing = Literal["embedder", "options", "table"]
+"""How the positions of a tile's tokens are moved: the ids that the embedder gets;
+``transformer_options["rope_options"]``; or the model's table of positions."""
 
 PLACING: dict[str, Placing] = {
     "flux": "embedder",
@@ -28,7 +26,9 @@ PLACING: dict[str, Placing] = {
     "chroma_radiance": "embedder",
     "flux2": "embedder",
     "krea2": "embedder",
-    "qwen_image": CENTRED,
+    "qwen_image": "embedder",
+    "hidream": "embedder",
+    "hunyuan_image": "embedder",
     "lumina2": "options",
     "kandinsky5": "options",
     "wan2.1": "options",

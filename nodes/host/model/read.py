@@ -16,8 +16,8 @@ from ....clear_core.inspection.facts import WeightsFacts
 from ....clear_core.layout import SequenceLayout
 from ....clear_core.weights import fingerprint
 from .apply import KEY
-from .attention_override import WindowPatch
 from .family import model_shape
+from .window_patch import WindowPatch
 
 HASH_NOTICE_BYTES = 100_000_000
 """Larger files get a progress bar while their fingerprint is computed."""

@@ -1,11 +1,13 @@
 """The model's position embedder, with the stretched base, exact position ids and tile position of each call.
 
-Source: ``comfy.ldm.flux.layers.EmbedND``, exchanged by ``ModelPatcher.add_object_patch``, which follows clones and is
-undone by the host; ``comfy.patcher_extension.WrappersMP.APPLY_MODEL``; ComfyUI 0.9.0 and later.
+Source: ``comfy.ldm.flux.layers.EmbedND`` and ``comfy.ldm.hidream.model.EmbedND``, exchanged by
+``ModelPatcher.add_object_patch``, which follows clones and is undone by the host;
+``comfy.patcher_extension.WrappersMP.APPLY_MODEL``; ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,22 +16,21 @@ from typing import Any, TypeGuard
 
 import torch
 from comfy.ldm.flux.layers import EmbedND
+from comfy.ldm.hidream.model import EmbedND as HiDreamEmbedder
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ....clear_core.layout import PATCH, SequenceLayout, token_grid
+from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.rope import NOT_STRETCHED, RopeStretch, ntk_theta, rotations
-from .family import HOST_FAMILIES
+from .family import row_of
+from .family_table import FLUX_EMBEDDER, FLUX_ROW, EmbedderForm, HostFamily
 from .image_positions import place_image
 from .notices import Notices
-from .picture_model import CENTRED, picture_model
-from .sequence import image_tokens, is_image
+from .sequence import is_image
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
-ATTRIBUTE = HOST_FAMILIES["flux"].embedder  # the same in every family so far
-KEY = f"diffusion_model.{ATTRIBUTE}"
 WRAPPER_KEY = "clear_flux_positions"
 
 
@@ -44,7 +45,9 @@ class CallPositions:
         part: The tile that the call computes, or None for the whole frame.
         rope_options: The call's ``transformer_options["rope_options"]``.
         references_follow: Whether reference tokens lie past the image's last row and column (the host's "uxo").
-        centred: Whether positions count from the image's middle (Qwen-Image).
+        form: How the model asks its embedder.
+        made_in: The dtype that the host counts positions in; None is that of the ids.
+        steps: Between positions of rows and columns, as the model may take them.
     """
 
     stretch: RopeStretch = NOT_STRETCHED
@@ -53,7 +56,9 @@ class CallPositions:
     part: FramePart | None = None
     rope_options: Mapping[str, float] | None = None
     references_follow: bool = False
-    centred: bool = False
+    form: EmbedderForm = FLUX_EMBEDDER
+    made_in: torch.dtype | None = None
+    steps: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
 
 
 # The embedder's forward gets token ids alone, and one module serves frames of every size, in several threads.
@@ -104,7 +109,16 @@ class PositionEmbedder(torch.nn.Module):
         if call.part is not None:
             call.part.run.asked = True
         if call.layout is not None:
-            placed = place_image(ids, call.layout, call.part, call.rope_options, call.references_follow, call.centred)
+            placed = place_image(
+                ids,
+                call.layout,
+                call.part,
+                call.rope_options,
+                call.references_follow,
+                call.form,
+                call.made_in,
+                call.steps,
+            )
             if placed is None:
                 self.notices.log_once(
                     "sequence",
@@ -118,8 +132,14 @@ class PositionEmbedder(torch.nn.Module):
         if factor == 1.0 or not is_plain(base):
             return base(ids)
         if factor is None:
-            return rotations(ids, call.stretch.frequencies(base.theta, base.axes_dim, call.sigma))
-        return EmbedND(base.dim, ntk_theta(base.theta, factor), base.axes_dim)(ids)
+            # The core counts an axis before rows and columns, which some models lack.
+            lacking = 1 - call.form.row
+            axes = (*([2] * lacking), *base.axes_dim)
+            turned = rotations(ids, call.stretch.frequencies(base.theta, axes, call.sigma)[lacking:])
+            return turned.transpose(1, 2) if isinstance(base, HiDreamEmbedder) else turned
+        stretched_base = copy.copy(base)
+        stretched_base.theta = ntk_theta(base.theta, factor)
+        return stretched_base(ids)
 
 
 @dataclass(frozen=True)
@@ -127,12 +147,10 @@ class PositionsPatch:
     """The APPLY_MODEL wrapper that describes the running call to :class:`PositionEmbedder`.
 
     Attributes:
-        patch: Side of a token in latent cells.
-        centred: Whether positions count from the image's middle.
+        host: The model's family.
     """
 
-    patch: int = PATCH
-    centred: bool = False
+    host: HostFamily = FLUX_ROW
     notices: Notices = field(default_factory=Notices)
 
     def __call__(
@@ -147,15 +165,17 @@ class PositionsPatch:
         **extra: Any,
     ) -> Tensor:
         """Run one call of the model. x: (B, C, H, W) or (B, C, 1, H, W) latent; other shapes keep their positions."""
-        options = transformer_options or {}
+        options, base, form = transformer_options or {}, executor.class_obj, self.host.embedder or FLUX_EMBEDDER
         layout, part = None, options.get(FRAME_PART)
         if is_image(x.shape):
-            references = sum(image_tokens(latent.shape, self.patch) for latent in extra.get("ref_latents") or ())
-            text = 0 if c_crossattn is None else c_crossattn.shape[1]
             height, width = x.shape[-2:]
-            layout = SequenceLayout(text, token_grid(height, width, self.patch), references)
-        embedder = getattr(executor.class_obj.diffusion_model, ATTRIBUTE, None)
-        if part is not None and not isinstance(embedder, PositionEmbedder):
+            grid = token_grid(height, width, self.host.family.token_cells)
+            text = 0 if c_crossattn is None else c_crossattn.shape[1]
+            attention = self.host.attention
+            layout = attention.planned(grid, text, attention.beside(base.diffusion_model, grid, extra))
+        embedder = getattr(base.diffusion_model, form.attribute, None)
+        moves = part is not None and not form.moves_itself
+        if moves and not isinstance(embedder, PositionEmbedder):
             self.notices.log_once(
                 "embedder",
                 f"the model's position embedder is a {type(embedder).__name__} of another node, so the positions of "
@@ -165,12 +185,14 @@ class PositionsPatch:
             layout=layout,
             part=part,
             rope_options=options.get("rope_options"),
-            references_follow=extra.get("ref_latents_method") == "uxo" and not self.centred,
-            centred=self.centred,
+            references_follow=extra.get("ref_latents_method") == "uxo" and not form.centred,
+            form=form,
+            made_in=(base.manual_cast_dtype or base.get_dtype()) if form.centred else None,
+            steps=form.step(base.diffusion_model),
         ):
             out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
         # A cache answers later calls without the model, the first one never.
-        if part is not None and isinstance(embedder, PositionEmbedder) and not part.run.asked:
+        if part is not None and moves and isinstance(embedder, PositionEmbedder) and not part.run.asked:
             self.notices.log_once(
                 "not asked",
                 "the model did not ask its position embedder (another node computes it by itself), so the positions "
@@ -180,39 +202,50 @@ class PositionsPatch:
 
 
 def install_embedder(model: ModelPatcher, wrap_foreign: bool = False) -> None:
-    """Put :class:`PositionEmbedder` and :class:`PositionsPatch` on a clone.
+    """Put :class:`PositionEmbedder` and :class:`PositionsPatch` on a clone, if its family has an embedder.
 
     Args:
         model: The clone; a second call changes nothing.
         wrap_foreign: Whether another pack's embedder (DyPE) is wrapped too, so that it gets the ids of tiles.
     """
-    current = model.get_model_object(KEY)
+    host = row_of(model.model)
+    if host is None or host.embedder is None:
+        return
+    key = f"diffusion_model.{host.embedder.attribute}"
+    current = model.get_model_object(key)
     if is_plain(current) or (wrap_foreign and not isinstance(current, PositionEmbedder)):
-        model.add_object_patch(KEY, PositionEmbedder(current))
+        model.add_object_patch(key, PositionEmbedder(current))
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, WRAPPER_KEY):
-        picture = picture_model(model)
-        patch = PositionsPatch(picture.units.token_cells, picture.placing == CENTRED)
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, patch)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, PositionsPatch(host))
 
 
-def is_plain(embedder: Any) -> TypeGuard[EmbedND]:
+def is_plain(embedder: Any) -> TypeGuard[EmbedND | HiDreamEmbedder]:
     """Whether it is the host's own embedder; subclasses may compute anything."""
-    return type(embedder) is EmbedND
+    return type(embedder) in (EmbedND, HiDreamEmbedder)
 
 
-def foreign_embedder(diffusion_model: torch.nn.Module) -> str | None:
+def foreign_embedder(diffusion_model: torch.nn.Module, form: EmbedderForm = FLUX_EMBEDDER) -> str | None:
     """Class name of a position embedder that does not stretch its base for us, or None."""
-    current = getattr(diffusion_model, ATTRIBUTE, None)
+    current = getattr(diffusion_model, form.attribute, None)
     if isinstance(current, PositionEmbedder):
         current = current.base
         return None if is_plain(current) else type(current).__name__
     return type(current).__name__
 
 
-def say_not_stretched(stretch: RopeStretch, diffusion_model: torch.nn.Module, notices: Notices) -> None:
-    """Log once that another node's embedder is kept, if that matters."""
-    foreign = foreign_embedder(diffusion_model)
-    if foreign and not stretch.is_off:
+def say_not_stretched(
+    stretch: RopeStretch, diffusion_model: torch.nn.Module, notices: Notices, form: EmbedderForm | None = FLUX_EMBEDDER
+) -> None:
+    """Log once that the model has no embedder, or that another node's is kept, if that matters."""
+    if stretch.is_off:
+        return
+    if form is None:
+        notices.log_once(
+            "embedder", f"the model takes its positions from a table, so ntk_factor {stretch} is not applied."
+        )
+        return
+    foreign = foreign_embedder(diffusion_model, form)
+    if foreign:
         notices.log_once(
             "embedder",
             f"the model's position embedder is a {foreign} of another node; it is kept, "

@@ -17,9 +17,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
+from .family import row_of
 from .notices import Notices
-from .picture_model import CENTRED, PictureModel, Placing, picture_model
-from .rope_embedder import ATTRIBUTE, install_embedder
+from .picture_model import PictureModel, Placing, picture_model
+from .rope_embedder import install_embedder
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
@@ -42,7 +43,8 @@ def place_tiles(model: ModelPatcher) -> None:
 
 
 def _by_embedder(model: ModelPatcher, picture: PictureModel) -> None:
-    if hasattr(model.model.diffusion_model, ATTRIBUTE):
+    host = row_of(model.model)
+    if host and host.embedder and hasattr(model.model.diffusion_model, host.embedder.attribute):
         install_embedder(model, wrap_foreign=True)
 
 
@@ -84,7 +86,6 @@ def told_of_tile(executor: WrapperExecutor, *args: Any, **extra: Any) -> Tensor:
 
 PLACERS: dict[Placing, Callable[[ModelPatcher, PictureModel], None]] = {
     "embedder": _by_embedder,
-    CENTRED: _by_embedder,
     "options": _by_options,
     "table": _by_table,
 }

@@ -17,11 +17,11 @@ from torch import Tensor
 from ....clear_core.families import Family
 from ....clear_core.layout import token_grid
 from ..model.apply import KEY as WINDOW
-from ..model.attention_override import WindowPatch
 from ..model.devices import DEVICES, Device, Devices, inner_options, on_device
 from ..model.notices import Notices
 from ..model.strip_part import KEY, StripError, StripPart, count_of, in_strips
 from ..model.tile_frame import KEY as FRAME_PART
+from ..model.window_patch import WindowPatch
 from .others import is_known, unlike
 
 Inputs = dict[str, Any]

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..crop.crop_conditioning import Cond
 from ..model.devices import DEVICES, Devices, options_for
+from ..model.family import row_of
 from ..model.notices import Notices
-from ..model.rope_embedder import ATTRIBUTE, PositionEmbedder, is_plain
+from ..model.rope_embedder import PositionEmbedder, is_plain
 from .others import foreign_calls
 from .strip_call import KEY, StripCalls
 
@@ -59,12 +60,12 @@ class StripsPatch:
         conditions out to the devices.
         """
         devices = Devices.of(model_options)
-        if devices is None or x_in.ndim != 4:
+        if devices is None:
             return executor(model, conds, x_in, timestep, model_options)
         running = running_conds(conds, x_in, timestep)
         if not 0 < len(running) < len(devices.each):
             return executor(model, conds, x_in, timestep, model_options)
-        reason = obstacle(devices, running, model_options)
+        reason = obstacle(devices, running, model_options, x_in)
         if reason is not None:
             self.notices.log_once(reason, f"{reason}, so the picture is not cut into strips for several devices.")
             return executor(model, conds, x_in, timestep, model_options)
@@ -88,15 +89,20 @@ def running_conds(conds: list[list[Cond] | None], x_in: Tensor, timestep: Tensor
     ]
 
 
-def obstacle(devices: Devices, running: list[Cond], model_options: dict[str, Any]) -> str | None:
+def obstacle(devices: Devices, running: list[Cond], model_options: dict[str, Any], x_in: Tensor) -> str | None:
     """Why the calls of a step cannot be cut into strips, or None."""
+    host = row_of(devices.each[0].model)
+    if host is None or host.embedder is None or not host.can_be_cut:
+        return f"positions or padding of {host.family.name if host else 'this model'} belong to the whole picture"
+    if x_in.ndim != 4:
+        return f"the latent has the shape {tuple(x_in.shape)}"
     if any(cond.get("hooks") is not None for cond in running):
         return "a condition has LoRA hooks, which the host applies on the first device"
     foreign = foreign_calls(model_options)
     if foreign:
         return f"{', '.join(foreign)} may need the whole picture"
     for device in devices.each:
-        embedder = getattr(device.model.diffusion_model, ATTRIBUTE, None)
+        embedder = getattr(device.model.diffusion_model, host.embedder.attribute, None)
         # Wrapped or not, another node's may read off the ids how large the picture is.
         own = embedder.base if isinstance(embedder, PositionEmbedder) else embedder
         if own is embedder or not is_plain(own):

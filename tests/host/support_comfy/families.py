@@ -1,0 +1,272 @@
+"""Tiny models of every family that can have windows, and the oracle of their attention in the host's own token order.
+
+The oracle knows nothing of the pack: hooks on the host's modules tell it which attention is the image's, and each
+family's order of tokens is written out here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .relatives import CHROMA
+from .test_only_models import KINDS, OTHERS, TinyKind
+from .test_only_models.configs import TEXT, WAN22, Z_IMAGE
+
+HEADS, WIDTH = 2, 256
+
+KREA2 = {
+    "image_model": "krea2",
+    "features": WIDTH,
+    "channels": 16,
+    "patch": 2,
+    "layers": 2,
+    "heads": 4,
+    "kvheads": 2,
+    "txtlayers": 2,
+    "txtdim": 32,
+    "txtheads": 2,
+    "txtkvheads": 1,
+}
+
+LUMINA2 = {
+    **{name: value for name, value in Z_IMAGE.items() if name not in ("pad_tokens_multiple", "z_image_modulation")},
+    "axes_dims": [32, 48, 48],
+    "rope_theta": 10000.0,
+    "time_scale": 1.0,
+    "ffn_dim_multiplier": 1.0,
+}
+
+KANDINSKY5 = {
+    "image_model": "kandinsky5",
+    "model_dim": WIDTH,
+    "ff_dim": 512,
+    "in_visual_dim": 16,
+    "out_visual_dim": 16,
+    "in_text_dim": TEXT,
+    "in_text_dim2": 32,
+    "time_dim": 64,
+    "visual_embed_dim": 64,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+    "axes_dims": (32, 48, 48),
+    "rope_scale_factor": (1.0, 2.0, 2.0),
+}
+
+WAN21 = {**WAN22, "in_dim": 16, "out_dim": 16, "num_layers": 2}
+
+HIDREAM = {
+    "image_model": "hidream",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [64, 32, 32],
+    "caption_channels": [TEXT, TEXT],
+    "max_resolution": [128, 128],
+    "in_channels": 16,
+    "out_channels": 16,
+    "llama_layers": [0, 1, 2],
+    "num_attention_heads": HEADS,
+    "num_routed_experts": 2,
+    "num_activated_experts": 1,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "patch_size": 2,
+    "text_emb_dim": 32,
+}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A tiny model, and where the image lies in its sequences.
+
+    Attributes:
+        kind: The model.
+        cells: Latent cells of a token.
+        attentions: Path of a block's self-attention from the diffusion model, "*" for the index; in order of depth.
+        before: Tokens before the image from (length, image tokens, reference tokens).
+        references: Conditioning that brings reference latents of these sizes; None if the family takes none.
+        extra: What a prompt has beside.
+    """
+
+    kind: TinyKind
+    cells: int
+    attentions: tuple[str, ...]
+    before: Callable[[int, int, int], int]
+    references: dict[str, Any] | None = None
+    extra: Callable[[torch.Generator], dict[str, Any]] = field(default=lambda generator: {})
+
+    def noise(self, grid: tuple[int, int], batch: int = 1, frames: int = 1, odd: int = 0, seed: int = 1) -> Tensor:
+        """A latent of a grid of tokens; ``odd`` cells are cut off both sides."""
+        height, width = (side * self.cells - odd for side in grid)
+        time = (frames,) if self.kind.has_frames else ()
+        shape = (batch, self.kind.channels, *time, height, width)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    def prompt(
+        self, tokens: int = 7, seed: int = 2, references: tuple[tuple[int, int], ...] = (), **extra: Any
+    ) -> list:
+        """A conditioning, with reference latents of grids of tokens."""
+        generator = torch.Generator().manual_seed(seed)
+        context = torch.randn(1, tokens, TEXT, generator=generator)
+        values = {"pooled_output": torch.randn(1, 32, generator=generator), "guidance": 3.5}
+        values |= self.extra(generator) | extra
+        if references:
+            latents = [self.noise(grid, seed=9 + index) for index, grid in enumerate(references)]
+            values |= {"reference_latents": latents, **(self.references or {})}
+        return [[context, values]]
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        return -(-x.shape[-2] // self.cells), -(-x.shape[-1] // self.cells)
+
+    def modules(self, model: Any) -> list[Any]:
+        """The self-attentions, in order of depth."""
+        found = []
+        for path in self.attentions:
+            stem, _, rest = path.partition(".*")
+            for block in model.get_submodule(stem):
+                found.append(block.get_submodule(rest[1:]) if rest else block)
+        return found
+
+
+def text_first(length: int, image: int, references: int) -> int:
+    return length - image - references
+
+
+def image_first(length: int, image: int, references: int) -> int:
+    return 0
+
+
+def padded(length: int, image: int, references: int) -> int:
+    """Z-Image fills the image up to a multiple of 32 tokens; references stand before it."""
+    return length - image - -image % 32
+
+
+def llama(generator: torch.Generator) -> dict[str, Any]:
+    return {"conditioning_llama3": torch.randn(1, 3, 5, TEXT, generator=generator)}
+
+
+FLUX_BLOCKS = ("double_blocks.*", "single_blocks.*")
+
+FAMILIES = {
+    "Chroma": TinyFamily(TinyKind("Chroma", CHROMA, 16, 8, 16), 2, FLUX_BLOCKS, text_first),
+    "FLUX.2": TinyFamily(KINDS["FLUX.2"], 1, FLUX_BLOCKS, text_first, references={}),
+    "Krea 2": TinyFamily(
+        TinyKind("Krea2", KREA2, 16, 8, 16, has_frames=True),
+        2,
+        ("blocks.*.attn",),
+        text_first,
+        references={"reference_latents_method": "index"},
+    ),
+    "Chroma Radiance": TinyFamily(OTHERS["Chroma Radiance"], 16, FLUX_BLOCKS, text_first),
+    "Qwen-Image": TinyFamily(KINDS["Qwen-Image"], 2, ("transformer_blocks.*.attn",), text_first, references={}),
+    "Z-Image": TinyFamily(KINDS["Z-Image"], 2, ("layers.*.attention",), padded, references={}),
+    "Lumina 2": TinyFamily(TinyKind("Lumina2", LUMINA2, 16, 8, 16), 2, ("layers.*.attention",), text_first),
+    "SD3.5": TinyFamily(KINDS["SD3.5"], 2, ("joint_blocks.*",), text_first),
+    "HunyuanImage 2.1": TinyFamily(OTHERS["HunyuanImage 2.1"], 1, FLUX_BLOCKS, text_first),
+    "Kandinsky 5 Image": TinyFamily(
+        TinyKind("Kandinsky5Image", KANDINSKY5, 16, 8, 16),
+        2,
+        ("visual_transformer_blocks.*.self_attention",),
+        image_first,
+    ),
+    "Wan": TinyFamily(
+        TinyKind("WAN21_T2V", WAN21, 16, 8, 16, has_frames=True), 2, ("blocks.*.self_attn",), image_first
+    ),
+    "Wan 2.2 5B": TinyFamily(
+        TinyKind("WAN22_T2V", {**WAN22, "num_layers": 2}, 48, 16, 32, has_frames=True),
+        2,
+        ("blocks.*.self_attn",),
+        image_first,
+    ),
+    "HiDream-I1": TinyFamily(
+        TinyKind("HiDream", HIDREAM, 16, 8, 16),
+        2,
+        ("double_stream_blocks.*", "single_stream_blocks.*"),
+        image_first,
+        extra=llama,
+    ),
+}
+
+
+@functools.lru_cache(maxsize=64)
+def circles(grid: tuple[int, int], before: int, length: int, radius: int) -> Tensor:
+    """bool (length, length), True where a key is seen: the method's own sentences, pair by pair."""
+    height, width = grid
+    seen = torch.ones(length, length, dtype=torch.bool)
+    for i in range(height * width):
+        for j in range(height * width):
+            across, down = i % width - j % width, i // width - j // width
+            seen[before + i, before + j] = across**2 + down**2 < radius**2
+    return seen
+
+
+@contextmanager
+def oracle(
+    family: TinyFamily,
+    patcher: Any,
+    x: Tensor,
+    radius: int,
+    references: int = 0,
+    dense: tuple[int, ...] = (),
+    scale: float = 1.0,
+) -> Iterator[Any]:
+    """A clone of a stock model that attends in circles, in float64, while the context lasts.
+
+    Args:
+        x: The latent of all calls.
+        references: Reference tokens.
+        dense: Blocks that attend densely, by depth.
+        scale: Factor on the products of the image's self-attention.
+    """
+    inside: list[int] = []
+    grid, modules = family.grid_of(x), family.modules(patcher.model.diffusion_model)
+
+    def attend(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any) -> Tensor:
+        if not inside:
+            return func(q, k, v, heads, mask=mask, **kwargs)
+        if not kwargs.get("skip_reshape"):
+            q, k, v = (each.reshape(len(q), -1, heads, q.shape[-1] // heads).transpose(1, 2) for each in (q, k, v))
+        length, image = q.shape[2], grid[0] * grid[1]
+        before = 0 if length == image else family.before(length, image, references)
+        scores = q.double() @ k.double().transpose(-1, -2) * q.shape[-1] ** -0.5 * scale
+        if mask is not None:
+            scores = scores + (mask[:, None] if mask.ndim == 3 else mask).double()
+        if inside[-1] not in dense:
+            scores = scores.masked_fill(~circles(grid, before, length, radius), float("-inf"))
+        return (scores.softmax(dim=-1) @ v.double()).to(q.dtype).transpose(1, 2).flatten(2)
+
+    handles = []
+    for index, module in enumerate(modules):
+        handles.append(module.register_forward_pre_hook(lambda *_, index=index: inside.append(index)))
+        handles.append(module.register_forward_hook(lambda *_: inside.clear()))
+    clone = patcher.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = attend
+    try:
+        yield clone
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def denoised(patcher: Any, x: Tensor, positive: list, negative: list | None = None, sigma: float = 0.6) -> Tensor:
+    """What a model makes of a latent in one call of a sampler; with a negative prompt at cfg 3."""
+    import comfy.samplers
+
+    class OneCall(comfy.samplers.Sampler):
+        def sample(
+            self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any, **__: Any
+        ):
+            self.out = model_wrap(noise, sigmas[:1].expand(noise.shape[0]), **extra_args)
+            return self.out
+
+    one_call, guider = OneCall(), comfy.samplers.CFGGuider(patcher)
+    guider.set_conds(positive, positive if negative is None else negative)
+    guider.set_cfg(1.0 if negative is None else 3.0)
+    with torch.inference_mode():
+        guider.sample(x, torch.zeros_like(x), one_call, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
+    return one_call.out
