@@ -28,7 +28,7 @@ class CLEARAttention(io.ComfyNode):
         # front end lists required inputs first.
         schema = io.Schema(
             node_id="CLEARAttention",
-            display_name="CLEAR Attention (FLUX hi-res)",
+            display_name="CLEAR Attention (hi-res)",
             category="model/patch/flux",
             description="Lets FLUX make 2K to 8K pictures: every part of the picture attends to the prompt and to a "
             "circle around it, so the cost grows with the area, not with its square.",

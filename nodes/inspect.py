@@ -29,7 +29,7 @@ class CLEARInspect(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         schema = io.Schema(
             node_id="CLEARInspect",
-            display_name="CLEAR Inspect (FLUX)",
+            display_name="CLEAR Inspect",
             category="model/patch/flux",
             description="Shows how far each part of a picture looks, the work, time and memory saved at 1K to 8K on "
             "this machine, and all other changes to the model. Nothing is sampled.",

@@ -46,7 +46,7 @@ class CLEARUpscale(io.ComfyNode):
         # front end lists required inputs first.
         schema = io.Schema(
             node_id="CLEARUpscale",
-            display_name="CLEAR Upscale (FLUX)",
+            display_name="CLEAR Upscale",
             category="image/upscaling",
             description="Enlarges a picture and redoes its detail with FLUX or another model, at 2K to 8K, whole or "
             "in tiles that are blended at every step. Finished stages are kept: another run with the same settings "

@@ -23,7 +23,7 @@ class CLEARUpscaleStage(io.ComfyNode):
             node_id=STAGE_NODE,
             display_name="CLEAR Upscale, one stage",
             category="image/upscaling",
-            description="One stage of CLEAR Upscale (FLUX), which adds it by itself.",
+            description="One stage of CLEAR Upscale, which adds it by itself.",
             is_deprecated=True,  # Keeps it out of the menus.
             is_input_list=True,  # The stages of one item would run for every item otherwise.
             inputs=[

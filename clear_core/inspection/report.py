@@ -97,7 +97,7 @@ def advice(facts: Inspection) -> list[str]:
     """What to connect or to expect."""
     if facts.settings is None:
         return [
-            "CLEAR is not connected: put the node CLEAR Attention (FLUX hi-res) between the model and this "
+            "CLEAR is not connected: put the node CLEAR Attention (hi-res) between the model and this "
             "node, and the sampler after it, to get windows."
         ]
     effective = facts.effective

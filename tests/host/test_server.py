@@ -99,7 +99,7 @@ def test_widgets_are_optional_and_in_the_published_order(running_server):
     assert order["optional"] == [name for name in CLEAR_WIDGETS if name in order["optional"]]
     assert list(info["input"]["optional"]) == order["optional"]
     assert info["output"] == ["MODEL"]
-    assert info["display_name"] == "CLEAR Attention (FLUX hi-res)"
+    assert info["display_name"] == "CLEAR Attention (hi-res)"
     assert info["category"] == "model/patch/flux"
 
 
