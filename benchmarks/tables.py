@@ -1,10 +1,10 @@
-"""The tables that pages of ``docs`` repeat, as JSON: ``dev.py sync`` writes them there, ``dev.py check`` compares."""
+"""The tables that pages repeat, as JSON: ``dev.py sync`` writes them there, ``dev.py check`` compares."""
 
 from __future__ import annotations
 
 import json
 
-from . import memory_table
+from . import memory_table, model_table
 from .parallel import tables as parallel_tables
 
 
@@ -13,6 +13,7 @@ def pages() -> dict[str, dict[str, list[str]]]:
     return {
         "docs/memory.md": {"one call": memory_table.whole_frame_rows(), "cards": memory_table.card_rows()},
         "docs/parallel.md": parallel_tables.tables(),
+        "README.md": {"models": model_table.rows()},
     }
 
 
