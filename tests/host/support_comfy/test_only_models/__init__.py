@@ -35,7 +35,7 @@ class TinyKind:
     tokens: int = 7
     has_frames: bool = False
 
-    def build(self, seed: int = 0, **overrides: Any) -> Any:
+    def build(self, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
         """A ModelPatcher with seeded random weights, on the CPU; ``overrides`` replace entries of the configuration."""
         import comfy.supported_models
         from comfy.model_patcher import ModelPatcher
@@ -47,7 +47,7 @@ class TinyKind:
             known = ChromaRadianceParams.__dataclass_fields__
             values.update({name: value for name, value in NEWER_RADIANCE.items() if name in known})
         config = getattr(comfy.supported_models, self.supported)(values)
-        config.set_inference_dtype(torch.float32, None)
+        config.set_inference_dtype(dtype, None)
         patcher = ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
         fill(patcher.model.diffusion_model, seed)
         patcher.model.eval()
