@@ -173,7 +173,7 @@ def test_what_an_overview_refuses():
     spec = ClearSpec(2, 2, overview=True)
     with pytest.raises(ValueError, match="spatial_weight was given, but .*overview 2 x 2.* plain means"):
         clear_attention(q, q, q, grid=(8, 8), spec=spec, spatial_weight=mean_weight(2))
-    with pytest.raises(ValueError, match="in strips has no overview, but the spec is radius 2, overview 2 x 2"):
+    with pytest.raises(ValueError, match="strips have no overview, but the spec is radius 2, overview 2 x 2"):
         clear_attention_strip(q, q, q, peers=ThreadPeers.make(1)[0], grid=(8, 8), spec=spec)
     pairs = torch.zeros(1, 1, 66, 66)
     pairs[..., 9, 9] = 1.0
