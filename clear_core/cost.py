@@ -43,7 +43,7 @@ def clear_pairs(layout: SequenceLayout, spec: ClearSpec, query_rows: range | Non
     Args:
         query_rows: Rows of the grid whose queries count, beside text and reference queries; None is all.
     """
-    pooled_rows, pooled_cols = layout.pooled_grid(spec.down_factor)
+    pooled_rows, pooled_cols = spec.cells(layout.grid)
     seen_by_all = layout.text + layout.reference
     everywhere = seen_by_all * layout.length
     image_queries = layout.image if query_rows is None else len(query_rows) * layout.grid[1]

@@ -118,7 +118,8 @@ class Effective:
             head_dim,
             proportional=self.proportional,
             tokens=self.layout.text + self.image_tokens,
-            pooled=self.spec.pools,
+            # An overview keeps the number of tokens that the softmax is about; the paper's pooled keys add to it.
+            pooled=self.spec.pools and not self.spec.overview,
             base=self.shape.family.scale_base,
         )
 
@@ -179,7 +180,7 @@ def _effective(
         inactive = Inactive.MIN_TOKENS
     elif len(dense_blocks) == shape.blocks:
         inactive = Inactive.DENSE_BLOCKS
-    elif settings.spec.covers(layout.grid) and not settings.spec.pools:
+    elif settings.spec.is_dense(layout.grid):
         inactive = Inactive.COVERED
     return Effective(
         shape=shape,

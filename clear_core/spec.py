@@ -18,28 +18,42 @@ class ClearSpec:
     An image query at token (y, x) sees the image tokens with ``dy**2 + dx**2 < radius**2`` (strictly
     less), all text and all reference tokens, and, when ``down_factor`` is above 1, every pooled token.
 
+    With an *overview*, which is not the paper's, it sees pooled tokens for what lies outside its window: the score of
+    each gets the natural logarithm of the number of its cell's tokens outside, and a cell without such tokens is not
+    seen. What is outside then keeps about its share of the softmax, without any training; with a ``down_factor`` of 1
+    the result is dense attention.
+
     Attributes:
         radius: Window radius in tokens (one token is 16 x 16 pixels), 1 or more. Released: 8, 16, 32.
         down_factor: Side in tokens of the square cells that are pooled to one extra key each;
             1 means no pooled keys. Released: 1 and 4.
+        overview: Whether pooled keys stand for what is outside the window; "dense" and "gather" know it.
 
     Raises:
-        ValueError: A value is not an integer of at least 1.
+        ValueError: A number is not an integer of at least 1, or ``overview`` neither True nor False.
     """
 
     radius: int
     down_factor: int = 1
+    overview: bool = False
 
     def __post_init__(self) -> None:
         for name in ("radius", "down_factor"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {quoted(value)}; expected an integer of at least 1.")
+        if not isinstance(self.overview, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise ValueError(f"overview is {quoted(self.overview)}; expected True or False.")
 
     @property
     def pools(self) -> bool:
         """Whether image queries also see pooled tokens."""
-        return self.down_factor > 1
+        return self.down_factor > 1 or self.overview
+
+    def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of pooled cells on ``grid`` = (h, w); a cell cut by the border counts. (0, 0) without."""
+        d = self.down_factor
+        return (-(-grid[0] // d), -(-grid[1] // d)) if self.pools else (0, 0)
 
     @property
     def inside(self) -> int:
@@ -58,10 +72,15 @@ class ClearSpec:
         """Whether every image query of ``grid`` = (h, w) sees the whole grid."""
         return self.sees(grid[0] - 1, grid[1] - 1)
 
+    def is_dense(self, grid: tuple[int, int]) -> bool:
+        """Whether nothing differs from dense attention on ``grid`` = (h, w): windows cover it, and nothing is added."""
+        return self.covers(grid) and (self.overview or not self.pools)
+
     def within(self, grid: tuple[int, int]) -> ClearSpec:
         """The same windows on ``grid`` = (h, w), with a radius whose square fits a 32-bit integer."""
         return self if self.radius <= sum(grid) else replace(self, radius=sum(grid))
 
     def __str__(self) -> str:
-        pooled = f", pooled {self.down_factor} x {self.down_factor}" if self.pools else ""
+        word = "overview" if self.overview else "pooled"
+        pooled = f", {word} {self.down_factor} x {self.down_factor}" if self.pools else ""
         return f"radius {self.radius}{pooled}"

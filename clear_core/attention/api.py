@@ -53,7 +53,7 @@ def clear_attention(  # noqa: PLR0913 - the one public call; everything behind i
         grid: (h, w) of the image in tokens; the text length is ``T = L - h * w - reference_tokens``.
         spec: Window radius and down factor.
         spatial_weight: (d, d) pooling weights of this block (the published (1,1,1,d,1,d,1) is taken too);
-            None pools by the mean. Not used when ``spec.down_factor`` is 1.
+            None pools by the mean. Not used when ``spec.down_factor`` is 1, refused with an overview.
         scale: Factor on the query-key products; None is ``1/sqrt(D)``.
         reference_tokens: Tokens at the end that every query sees and that see every text, image and reference
             token (no pooled ones).
@@ -217,6 +217,11 @@ def check_spatial_weight(weight: Tensor | None, spec: ClearSpec) -> Tensor | Non
     d = spec.down_factor
     if weight is None:
         return mean_weight(d) if spec.pools else None
+    if spec.overview:
+        raise ValueError(
+            f"spatial_weight was given, but the spec ({spec}) has an overview, whose cells are plain means; leave out "
+            "one of the two."
+        )
     if tuple(weight.shape) not in ((d, d), (1, 1, 1, d, 1, d, 1)):
         raise ValueError(
             f"spatial_weight has shape {tuple(weight.shape)}; expected ({d}, {d}), the down factor of the spec."

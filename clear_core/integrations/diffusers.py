@@ -170,7 +170,7 @@ def apply_clear(
 def check_spatial_weights(
     given: Mapping[Block, Tensor], spec: ClearSpec, blocks: Mapping[Block, nn.Module]
 ) -> dict[Block, Tensor]:
-    """A copy of every block's pooling weight, (1, 1, 1, d, 1, d, 1); empty if ``spec`` does not pool.
+    """A copy of every block's pooling weight, (1, 1, 1, d, 1, d, 1); empty if ``spec`` pools nothing or by the mean.
 
     Raises:
         ValueError: A weight is missing, belongs to no block, or does not have the shape of ``spec``.
@@ -180,6 +180,13 @@ def check_spatial_weights(
             raise ValueError(
                 f"spatial_weights holds {len(given)} weights, but the spec ({spec}) does not pool; give "
                 "the down factor they were trained with."
+            )
+        return {}
+    if spec.overview:
+        if given:
+            raise ValueError(
+                f"spatial_weights holds {len(given)} weights, but the spec ({spec}) has an overview, whose cells are "
+                "plain means; leave out one of the two."
             )
         return {}
     d = spec.down_factor

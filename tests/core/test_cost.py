@@ -35,7 +35,9 @@ def test_exact_pairs_of_the_paper(name, radius, pairs):
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 9), (5, 7)], ids=str)
-@pytest.mark.parametrize("spec", [ClearSpec(1), ClearSpec(4), ClearSpec(20), ClearSpec(3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "spec", [ClearSpec(1), ClearSpec(4), ClearSpec(20), ClearSpec(3, 2), ClearSpec(3, 1, True)], ids=str
+)
 def test_pairs_counted_one_by_one(grid, spec):
     layout = SequenceLayout(3, grid, 2)
     tokens = list(itertools.product(range(grid[0]), range(grid[1])))

@@ -14,6 +14,12 @@ def test_spec_names_the_bad_value(name, value):
         ClearSpec(**{"radius": 8, name: value})
 
 
+def test_an_overview_is_on_or_off():
+    with pytest.raises(ValueError, match="overview is 1; expected True or False"):
+        ClearSpec(8, 4, 1)
+    assert str(ClearSpec(8, 4, True)) == "radius 8, overview 4 x 4"
+
+
 def test_spec_is_immutable_and_hashable():
     spec = ClearSpec(8)
     with pytest.raises(dataclasses.FrozenInstanceError):

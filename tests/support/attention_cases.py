@@ -32,6 +32,7 @@ class Case:
     strided: bool
     scale: float | None
     chunk_bytes: int | None
+    overview: bool = False
 
     def __str__(self):
         parts = [
@@ -67,7 +68,7 @@ class Case:
         )
 
     def spec(self):
-        return ClearSpec(self.radius, self.down_factor)
+        return ClearSpec(self.radius, self.down_factor, self.overview)
 
     def tensors(self, dtype):
         """q, k, v: contiguous, or views as ComfyUI's blocks hand them over (V inside a wider tensor)."""

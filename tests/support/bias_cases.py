@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +37,8 @@ def written_out(q, k, v, layout, spec, weight, scale, bias):
     if spec.pools:
         keys, values = (pool_tokens(one[:, :, layout.image_slice], layout.grid, weight).double() for one in (k, v))
         pooled = q @ keys.transpose(-1, -2) * scale + level[..., None]
+        if spec.overview:
+            pooled += tokens_outside(layout, spec).log()
         outside = torch.ones(layout.length, dtype=torch.bool)
         outside[layout.image_slice] = False
         scores = torch.cat([scores, pooled.masked_fill(outside[:, None], -torch.inf)], dim=-1)
@@ -42,6 +46,17 @@ def written_out(q, k, v, layout, spec, weight, scale, bias):
     blind = (scores == -torch.inf).all(dim=-1, keepdim=True)
     shares = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
     return shares @ v, scores.logsumexp(dim=-1)
+
+
+def tokens_outside(layout, spec):
+    """(L, cells) float64: how many tokens of a cell an image query does not see, one pair of tokens at a time."""
+    (height, width), d = layout.grid, spec.down_factor
+    columns = math.ceil(width / d)
+    count = torch.zeros(layout.length, math.ceil(height / d) * columns, dtype=torch.float64)
+    for y, x, other_y, other_x in itertools.product(*[range(height), range(width)] * 2):
+        if (y - other_y) ** 2 + (x - other_x) ** 2 >= spec.radius**2:
+            count[layout.text + y * width + x, other_y // d * columns + other_x // d] += 1
+    return count
 
 
 @dataclass(frozen=True)

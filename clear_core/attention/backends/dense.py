@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ...layout import SequenceLayout
 from ...spec import ClearSpec
+from ..bias import additive
 from ..call import Attended, AttentionCall, CallKind, head_groups
 from ..fused import SCORE_BYTES, plain
 from ..lse import log_sum_exp
+from ..overview import outside_bias
 
 # Elements in one boolean mask: 64 MiB; a few image rows at 4K.
 MASK_ELEMENTS = 2**26
@@ -35,7 +37,7 @@ def image_rows_mask(rows: range, layout: SequenceLayout, spec: ClearSpec, device
     dy = torch.arange(rows.start, rows.stop, device=device)[:, None] - ys
     dx = xs[:, None] - xs
     window = spec.sees(dy[:, None, :, None], dx[None, :, None, :]).flatten(0, 1).flatten(1)
-    pooled_rows, pooled_cols = layout.pooled_grid(spec.down_factor)
+    pooled_rows, pooled_cols = spec.cells(layout.grid)
     text = window.new_ones(window.shape[0], layout.text)
     rest = window.new_ones(window.shape[0], layout.reference + pooled_rows * pooled_cols)
     return torch.cat([text, window, rest], dim=1)
@@ -54,7 +56,7 @@ class DenseBackend:
         return None
 
     def preferred(self, kind: CallKind) -> str | None:
-        if kind.spec.pools or not kind.spec.covers(kind.grid):
+        if not kind.spec.is_dense(kind.grid):
             return None
         return f"Every window covers the grid of {kind.grid[0]} x {kind.grid[1]} tokens, so attention is ordinary."
 
@@ -83,9 +85,13 @@ class DenseBackend:
             q = plain(call.q[:, :, queries])
             k, v = (plain_keys, plain_values) if rows is None else (keys, values)
             mask = None if rows is None else image_rows_mask(rows, call.layout, call.spec, q.device)
+            pooled_keys = k.shape[2] - call.layout.length
             if call.bias is not None:
-                added = call.bias.rows(queries, q.dtype, k.shape[2] - call.layout.length)
+                added = call.bias.rows(queries, q.dtype, pooled_keys)
                 mask = added if mask is None else added.masked_fill(~mask, float("-inf"))
+            if call.spec.overview and rows is not None and mask is not None:
+                outside = outside_bias(call, queries).to(q.dtype)
+                mask = additive(mask, q.dtype) + F.pad(outside, (mask.shape[-1] - pooled_keys, 0))
             outs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=call.scale))
             if call.return_lse:
                 sums.append(log_sum_exp(q, k, call.scale, mask))
@@ -110,7 +116,7 @@ def _pieces(call: AttentionCall, image_keys: int) -> list[tuple[slice, range | N
         image_keys: Number of keys of an image query before the window.
     """
     layout, image, length = call.layout, call.image_queries, call.q.shape[2]
-    windowed = call.spec.pools or not call.spec.covers(layout.grid)
+    windowed = not call.spec.is_dense(layout.grid)
     masks = 1 if call.bias is None else call.bias.masks
     # The mask is held as booleans, and as the elements in q's dtype that attention makes of them.
     chunk = MASK_ELEMENTS if call.chunk_bytes is None else call.chunk_bytes // (1 + call.q.element_size())

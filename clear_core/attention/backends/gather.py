@@ -20,6 +20,7 @@ from ..fused import SCORE_BYTES, plain
 from ..lse import attend_with_lse, lse_is_free
 from ..merge import merge
 from ..outside_image import attend_outside_image
+from ..overview import merge_outside
 from ..tiling.classes import query_tile, tile_slack
 from ..tiling.gathered import GatheredClass, GatheredKeys, gathered_plan
 from ..workers import OnChunk, run_pieces, workers_of
@@ -125,7 +126,7 @@ class _ImageRun:
     Attributes:
         chunk_limit: Memory in bytes for one chunk.
         pooled: Pooled keys and values, or None. If they are ``separate``, text and reference may be among them.
-        separate: Whether all queries attend to ``pooled`` in unmasked calls, merged with the windows' result.
+        separate: Whether all queries attend to ``pooled`` in calls of their own, merged with the windows' result.
         lse: Log-sum-exp of the windows, if it is needed.
         shared: Whether the text and reference tokens are gathered for every tile.
         gathered_pooled: Number of pooled keys that are gathered for every tile.
@@ -139,13 +140,13 @@ class _ImageRun:
         self.shared = call.layout.length > call.layout.image
         self.pooled = call.pooled()
         # If the log-sum-exp is free, the keys that every query sees are one unmasked call without a copy for each tile.
-        self.separate = (
+        self.separate = call.spec.overview or (
             self.pooled is not None
             and self.pooled[0].shape[2] >= MANY_POOLED
             and lse_is_free(call.q, call.needs_grad)
             and (call.bias is None or call.bias.image is ImageBias.NONE)
         )
-        if self.separate and self.pooled is not None and call.bias is None:
+        if self.separate and self.pooled is not None and call.bias is None and not call.spec.overview:
             keys, values = (
                 torch.cat([one[:, :, : image.start], one[:, :, image.stop :], pooled], dim=2)
                 for one, pooled in zip((call.k, call.v), self.pooled, strict=True)
@@ -161,7 +162,7 @@ class _ImageRun:
         """All tiles of all classes."""
         call = self.call
         keys = GatheredKeys(
-            spec=replace(call.spec, down_factor=1),
+            spec=replace(call.spec, down_factor=1, overview=False),
             device=call.q.device,
             query_rows=call.query_rows,
             pooled=self.gathered_pooled,
@@ -185,7 +186,9 @@ class _ImageRun:
         self.result.out.permute(2, 0, 1, 3).index_copy_(0, plan.order, out.view(-1, batch, heads, head_dim))
         if self.lse is not None and lse is not None:
             self.lse.permute(2, 0, 1).index_copy_(0, plan.order, lse.view(-1, batch, heads))
-        if self.separate and self.pooled is not None:
+        if self.pooled is not None and call.spec.overview and self.lse is not None:
+            merge_outside(call, *self.pooled, self.result._replace(lse=self.lse))
+        elif self.separate and self.pooled is not None:
             self._merge_seen_by_all(*self.pooled)
 
     def _keys_and_values(self) -> Tensor:

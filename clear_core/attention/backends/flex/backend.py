@@ -51,6 +51,8 @@ class FlexBackend:
             return f"FlexAttention has no kernel for {kind.device.type} devices that is used here"
         if kind.dtype not in DTYPES:
             return f"FlexAttention's kernel does not take {kind.dtype}"
+        if kind.spec.overview:
+            return "FlexAttention's kernel has no overview of what is outside the windows"
         if kind.device.type == "cpu":
             if kind.needs_grad:
                 return "FlexAttention has no gradient on a CPU"

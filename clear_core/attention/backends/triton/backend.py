@@ -33,6 +33,8 @@ class TritonBackend:
             return f"Triton has no compiler for {device.type} devices"
         if kind.dtype not in DTYPES:
             return f"the Triton kernel does not take {kind.dtype}"
+        if kind.spec.overview:
+            return "the Triton kernel has no overview of what is outside the windows"
         if kind.needs_grad:
             return "the Triton kernel has no gradient"
         return (too_old(device) if device.type == "cuda" else None) or no_triton()

@@ -1,0 +1,193 @@
+"""The overview of what is outside the windows: against the formula in float64, and what may not be combined with it."""
+
+import dataclasses
+import logging
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clear_core import ClearSpec, SequenceLayout, clear_attention
+from clear_core.attention import choose, overview
+from clear_core.attention.call import CallKind
+from clear_core.attention.pool import mean_weight
+from clear_core.effective import Effective, Inactive
+from clear_core.families import FLUX1, ModelShape
+from clear_core.parallel import ThreadPeers, clear_attention_strip
+from clear_core.settings import ClearSettings
+from tests.support import attention_cases, bias_cases
+
+BACKENDS = ("dense", "gather")
+
+
+def drawn(seed):
+    """A random call with an overview: every second one has a mask."""
+    draw = random.Random(seed)
+    layout = SequenceLayout(
+        draw.choice([0, 1, 7]), (draw.randint(1, 13), draw.randint(1, 13)), draw.choice([0, 0, 1, 5])
+    )
+    spec = ClearSpec(draw.choice([1, 2, 3, 5, 9, 30]), draw.choice([1, 2, 3, 4, 5]), overview=True)
+    kind = draw.choice(["text", "free", "level"])
+    dtype, masks = draw.choice([torch.bool, torch.float32]), (draw.choice([1, 2]), draw.choice([1, 3]))
+    return bias_cases.Case(seed, kind, dtype, layout, spec, 2, 3, masks, False, draw.choice([None, 1, 20_000]))
+
+
+def run(case, backend, dtype=torch.float32, masked=False, **options):
+    return clear_attention(
+        *case.inputs(dtype),
+        grid=case.layout.grid,
+        spec=case.spec,
+        scale=0.3,
+        reference_tokens=case.layout.reference,
+        bias=case.bias() if masked else None,
+        chunk_bytes=case.chunk_bytes,
+        backend=backend,
+        return_lse=True,
+        **options,
+    )
+
+
+def expected(case, dtype=torch.float32, masked=False):
+    weight = mean_weight(case.spec.down_factor)
+    bias = case.bias() if masked else None
+    return bias_cases.written_out(*case.inputs(dtype), case.layout, case.spec, weight, 0.3, bias)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("case", [drawn(seed) for seed in range(40)], ids=str)
+def test_is_the_formula(case, backend, masked):
+    for found, wanted in zip(run(case, backend, masked=masked), expected(case, masked=masked), strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("radius", [1, 4, 9, 40])
+@pytest.mark.parametrize("grid", [(1, 1), (17, 11), (20, 24)], ids=str)
+def test_with_cells_of_one_token_it_is_dense_attention(grid, radius, backend):
+    q, k, v = torch.randn(3, 2, 2, 5 + grid[0] * grid[1], 32, generator=torch.Generator().manual_seed(0)).unbind()
+    spec = ClearSpec(radius, 1, overview=True)
+    found, lse = clear_attention(q, k, v, grid=grid, spec=spec, backend=backend, return_lse=True)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, v), rtol=0, atol=2e-6)
+    torch.testing.assert_close(lse, (q @ k.transpose(-1, -2) * 32**-0.5).logsumexp(-1), rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_that_are_the_same_in_each_cell_lose_nothing(backend):
+    """The mean of equal keys is exact: what is lost otherwise is the spread inside the cells alone."""
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(1, 2, 3 + 12 * 16, 32, generator=generator)
+    cells = torch.randn(2, 1, 2, 3, 4, 32, generator=generator)
+    image = cells.repeat_interleave(4, 3).repeat_interleave(4, 4).flatten(3, 4)
+    k, v = torch.cat([torch.randn(2, 1, 2, 3, 32, generator=generator), image], dim=3)
+    found = clear_attention(q, k, v, grid=(12, 16), spec=ClearSpec(5, 4, overview=True), backend=backend)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, v), rtol=0, atol=4e-6)
+    pooled = clear_attention(q, k, v, grid=(12, 16), spec=ClearSpec(5, 4), backend=backend)
+    assert (pooled - F.scaled_dot_product_attention(q, k, v)).abs().max() > 0.1
+
+
+# In bfloat16 the logarithms are rounded too, by up to half a percent of a weight.
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", range(30))
+def test_gather_is_dense(seed, dtype, most):
+    case = dataclasses.replace(attention_cases.Case.draw(seed), overview=True, weight="mean")
+    found = case.run(dtype, "gather", chunk_bytes=case.chunk_bytes)
+    assert found.dtype == dtype
+    assert attention_cases.error(found, case.oracle(dtype)) <= most
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [range(0), range(1), range(4, 9), range(7, 11)], ids=str)
+def test_rows_are_those_of_the_whole(rows, backend):
+    q, k, v = torch.randn(3, 1, 2, 5 + 11 * 13 + 2, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    options = {"grid": (11, 13), "spec": ClearSpec(3, 4, overview=True), "reference_tokens": 2, "backend": backend}
+    own = torch.cat([torch.arange(5), 5 + torch.arange(rows.start * 13, rows.stop * 13), torch.arange(148, 150)])
+    whole = clear_attention(q, k, v, **options)[:, :, own]
+    found = clear_attention(q[:, :, own], k, v, query_rows=rows, **options)
+    torch.testing.assert_close(found, whole, rtol=0, atol=2e-6)
+
+
+# A radius whose windows hold the whole grid for some queries, and one that leaves something out for all of them.
+@pytest.mark.parametrize("radius", [3, 8])
+@pytest.mark.parametrize("text", [0, 4])
+def test_gradients_are_those_of_dense(text, radius):
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(1, 2, text + 9 * 7, 16, generator=generator).requires_grad_() for _ in range(3)]
+    slope = torch.randn(1, 2, text + 9 * 7, 16, generator=generator)
+    found = []
+    for backend in ("gather", "dense"):
+        out = clear_attention(*leaves, grid=(9, 7), spec=ClearSpec(radius, 2, overview=True), backend=backend)
+        found.append(torch.autograd.grad((out * slope).sum(), leaves))
+    for mine, theirs in zip(*found, strict=True):
+        assert theirs.isfinite().all()
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_many_queries_are_counted_in_pieces(monkeypatch):
+    """A chunk's counts keep to the memory limit."""
+    made = []
+    own = overview.tokens_outside
+    monkeypatch.setattr(overview, "tokens_outside", lambda *given: made.append(own(*given)) or made[-1])
+    q, k, v = torch.randn(3, 1, 2, 24 * 24, 16).unbind()
+    clear_attention(q, k, v, grid=(24, 24), spec=ClearSpec(4, 2, True), backend="gather", chunk_bytes=100_000)
+    assert len(made) > 10 and max(one.numel() * one.element_size() for one in made) <= 100_000
+
+
+def test_counts_of_a_cut_cell():
+    # The last column of a (2, 3) grid is a cell of two tokens, of which the query beside it sees one.
+    count = overview.tokens_outside(torch.tensor([0, 1]), torch.tensor([1, 0]), (2, 3), ClearSpec(2, 2, True))
+    assert count.tolist() == [[0, 0], [0, 2]]
+
+
+CARD = CallKind(torch.device("cuda", 0), torch.float16, 64, (64, 64), ClearSpec(8, 4, overview=True))
+
+
+@pytest.mark.parametrize("backend", [choose.FLEX, choose.TRITON], ids=lambda one: one.name)
+def test_kernels_without_an_overview_say_so(backend):
+    assert "has no overview" in backend.unavailable(CARD)
+
+
+def test_flex_by_name_refuses_an_overview():
+    q, k, v = torch.randn(3, 1, 1, 64, 16).unbind()
+    with pytest.raises(ValueError, match="backend is 'flex', but FlexAttention.* has no overview .*; use 'auto'"):
+        clear_attention(q, k, v, grid=(8, 8), spec=ClearSpec(2, 2, overview=True), backend="flex")
+
+
+def test_auto_leaves_an_overview_to_gather_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(choose, "_logged", set())
+    monkeypatch.setattr(type(choose.GATHER), "preferred", lambda self, kind: None)
+    monkeypatch.setattr(type(choose.FLEX), "preferred", lambda self, kind: "It is preferred here.")
+    q, k, v = torch.randn(3, 1, 1, 64, 16).unbind()
+    options = {"grid": (8, 8), "spec": ClearSpec(2, 2, overview=True)}
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = clear_attention(q, k, v, **options)
+            assert torch.equal(found, clear_attention(q, k, v, backend="gather", **options))
+    (line,) = (record.message for record in caplog.records)
+    assert "no overview" in line and "gathered tiles" in line
+
+
+def test_what_an_overview_refuses():
+    q = torch.zeros(1, 1, 66, 16)
+    spec = ClearSpec(2, 2, overview=True)
+    with pytest.raises(ValueError, match="spatial_weight was given, but .*overview 2 x 2.* plain means"):
+        clear_attention(q, q, q, grid=(8, 8), spec=spec, spatial_weight=mean_weight(2))
+    with pytest.raises(ValueError, match="strips have no overview, but the spec is radius 2, overview 2 x 2"):
+        clear_attention_strip(q, q, q, peers=ThreadPeers.make(1)[0], grid=(8, 8), spec=spec)
+    pairs = torch.zeros(1, 1, 66, 66)
+    pairs[..., 9, 9] = 1.0
+    with pytest.raises(ValueError, match="differs from one image token to the next.* a spec without an overview"):
+        clear_attention(q, q, q, grid=(8, 8), spec=spec, bias=pairs)
+
+
+def test_effective_takes_an_overview_for_what_it_is():
+    layout, shape = SequenceLayout(512, (256, 256)), ModelShape.usual(FLUX1)
+
+    def of(*spec, layout=layout):
+        return Effective.of(ClearSettings(ClearSpec(*spec)), shape, layout)
+
+    assert of(8, 4, True).scale == of(8).scale < of(8, 4).scale
+    assert of(8, 4, True).pairs == of(8, 4).pairs
+    small = SequenceLayout(5, (6, 6))
+    assert of(8, 2, True, layout=small).inactive is Inactive.COVERED
