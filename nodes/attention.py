@@ -33,7 +33,12 @@ class CLEARAttention(io.ComfyNode):
             description="Lets FLUX make 2K to 8K pictures: every part of the picture attends to the prompt and to a "
             "circle around it, so the cost grows with the area, not with its square.",
             inputs=[
-                io.Model.Input("model", tooltip="A FLUX.1 model: dev, schnell, Krea, Kontext, Fill or a fine-tune."),
+                io.Model.Input(
+                    "model",
+                    tooltip="FLUX.1 and its fine-tunes, with distilled weights or without; and training-free: Chroma, "
+                    "FLUX.2, Krea 2, Qwen-Image, Z-Image, Lumina 2, SD3.5, HiDream-I1, HunyuanImage 2.1, Kandinsky 5, "
+                    "Wan.",
+                ),
                 io.Combo.Input(
                     "weights_name",
                     options=[NO_WEIGHTS, *installed_names()],

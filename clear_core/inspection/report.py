@@ -9,6 +9,7 @@ import torch
 
 from ..attention.backends.base import NO_TRITON
 from ..effective import Effective, Inactive
+from ..family import training_free_words
 from ..settings import ClearSettings
 from .facts import Inspection
 from .units import memory_words, percent, significant, time_words
@@ -120,8 +121,7 @@ def advice(facts: Inspection) -> list[str]:
             "No distilled weights are loaded: the model was not trained for windows, and the picture will "
             "suffer. Choose weights_name in CLEAR Attention, or press Get weights there."
             if not effective.shape.is_relative
-            else f"Nobody has distilled weights for {effective.shape.family.name}: it was not trained for windows, and "
-            "the picture will suffer."
+            else f"The {training_free_words(effective.shape.family.name)}."
         )
     row = facts.row(facts.size)
     if facts.in_use(row) > 0.8 * row.dense:

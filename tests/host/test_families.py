@@ -43,7 +43,7 @@ def test_windows_are_the_oracles(family, clear_node, grid, radius, dense):
     with oracle(family, model, x, radius, dense=dense) as expected:
         wanted = denoised(expected, x, positive, negative)
     assert relative_error(found, wanted) < CLOSE
-    assert relative_error(stock, wanted) > 1e-4
+    assert relative_error(stock, wanted) > 3 * CLOSE
 
 
 def test_a_radius_past_the_grid_is_the_stock_model(family, clear_node):
@@ -55,7 +55,9 @@ def test_a_radius_past_the_grid_is_the_stock_model(family, clear_node):
 @pytest.mark.parametrize(
     "family", [name for name, each in FAMILIES.items() if each.references is not None], indirect=True
 )
-def test_references_are_seen_by_all(family, clear_node):
+def test_references_are_seen_by_all(family, host, clear_node):
+    if family is FAMILIES["Z-Image"] and host.version.startswith("0.9."):
+        pytest.skip("this ComfyUI gives Z-Image no references")
     model, x = family.kind.build(), family.noise((7, 9), batch=2)
     grids = ((4, 5), (3, 3))
     tokens = sum(math.prod(grid) for grid in grids)

@@ -32,7 +32,9 @@ def text_mask(*kept: int, tokens: int = 7) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["Qwen-Image", "HunyuanImage 2.1"], indirect=True)
-def test_masked_text_is_cut_off_and_takes_no_slower_path(family, pack, clear_node, monkeypatch):
+def test_masked_text_is_cut_off_and_takes_no_slower_path(family, host, pack, clear_node, monkeypatch):
+    if family is FAMILIES["Qwen-Image"] and host.version.startswith("0.9."):
+        pytest.skip("this ComfyUI does not hand Qwen-Image's mask to its attention")
     model, x = family.kind.build(), family.noise((7, 9))
     positive = family.prompt(attention_mask=text_mask(4))
     with oracle(family, model, x, 3) as expected:
@@ -128,7 +130,7 @@ def test_positions_past_256_tokens_are_exact_in_bfloat16(family, clear_node):
     row = 0 if kind.supported == "HunyuanImage21" else 1
 
     def rows(ids: torch.Tensor) -> torch.Tensor:
-        text = 0 if ids.shape[1] == 600 else 7
+        text = family.before(ids.shape[1], 600, 0)
         return ids[0, text : text + 600, row].unflatten(0, (300, 2))[:, 0].float()
 
     steps = rows(seen["clear"]).diff()

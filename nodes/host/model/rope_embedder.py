@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ....clear_core.layout import SequenceLayout, token_grid
 from ....clear_core.rope import NOT_STRETCHED, RopeStretch, ntk_theta, rotations
-from .family import row_of
+from .family import host_family, row_of
 from .family_table import FLUX_EMBEDDER, FLUX_ROW, EmbedderForm, HostFamily
 from .image_positions import place_image
 from .notices import Notices
@@ -208,7 +208,10 @@ def install_embedder(model: ModelPatcher, wrap_foreign: bool = False) -> None:
         model: The clone; a second call changes nothing.
         wrap_foreign: Whether another pack's embedder (DyPE) is wrapped too, so that it gets the ids of tiles.
     """
-    host = row_of(model.model)
+    try:
+        host = host_family(model)
+    except ValueError:  # Tiles of a model that cannot have windows have positions all the same.
+        host = row_of(model.model)
     if host is None or host.embedder is None:
         return
     key = f"diffusion_model.{host.embedder.attribute}"

@@ -19,7 +19,7 @@ from .sigma_shift import with_shift
 from .stage import StageInputs, StageSettings, sampled_tiles
 from .stage_mask import StageMask
 
-NO_WINDOW = "no window: costs what dense attention costs; CLEARAttention has windows for FLUX.1 and its relatives"
+NO_WINDOW = "no window: costs what dense attention costs; CLEARAttention has none for this model"
 EMPTY_MASK = "empty, so that nothing is sampled and the picture is only enlarged"
 
 

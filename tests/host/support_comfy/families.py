@@ -141,6 +141,13 @@ def image_first(length: int, image: int, references: int) -> int:
     return 0
 
 
+def hunyuan(length: int, image: int, references: int) -> int:
+    """Until 0.9 the host put HunyuanImage's picture before its text."""
+    from comfyui_version import __version__
+
+    return 0 if __version__.startswith("0.9.") else length - image
+
+
 def padded(length: int, image: int, references: int) -> int:
     """Z-Image fills the image up to a multiple of 32 tokens; references stand before it."""
     return length - image - -image % 32
@@ -167,7 +174,7 @@ FAMILIES = {
     "Z-Image": TinyFamily(KINDS["Z-Image"], 2, ("layers.*.attention",), padded, references={}),
     "Lumina 2": TinyFamily(TinyKind("Lumina2", LUMINA2, 16, 8, 16), 2, ("layers.*.attention",), text_first),
     "SD3.5": TinyFamily(KINDS["SD3.5"], 2, ("joint_blocks.*",), text_first),
-    "HunyuanImage 2.1": TinyFamily(OTHERS["HunyuanImage 2.1"], 1, FLUX_BLOCKS, text_first),
+    "HunyuanImage 2.1": TinyFamily(OTHERS["HunyuanImage 2.1"], 1, FLUX_BLOCKS, hunyuan),
     "Kandinsky 5 Image": TinyFamily(
         TinyKind("Kandinsky5Image", KANDINSKY5, 16, 8, 16),
         2,
