@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from clear_core.call_memory import CallMemory, MemoryPlan
-from clear_core.families import CHROMA, FLUX1, PICTURE_KINDS
+from clear_core.families import CHROMA, FLUX1
 from clear_core.frame_units import FrameUnits
 from clear_core.memory import GIB, Activations
+from clear_core.picture_kinds import PICTURE_KINDS
 from clear_core.sdedit import Stage, TileLayout, choose_tiles, plan_stages
 
 KINDS = list(PICTURE_KINDS)
