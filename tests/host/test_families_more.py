@@ -12,6 +12,8 @@ from tests.host.support_comfy.boot import Recorder
 from tests.host.support_comfy.families import FAMILIES, TinyFamily, denoised, oracle
 from tests.host.support_comfy.sampling import relative_error, run_node
 
+pytestmark = pytest.mark.slow  # The fast set has a whole frame of each kind, and windows of each family.
+
 CLOSE = 1e-5
 
 

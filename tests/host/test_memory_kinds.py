@@ -15,6 +15,8 @@ from tests.host.support_comfy.pictures import picture
 from tests.host.support_comfy.sampling import predict
 from tests.host.support_comfy.test_only_models import KINDS, OTHERS, TinyKind
 
+pytestmark = pytest.mark.slow  # The fast set has a whole frame of each kind, and windows of each family.
+
 ATTENDING = ("flux.math", "qwen_image.model", "lumina.model", "modules.diffusionmodules.mmdit")
 """Modules of comfy.ldm that call the host's attention."""
 

@@ -69,6 +69,7 @@ def test_a_model_without_windows_is_no_cause_for_a_warning(kind, enlarge):
     assert not [line for line in log.messages() if "CLEAR" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width", "by"), [(37, 61, 2.0), (50, 70, 1.37), (17, 33, 4.0)], ids=str)
 def test_odd_sizes_are_padded_to_the_models_units(kind, enlarge, height, width, by):
     out, samples, info = enlarge(kind, kind.build(), picture(height, width), upscale_by=by, steps=1)
@@ -79,6 +80,7 @@ def test_odd_sizes_are_padded_to_the_models_units(kind, enlarge, height, width, 
     assert ("padded" in info) == (list(size) != padded)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_items(kind, enlarge):
     """Also with a VAE for videos, which takes a batch for the frames of one."""
     model, images = kind.build(), picture(48, 64, batch=2)
@@ -89,6 +91,7 @@ def test_a_batch_is_its_items(kind, enlarge):
     assert relative_error(both[:1], alone) < 1e-4 and relative_error(both[1:], alone) > 1e-2
 
 
+@pytest.mark.slow
 def test_two_stages_are_one_after_the_other_and_a_guide_holds(kind, enlarge):
     model, image = kind.build(), picture(32, 32)
     inputs = {"guide": "constant", "guide_strength": "1", "steps": 1}

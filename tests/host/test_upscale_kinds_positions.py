@@ -10,6 +10,8 @@ from tests.host.support_comfy.positions import recorded_ids
 from tests.host.support_comfy.sampling import predict
 from tests.host.support_comfy.test_only_models import KINDS, OTHERS
 
+pytestmark = pytest.mark.slow  # The fast set has a whole frame of each kind, and windows of each family.
+
 
 @pytest.fixture(scope="module")
 def tiled(host, pack, host_part):

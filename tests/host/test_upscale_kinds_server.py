@@ -21,6 +21,8 @@ from tests.host.support_comfy.sampling import Graph
 from tests.host.support_comfy.server import Server, error_message, output_files
 from tests.host.support_comfy.test_only_models import KINDS
 
+pytestmark = pytest.mark.slow  # The fast set has a whole frame of each kind, and windows of each family.
+
 TEST_MODELS = Path(__file__).parent / "support_comfy" / "test_only_models"
 MODEL, UPSCALE = "1", "6"
 

@@ -12,6 +12,8 @@ from tests.host.support_comfy.pictures import picture
 from tests.host.support_comfy.sampling import predict, relative_error
 from tests.host.support_comfy.test_only_models import KINDS, TinyKind
 
+pytestmark = pytest.mark.slow  # The fast set has a whole frame of each kind, and windows of each family.
+
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def kind(request, host, pack) -> TinyKind:
