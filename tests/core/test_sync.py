@@ -59,8 +59,8 @@ def test_a_table_is_filled_in_by_the_environment_with_torch(copy: Path, monkeypa
     sync.main([])
     assert "without .venv the tables in docs stay as they are" in capsys.readouterr().out
     shutil.copytree(PROJECT / "benchmarks", copy / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    for page in ("memory.md", "parallel.md"):
-        shutil.copy(PROJECT / "docs" / page, copy / "docs")
+    for page in ("docs/memory.md", "docs/parallel.md", "README.md"):
+        shutil.copy(PROJECT / page, copy / page)
     change(copy / "docs/memory.md", "| 4096 x 4096 | 65536 | 5.1 | 7.0 |", "| 4096 x 4096 | 65536 | 5.2 |\n| more |")
     monkeypatch.setattr(sync, "interpreter_in", lambda environment: Path(sys.executable))
     sync.main([])
@@ -103,7 +103,7 @@ def test_without_marks_the_page_is_not_touched(copy: Path):
     ],
 )
 def test_a_text_that_only_the_host_knows_is_refused(text: str, said: str, copy: Path):
-    change(copy / "nodes" / "attention.py", 'tooltip="A FLUX.1 model', f'tooltip={text}, extra="A FLUX.1 model')
+    change(copy / "nodes" / "attention.py", 'tooltip="FLUX.1 and', f'tooltip={text}, extra="FLUX.1 and')
     with pytest.raises(RefusedError, match=said):
         sync.generated(copy)
 
