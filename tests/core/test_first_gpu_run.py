@@ -58,6 +58,7 @@ def results_in(file):
         return 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_its_end_and_nowhere_else(command, tmp_path):
     file = tmp_path / "record.json"
     with command() as first:

@@ -57,6 +57,7 @@ def small(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_record_names_what_ran_and_what_did_not(small, tmp_path, capsys):
     record = small(tmp_path / "record.json", "--sizes", "1K,2K", "--runs", "sdpa,row-major,gather,triton")
     kinds = [result["kind"] for result in record["results"]]

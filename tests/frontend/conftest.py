@@ -35,6 +35,7 @@ SLOW = {
     "clear_flux2_klein_to_4k",
     "clear_krea_2_to_4k",
     "clear_refine_after_esrgan",
+    "clear_sdxl_to_4k",
 }
 
 BROWSER, HOSTS = find_browser(), find_hosts()

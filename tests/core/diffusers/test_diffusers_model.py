@@ -51,6 +51,7 @@ def test_gradients_reach_the_spatial_weights_and_survive_checkpointing(flux: Any
         assert relative(recomputed, plain) < 1e-5
 
 
+@pytest.mark.slow
 def test_compiled_model_follows_the_size(flux: Any) -> None:
     apply_clear(flux, ClearSpec(3), ntk_factor=10.0)
     calls = [call_inputs(grid) for grid in ((6, 7), (7, 6), (9, 5), (6, 7))]

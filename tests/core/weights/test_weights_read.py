@@ -161,6 +161,7 @@ def sparse_clear_file(path: Path, width: int, doubles: int, singles: int) -> int
     return 8 + len(text) + offset
 
 
+@pytest.mark.slow
 def test_opening_and_listing_read_no_tensor(tmp_path):
     script = """
 import resource, sys
