@@ -134,10 +134,10 @@ def test_a_model_without_clear_is_told_what_it_would_save(inspect, tiny_flux):
 
 def test_another_model_gets_one_sentence(inspect, tiny_flux):
     model = tiny_flux()
-    model.model.model_config.unet_config = {**model.model.model_config.unet_config, "image_model": "qwen_image"}
+    model.model.model_config.unet_config = {**model.model.model_config.unet_config, "image_model": "unheard_of"}
     page, text = inspect(model)
     told = text.split("\n\n")[0]
-    assert "qwen_image" in told and "\n" not in told
+    assert "unheard_of" in told and "\n" not in told
     assert quoted(text)["model"] == "no FLUX.1"
     assert page.shape[2] == 1640
 

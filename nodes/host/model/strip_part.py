@@ -19,7 +19,7 @@ from .tile_frame import FramePart
 
 Result = TypeVar("Result")
 
-KEY = "clear_strip"
+KEY = "clear_flux_strip"
 """Key of a :class:`StripPart` in ``transformer_options``; absent if one device computes the whole call."""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ....clear_core.guidance import GuideSettings, coarse
 from ....clear_core.sdedit import Stage, TileLayout, reflect_to
+from ..parallel.others import is_known
 
 WHOLE_FRAME_OPTIONS = (
     "denoise_mask_function",
@@ -75,5 +76,5 @@ def shows_whole_frame(model: ModelPatcher) -> bool:
     """Whether another node computes with a prediction before the mask is applied: a statistic of the whole frame
     would change with tiles that are left out."""
     return any(model.model_options.get(name) for name in WHOLE_FRAME_OPTIONS) or any(
-        model.get_all_wrappers(kind) for kind in WHOLE_FRAME_WRAPPERS
+        not is_known(wrapper) for kind in WHOLE_FRAME_WRAPPERS for wrapper in model.get_all_wrappers(kind)
     )

@@ -131,7 +131,9 @@ def test_a_thread_that_has_ended_is_not_waited_for():
             own.all_gather(torch.zeros(2), [(2,), (2,), (2,)]).wait()
 
     started = time.monotonic()
-    with pytest.raises(PeersError, match="rank . waited in vain for rank 0(, .)?, which has ended; do all threads make the"):
+    with pytest.raises(
+        PeersError, match="rank . waited in vain for rank 0(, .)?, which has ended; do all threads make the"
+    ):
         run_together(ThreadPeers.make(3, timeout=60), work)
     assert time.monotonic() - started < 20
 
