@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,7 +109,7 @@ class PlanProcessor(torch.nn.Module):
     def __init__(self, plan: Plan, weight: Tensor | None = None) -> None:
         super().__init__()
         self.plan, self.weight = plan, weight
-        self.grid = (0, 0)
+        self.grid: tuple[int, int] = (0, 0)
 
     def __call__(
         self,
@@ -136,7 +136,9 @@ class PlanProcessor(torch.nn.Module):
 
 
 @contextmanager
-def planned(model: FluxTransformer2DModel, plan: Plan, weights: Sequence[Tensor | None] = ()) -> Iterator[Any]:
+def planned(
+    model: FluxTransformer2DModel, plan: Plan, weights: Sequence[Tensor | None] = ()
+) -> Generator[Callable[[tuple[int, int], float], None]]:
     """The model's blocks under a plan.
 
     Args:
