@@ -37,6 +37,7 @@ class _Meeting:
         self.changed = Condition()
         self.messages: dict[_Address, _Message] = {}
         self.failure: tuple[int, BaseException] | None = None
+        self.ended: set[int] = set()
 
     def check(self) -> None:
         """Raises a PeersError if a rank has failed."""
@@ -52,19 +53,27 @@ class _Meeting:
 
     def take(self, addresses: list[_Address]) -> list[_Message]:
         with self.changed:
-            self.changed.wait_for(
-                lambda: self.failure is not None or all(one in self.messages for one in addresses), self.timeout
+
+            def missing() -> list[int]:
+                return [one[0] for one in addresses if one not in self.messages]
+
+            in_time = self.changed.wait_for(
+                lambda: self.failure is not None or not missing() or self.ended.intersection(missing()), self.timeout
             )
             self.check()
-            missing = [
-                sender for sender, receiver, number in addresses if (sender, receiver, number) not in self.messages
-            ]
-            if missing:
+            if missing():
+                waited = f"{self.timeout:g} s in vain" if not in_time else "in vain"
+                ended = ", which has ended" if in_time else ""
                 raise PeersError(
-                    f"rank {addresses[0][1]} waited {self.timeout:g} s in vain for rank "
-                    f"{', '.join(map(str, missing))}; do all threads make the same calls?"
+                    f"rank {addresses[0][1]} waited {waited} for rank {', '.join(map(str, missing()))}{ended}; do all "
+                    "threads make the same calls?"
                 )
             return [self.messages.pop(one) for one in addresses]
+
+    def end(self, rank: int) -> None:
+        with self.changed:
+            self.ended.add(rank)
+            self.changed.notify_all()
 
     def fail(self, rank: int, error: BaseException) -> None:
         with self.changed:
@@ -103,6 +112,10 @@ class ThreadPeers(Peers):
     def abort(self, error: BaseException) -> None:
         """This rank has failed: whoever waits, or will wait, gets a PeersError at once."""
         self._meeting.fail(self.rank, error)
+
+    def end(self) -> None:
+        """This rank has done all of its work: whoever still waits for it gets a PeersError at once."""
+        self._meeting.end(self.rank)
 
     @property
     def failure(self) -> BaseException | None:
@@ -182,6 +195,7 @@ def run_together(peers: Sequence[ThreadPeers], work: Callable[[ThreadPeers], _Re
             # Both are per thread.
             with torch.inference_mode(inference), torch.set_grad_enabled(grad):
                 results[own.rank] = work(own)
+            own.end()
         except BaseException as error:
             own.abort(error)
 

@@ -229,7 +229,7 @@ def applied(host: boot.Host) -> Callable[..., Any]:
     return apply
 
 
-@pytest.fixture(params=[2, 3], ids=["2-devices", "3-devices"])
+@pytest.fixture(params=[2, pytest.param(3, marks=pytest.mark.slow)], ids=["2-devices", "3-devices"])
 def count(request, host, monkeypatch) -> Iterator[int]:
     """How many devices the host finds; the test is skipped if it has no MultiGPU CFG Split."""
     devices.pretend_devices(host, monkeypatch, request.param)

@@ -122,12 +122,14 @@ def test_fewer_conditions_than_devices_are_strips_and_as_many_are_the_hosts(comp
     assert torch.allclose(several, run(model, **graph), atol=CLOSE)
 
 
-def test_the_default_and_an_area_at_once(compare, count):
-    """Two conditions for one list: with two devices these are the host's."""
-    if count < 3:
-        pytest.skip("two conditions and two devices")
-    pair = [*prompt(), *prompt(seed=5, area=(15, 12, 6, 5), strength=1.5)]
-    assert compare(pair)[0] < CLOSE
+def test_a_prompt_and_an_area_at_once(host, count, clear_node, run):
+    """Two conditions in one list: of two devices each gets one from the host, three share both."""
+    graph = {"positive": [*prompt(), *prompt(seed=5, area=(15, 12, 6, 5), strength=1.5)], "latent": noise(*GRID) * 0}
+    model = clear_node(loaded_flux(host), radius=RADIUS)
+    with Recorder() as log:
+        several = run(on_devices(host, model, count), **graph)
+    assert bool([line for line in log.messages() if "strips on" in line]) == (count == 3)
+    assert torch.allclose(several, run(model, **graph), atol=CLOSE)
 
 
 def test_fewer_rows_than_devices(compare, count):

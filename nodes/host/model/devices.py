@@ -68,6 +68,7 @@ class Devices:
         Args:
             counted: Whether the other threads have them too: each device does work of its own.
         """
+        self._check_threads(count)
         inference = torch.is_inference_mode_enabled()
         errors: list[BaseException] = []
 
@@ -90,6 +91,18 @@ class Devices:
             comfy.model_management.interrupt_current_processing(False)
             raise first_of(errors)
         return [result for result, _ in outcomes]
+
+    def _check_threads(self, count: int) -> None:
+        """Raises what kept a thread from its device: it would do no work, and the others would wait for it."""
+        for device in self.each[:count]:
+            self.pool.submit(device.device, _nothing)
+        for _, error in [self.pool.get_result(device.device) for device in self.each[:count]]:
+            if error is not None:
+                raise error
+
+
+def _nothing() -> None:
+    """Work that shows whether a thread runs."""
 
 
 def _plainly(function: Callable[..., Result], *args: Any) -> Result:

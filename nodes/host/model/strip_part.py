@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....clear_core.effective import Effective
 from ....clear_core.layout import SequenceLayout
-from ....clear_core.parallel import Peers, ThreadPeers, clear_attention_strip, split_rows
+from ....clear_core.parallel import Peers, PeersError, ThreadPeers, clear_attention_strip, split_rows
 from ....clear_core.parallel.gathered import attend_to_gathered
 from ....clear_core.sdedit import Tile
 from .devices import Device, Devices
@@ -134,9 +134,14 @@ def in_strips(
     def one(device: Device) -> Result:
         own = peers[device.rank]
         try:
-            return work(device, StripPart(own, grid, strips))
+            result = work(device, StripPart(own, grid, strips))
+            own.end()
+            return result
         except BaseException as error:
             own.abort(error)
             raise
 
-    return devices.run(one, count)
+    try:
+        return devices.run(one, count)
+    except PeersError as error:
+        raise StripError("the devices did not make the same calls of attention") from error

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..crop.crop_conditioning import Cond
 from ..model.devices import Device, Devices, on_device, options_for
-from .others import is_one_at_a_time
+from .others import is_one_at_a_time, unlike
 from .strips import running_conds
 
 Conds = list[list[Cond] | None]
@@ -31,15 +31,15 @@ class Call:
 def dealing_devices(conds: Conds, x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Devices | None:
     """The devices that tiles can be dealt out to, or None.
 
-    None too if there are as many conditions as devices, since the host deals these out, and if another node may keep
-    something from one call to the next.
+    None too if there are as many conditions as devices, since the host deals these out, if another node may keep
+    something from one call to the next, and if the devices' models are not the same.
     """
     devices = Devices.of(model_options)
     if devices is None or len(running_conds(conds, x_in, timestep)) >= len(devices.each):
         return None
     if any(cond.get("hooks") is not None for each in conds for cond in each or ()):
         return None
-    return None if is_one_at_a_time(model_options) else devices
+    return None if is_one_at_a_time(model_options) or unlike(devices) is not None else devices
 
 
 def dealt(executor: Any, devices: Devices, calls: Sequence[Call], timestep: Tensor) -> list[list[Tensor]]:

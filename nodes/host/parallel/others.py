@@ -6,9 +6,13 @@ Source: ``transformer_options`` in ``model_options``; ComfyUI 0.23 to 0.33.
 from __future__ import annotations
 
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
+from torch import nn
+
 from ..crop.foreign_objects import called_in, is_foreign, is_shared
+from ..model.devices import Devices
 
 COMPILED = "torch.compile"
 """Key of the wrapper that puts the first device's compiled model in place of every clone's."""
@@ -37,6 +41,34 @@ def is_one_at_a_time(model_options: dict[str, Any]) -> bool:
     """Whether other nodes take part in a step, which may keep something from one call to the next."""
     held = model_options.get("transformer_options", {}).values()
     return any(map(is_foreign, held)) or not all(map(is_known, called_in(model_options)))
+
+
+def unlike(devices: Devices) -> str | None:
+    """Why the models on the devices do not compute the same, each with weights of its own, or None.
+
+    Nodes that exchange methods or modules of a model (caches, a LoRA in bypass mode) know the first device's alone, and
+    the host gives its object patches to all clones.
+    """
+    first, *others = ([*device.model.diffusion_model.modules()] for device in devices.each)
+    for modules in (first, *others):
+        for module in modules:
+            for name, own in vars(module).items():
+                if isinstance(own, FunctionType | MethodType) and _is_exchanged(module, name, own):
+                    return f"another node has exchanged {name} of {type(module).__name__} in the model"
+    for modules in others:
+        if [*map(type, modules)] != [*map(type, first)]:
+            return "another node has exchanged modules of the model on one device"
+        for one, other in zip(first, modules, strict=True):
+            if one is other and [*one.parameters(recurse=False), *one.buffers(recurse=False)]:
+                return f"a {type(one).__name__} of another node has its weights on one device"
+    return None
+
+
+def _is_exchanged(module: nn.Module, name: str, own: Any) -> bool:
+    """Whether a function stands for a method of the class; the host puts back the class's own after a patch."""
+    method = getattr(type(module), name, None)
+    is_back = getattr(own, "__func__", None) is method and getattr(own, "__self__", None) is module
+    return method is not None and not is_back
 
 
 def is_known(called: Any) -> bool:

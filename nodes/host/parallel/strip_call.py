@@ -22,7 +22,7 @@ from ..model.devices import DEVICES, Device, Devices, inner_options, on_device
 from ..model.notices import Notices
 from ..model.strip_part import KEY, StripError, StripPart, count_of, in_strips
 from ..model.tile_frame import KEY as FRAME_PART
-from .others import is_known
+from .others import is_known, unlike
 
 Inputs = dict[str, Any]
 
@@ -47,22 +47,41 @@ class StripCalls:
         """(B, C, H, W): the prediction for a latent x of that shape."""
         options = dict(transformer_options or {})
         devices, window = options.pop(DEVICES, None), window_of(options)
-        inputs = {**extra, "c_concat": c_concat, "c_crossattn": c_crossattn}
         if devices is None or window is None:
-            return executor(x, t, control=control, transformer_options=options, **inputs)
-        if inputs.get("attention_mask") is not None:
-            reason = "an attention mask belongs to the whole picture, so it"
-            self.notices.log_once(reason, f"{reason} is not cut into strips for several devices.")
-            return executor(x, t, control=control, transformer_options=options, **inputs)
+            return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+        if extra.get("attention_mask") is not None:
+            self.say_whole("an attention mask belongs to the whole picture, so it")
+            return executor(x, t, c_concat, c_crossattn, control, options, **extra)
         rest = executor.wrappers[executor.idx + 1 :]
         inside = [wrapper for wrapper in rest if is_known(wrapper)]
         outside = [wrapper for wrapper in rest if wrapper not in inside]
 
-        def cut(x: Tensor, t: Tensor, *args: Any, control: Any = None, **inputs: Any) -> Tensor:
+        def cut(
+            x: Tensor,
+            t: Tensor,
+            c_concat: Tensor | None = None,
+            c_crossattn: Tensor | None = None,
+            control: Any = None,
+            transformer_options: dict[str, Any] | None = None,
+            **extra: Any,
+        ) -> Tensor:
+            options = transformer_options or {}
+            # Only now: other nodes exchange parts of the first device's model for the length of a call.
+            reason = unlike(devices)
+            if reason is not None:
+                self.say_whole(f"{reason}, so the picture")
+                whole = WrapperExecutor.new_class_executor(executor.original, executor.class_obj, inside)
+                return whole.execute(x, t, c_concat, c_crossattn, control, options, **extra)
+            inputs = {**extra, "c_concat": c_concat, "c_crossattn": c_crossattn, "transformer_options": options}
             return StripRun(devices, window, inside, x, t, control, inputs, self.notices).predicted()
 
         around = WrapperExecutor.new_class_executor(cut, executor.class_obj, outside)
-        return around.execute(x, t, control=control, transformer_options=options, **inputs)
+        # By position, as the host calls them.
+        return around.execute(x, t, c_concat, c_crossattn, control, options, **extra)
+
+    def say_whole(self, reason: str) -> None:
+        """One line that tells why a call is not cut."""
+        self.notices.log_once(reason, f"{reason} is not cut into strips for several devices.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,9 @@ class StripRun:
     def predicted(self) -> Tensor:
         """(B, C, H, W)."""
         multiple = self.window.settings.spec.down_factor
-        self.say(count_of(self.devices, self.grid[0], multiple))
+        count = count_of(self.devices, self.grid[0], multiple)
+        if count > 1:
+            self.say(count)
         # A model fills a last token by what it is given, and a strip lacks the picture's first row.
         padded = self.padded(self.x)
         inputs = {name: self.padded(value) if self.lies_over(value) else value for name, value in self.inputs.items()}
@@ -143,13 +164,16 @@ class StripRun:
         }
         options = self.inputs["transformer_options"]
         added = {KEY: part, FRAME_PART: part.place(options.get(FRAME_PART))}
-        own["transformer_options"] = inner_options(device, options, **added)
+        own = {name: on_device(value, there) for name, value in own.items()}
         call = WrapperExecutor.new_class_executor(device.model._apply_model, device.model, self.wrappers)
         return call.execute(
             x[..., latents, :].to(there),
             self.t.to(there),
-            control=self.residuals(rows, there),
-            **{name: on_device(value, there) for name, value in own.items()},
+            own.pop("c_concat"),
+            own.pop("c_crossattn"),
+            self.residuals(rows, there),
+            inner_options(device, options, **added),
+            **own,
         )
 
     def residuals(self, rows: range, device: torch.device) -> dict[str, list[Tensor | None]] | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..crop.crop_conditioning import Cond
 from ..model.devices import DEVICES, Devices, options_for
 from ..model.notices import Notices
-from ..model.rope_embedder import ATTRIBUTE, PositionEmbedder
+from ..model.rope_embedder import ATTRIBUTE, PositionEmbedder, is_plain
 from .others import foreign_calls
 from .strip_call import KEY, StripCalls
 
@@ -69,7 +69,10 @@ class StripsPatch:
             self.notices.log_once(reason, f"{reason}, so the picture is not cut into strips for several devices.")
             return executor(model, conds, x_in, timestep, model_options)
         for device in devices.each[1:]:
-            device.model.current_patcher.prepare_state(timestep, {**model_options, "ignore_multigpu": True})
+            patcher = device.model.current_patcher
+            patcher.prepare_state(timestep, {**model_options, "ignore_multigpu": True})
+            # A condition of an earlier step may have left its LoRA there.
+            patcher.apply_hooks(hooks=None)
         # For the host it is a step on the first device.
         options = options_for(devices.each[0], model_options, **{DEVICES: devices})
         return executor(model, conds, x_in, timestep, options)
@@ -94,8 +97,10 @@ def obstacle(devices: Devices, running: list[Cond], model_options: dict[str, Any
         return f"{', '.join(foreign)} may need the whole picture"
     for device in devices.each:
         embedder = getattr(device.model.diffusion_model, ATTRIBUTE, None)
-        if not isinstance(embedder, PositionEmbedder):
-            return f"the positions that {type(embedder).__name__} makes cannot be moved to a strip"
+        # Wrapped or not, another node's may read off the ids how large the picture is.
+        own = embedder.base if isinstance(embedder, PositionEmbedder) else embedder
+        if own is embedder or not is_plain(own):
+            return f"the positions that {type(own).__name__} makes cannot be moved to a strip"
     return None
 
 

@@ -125,6 +125,28 @@ def test_a_thread_that_does_not_come_is_waited_for_in_time():
         peers[0].all_gather(torch.zeros(2), [(2,), (2,)]).wait()
 
 
+def test_a_thread_that_has_ended_is_not_waited_for():
+    def work(own):
+        if own.rank:
+            own.all_gather(torch.zeros(2), [(2,), (2,), (2,)]).wait()
+
+    started = time.monotonic()
+    with pytest.raises(PeersError, match="rank . waited in vain for rank 0, which has ended; do all threads make the"):
+        run_together(ThreadPeers.make(3, timeout=60), work)
+    assert time.monotonic() - started < 20
+
+
+def test_what_a_thread_sent_before_it_ended_arrives():
+    def work(own):
+        transfer = own.all_gather(torch.full((2,), float(own.rank)), [(2,), (2,)])
+        if own.rank:
+            return None
+        time.sleep(0.2)
+        return transfer.wait()[1].tolist()
+
+    assert run_together(ThreadPeers.make(2, timeout=60), work) == [[1.0, 1.0], None]
+
+
 def test_ranks_with_different_calls_are_told():
     def work(own):
         own.all_gather(torch.zeros(2 + own.rank), [(2,), (2,)]).wait()
