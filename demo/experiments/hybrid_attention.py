@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,7 +136,9 @@ class PlanProcessor(torch.nn.Module):
 
 
 @contextmanager
-def planned(model: FluxTransformer2DModel, plan: Plan, weights: Sequence[Tensor | None] = ()) -> Generator[Any]:
+def planned(
+    model: FluxTransformer2DModel, plan: Plan, weights: Sequence[Tensor | None] = ()
+) -> Generator[Callable[[tuple[int, int], float], None]]:
     """The model's blocks under a plan.
 
     Args:
