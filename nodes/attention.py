@@ -1,4 +1,4 @@
-"""The node that gives a FLUX model its windows."""
+"""The node that gives a model its windows."""
 
 from __future__ import annotations
 

@@ -12,10 +12,8 @@ from typing import Any
 from torch import nn
 
 from ..crop.foreign_objects import called_in, is_foreign, is_shared
+from ..model.block_forecast import COMPILED
 from ..model.devices import Devices
-
-COMPILED = "torch.compile"
-"""Key of the wrapper that puts the first device's compiled model in place of every clone's."""
 
 
 def foreign_calls(model_options: dict[str, Any]) -> list[str]:
@@ -31,6 +29,7 @@ def foreign_calls(model_options: dict[str, Any]) -> list[str]:
         "patches_replace": options.get("patches_replace"),
         "wrappers": {
             "diffusion_model": wrappers.get("diffusion_model"),
+            # It puts the first device's compiled model in the place of every clone's.
             "apply_model": wrappers.get("apply_model", {}).get(COMPILED),
         },
     }

@@ -41,7 +41,7 @@ class StripsPatch:
         ):
             model.remove_wrappers_with_key(wrapper_type, KEY)
             model.add_wrapper_with_key(wrapper_type, KEY, wrapper)
-        # What CLEAR does around a call belongs to a strip's.
+        # Outermost, so that CLEAR's other wrappers run around each strip's call.
         others = model.wrappers[WrappersMP.APPLY_MODEL]
         model.wrappers[WrappersMP.APPLY_MODEL] = {KEY: others.pop(KEY), **others}
 
