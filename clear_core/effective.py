@@ -16,7 +16,7 @@ from .families import ModelShape
 from .layout import SequenceLayout
 from .rope import NOT_STRETCHED, RopeStretch
 from .scale import attention_scale
-from .settings import DEFAULT_RADIUS, ClearSettings
+from .settings import ClearSettings
 from .spec import ClearSpec
 
 
@@ -163,7 +163,7 @@ def _effective(
             shape=shape,
             layout=layout,
             frame=frame,
-            spec=ClearSpec(DEFAULT_RADIUS),
+            spec=ClearSettings.of_widgets(0, 0, None).spec_on(layout.grid),
             inactive=Inactive.NOT_CONNECTED,
             dense_blocks=frozenset(),
             stretch=NOT_STRETCHED,
@@ -172,7 +172,7 @@ def _effective(
             controlnet=False,
             backend="auto",
         )
-    family, image_tokens = shape.family, frame[0] * frame[1]
+    family, image_tokens, spec = shape.family, frame[0] * frame[1], settings.spec_on(layout.grid)
     dense_blocks = parse_dense_blocks(settings.dense_blocks, shape.num_double, shape.num_single)
     hires = family.is_hires(image_tokens)
     inactive = None
@@ -180,13 +180,13 @@ def _effective(
         inactive = Inactive.MIN_TOKENS
     elif len(dense_blocks) == shape.blocks:
         inactive = Inactive.DENSE_BLOCKS
-    elif settings.spec.is_dense(layout.grid):
+    elif spec.is_dense(layout.grid):
         inactive = Inactive.COVERED
     return Effective(
         shape=shape,
         layout=layout,
         frame=frame,
-        spec=settings.spec,
+        spec=spec,
         inactive=inactive,
         dense_blocks=dense_blocks,
         stretch=RopeStretch.of(settings.ntk, settings.ntk_factor, frame, family),

@@ -154,9 +154,19 @@ class ModelShape:
 
 
 TRAINING_FREE = "training-free"
-"""What windows are called where nobody has distilled weights for the model."""
+"""What windows are called without distilled weights."""
+
+HYBRID = f"{TRAINING_FREE} hybrid"
+"""What they are called with an overview of what is outside them."""
 
 
-def training_free_words(name: str) -> str:
-    """Says of a model's windows that they are not trained. name: Of the family."""
-    return f"windows on {name} are {TRAINING_FREE}: nobody has distilled weights for it, so they cost quality"
+def training_free_words(name: str, overview: bool) -> str:
+    """Says of a model's windows that they are not trained.
+
+    Args:
+        name: Of the family.
+        overview: Whether pooled keys stand for what is outside the windows.
+    """
+    kind = f"a {HYBRID}, circles and a coarse overview of the rest" if overview else TRAINING_FREE
+    cost = "some quality" if overview else "quality"
+    return f"windows on {name} are {kind}: nobody has distilled weights for it, so they cost {cost}"

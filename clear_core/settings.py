@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from .number_checks import check_number, check_percents
 from .rope import NTK
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from .weights import ClearFile
 
 DEFAULT_RADIUS = 16
-"""Window radius in tokens when neither the user nor a weights file names one."""
+"""Window radius in tokens when neither the user nor a weights file names one, up to :data:`WIDE_TOKENS`."""
+
+TRAINING_FREE = ClearSpec(DEFAULT_RADIUS, down_factor=4, overview=True)
+"""Windows on a model's own weights, named "hybrid": chosen by ``demo/experiments/hybrid.json``."""
+
+WIDE_TOKENS = 128 * 128
+"""Image tokens of a call, 2048 x 2048 px on FLUX.1, above which a radius that nobody named is doubled.
+
+In the same record a radius of 1/8 of the side was enough.
+"""
 
 PROPORTIONAL = ("auto", "on", "off")
 
@@ -39,6 +48,7 @@ class ClearSettings:
         controlnet: Whether a ControlNet's blocks get the window: "on", "off", or "auto" (FLUX.1: on above 8192 image
             tokens).
         ntk: How the rotary base is stretched: "constant", "clipped" or "fading", see :mod:`clear_core.rope`.
+        radius_by_size: Whether the radius is doubled in calls of more than :data:`WIDE_TOKENS` image tokens.
 
     Raises:
         ValueError: A value is out of range.
@@ -54,6 +64,7 @@ class ClearSettings:
     min_tokens: int = 0
     controlnet: str = "auto"
     ntk: str = "constant"
+    radius_by_size: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("proportional_attention", PROPORTIONAL), ("controlnet", CONTROLNET), ("ntk", NTK)):
@@ -62,6 +73,37 @@ class ClearSettings:
         check_number("ntk_factor", self.ntk_factor, 0)
         check_percents(self.start_percent, self.end_percent)
         check_number("min_tokens", self.min_tokens, 0, whole=True)
+
+    @classmethod
+    def of_widgets(cls, radius: int, down_factor: int, file: ClearFile | None, **others: Any) -> ClearSettings:
+        """The settings that a node's widgets and the weights file specify together.
+
+        Args:
+            radius: In tokens; 0 takes it from the file, or from the size of the picture without a file.
+            down_factor: Side of the pooled cells in tokens; 1 is none, 0 what the file has, or 4 without a file.
+            file: Distilled weights. Without, what is outside the windows gets an overview, unless ``down_factor`` is 1.
+            others: The other attributes.
+
+        Raises:
+            ValueError: A value is out of range, or contradicts the file.
+        """
+        if file is not None:
+            return cls(choose_spec(radius, down_factor, file), **others)
+        cells = down_factor or TRAINING_FREE.down_factor
+        spec = ClearSpec(radius or TRAINING_FREE.radius, cells, overview=cells > 1)
+        return cls(spec, radius_by_size=not radius, **others)
+
+    def spec_on(self, grid: tuple[int, int]) -> ClearSpec:
+        """The windows of a call on ``grid`` = (h, w) in tokens, of a whole frame or of a tile."""
+        if not self.radius_by_size or grid[0] * grid[1] <= WIDE_TOKENS:
+            return self.spec
+        return replace(self.spec, radius=2 * self.spec.radius)
+
+    @property
+    def windows(self) -> str:
+        """The windows in words, for logs and texts."""
+        larger = f", radius {2 * self.spec.radius} above {WIDE_TOKENS:,} tokens" if self.radius_by_size else ""
+        return f"{self.spec}{larger}"
 
 
 def choose_spec(radius: int, down_factor: int, file: ClearFile | None) -> ClearSpec:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..clear_core.attention import BACKENDS
 from ..clear_core.rope import NTK
-from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings, choose_spec
+from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings
 from ..clear_core.weights import read_clear_file
 from .host.model.apply import apply_clear
 from .host.number_inputs import with_checked_numbers
@@ -29,9 +29,9 @@ class CLEARAttention(io.ComfyNode):
         schema = io.Schema(
             node_id="CLEARAttention",
             display_name="CLEAR Attention (hi-res)",
-            category="model/patch/flux",
-            description="Lets FLUX make 2K to 8K pictures: every part of the picture attends to the prompt and to a "
-            "circle around it, so the cost grows with the area, not with its square.",
+            category="model/patch",
+            description="Lets FLUX and other models make 2K to 8K pictures: every part of the picture attends to the "
+            "prompt and to a circle around it, so the cost grows with the area, not with its square.",
             inputs=[
                 io.Model.Input(
                     "model",
@@ -44,8 +44,9 @@ class CLEARAttention(io.ComfyNode):
                     options=[NO_WEIGHTS, *installed_names()],
                     default=NO_WEIGHTS,
                     optional=True,
-                    tooltip="Weights distilled for the window, from models/clear. none: the window runs on the "
-                    "model's own weights, which costs quality.",
+                    tooltip="Weights distilled for the window, from models/clear. none: training-free, the window "
+                    "runs on the model's own weights with an overview of the rest (a hybrid), which costs some "
+                    "quality.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -63,8 +64,8 @@ class CLEARAttention(io.ComfyNode):
                     max=4096,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: the radius of the weights, or 16 "
-                    "without weights.",
+                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: the radius of the weights; "
+                    "without weights 16, and 32 where the model is called for more than 2048 x 2048 pixels.",
                 ),
                 io.Float.Input(
                     "ntk_factor",
@@ -150,7 +151,7 @@ class CLEARAttention(io.ComfyNode):
                     optional=True,
                     extra_dict=ADVANCED,
                     tooltip="Adds an overview of the whole picture, pooled over squares of this side in tokens. 0: as "
-                    "in the weights; 1: none, for weights without one.",
+                    "in the weights, or 4 without weights; 1: none, for weights without one.",
                 ),
                 io.Combo.Input(
                     "ntk",
@@ -199,7 +200,7 @@ class CLEARAttention(io.ComfyNode):
         """``settings`` are the other widgets; their names and defaults are those of :class:`ClearSettings`."""
         used = weights_name != NO_WEIGHTS
         file = read_clear_file(path_of(weights_name)) if used else None
-        spec = choose_spec(radius, down_factor, file)
+        chosen = ClearSettings.of_widgets(radius, down_factor, file, **settings)
         remarks = namesakes(weights_name) if used else ()
-        clone = apply_clear(model, ClearSettings(spec, **settings), file, strength, remarks)
+        clone = apply_clear(model, chosen, file, strength, remarks)
         return io.NodeOutput(add_strips(clone))

@@ -30,7 +30,7 @@ class CLEARInspect(io.ComfyNode):
         schema = io.Schema(
             node_id="CLEARInspect",
             display_name="CLEAR Inspect",
-            category="model/patch/flux",
+            category="model/patch",
             description="Shows how far each part of a picture looks, the work, time and memory saved at 1K to 8K on "
             "this machine, and all other changes to the model. Nothing is sampled.",
             is_output_node=True,

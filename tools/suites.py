@@ -135,7 +135,8 @@ def side_by_side(options: list[str]) -> list[str]:
     processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     if named or processes < 2 or alone & {option.split("=")[0] for option in options}:
         return []
-    return ["-n", str(processes), "--dist", "loadfile"]
+    # In the suite's own order: the files that load other packs, which change their process, are the last.
+    return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def threads_each(options: list[str]) -> dict[str, str]:
@@ -213,7 +214,7 @@ def host_pytest(python: Path, checkout: Path) -> list[str]:
         say(f"fetching pytest for Python {version} into .venv/{folder.name}")
         unfinished = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(unfinished, ignore_errors=True)
-        wanted = ("install", "--target", str(unfinished), "pytest>=8.2", "pytest-xdist>=3.6")
+        wanted = ("install", "--target", str(unfinished), "pytest>=8.2", "pytest-xdist>=3.7")
         # The host's own pip knows what its Python needs; where it has none, ours runs under its interpreter.
         if pip(host, *wanted) and subprocess.call([str(python), "-m", "pip", "--python", str(host), "-q", *wanted]):
             raise RefusedError(f"pytest could not be fetched for {host}; pip's message above says why.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..effective import Effective
 from ..families import ModelShape
+from ..family import HYBRID, TRAINING_FREE
 from ..layout import SequenceLayout, token_grid
 from ..settings import ClearSettings
 from .units import percent
@@ -91,7 +92,7 @@ def remarks(effective: Effective, has_weights: bool) -> tuple[str, ...]:
     start, end = effective.active_range
     return (
         f"only from {percent(start)} to {percent(end)} of the sampling" if (start, end) != (0, 1) else "",
-        "" if has_weights else "no weights: picture suffers",
+        "" if has_weights else HYBRID if effective.spec.overview else f"{TRAINING_FREE}: picture suffers",
         "pooled overview: quadratic" if effective.spec.pools else "",
     )
 

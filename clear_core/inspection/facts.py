@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..call_memory import MemoryPlan
 from ..cost import model_gflops
@@ -142,10 +142,10 @@ class Inspection:
 
     def row(self, size: Size) -> CostRow:
         """Cost of one step at a size with dense attention, with windows, and with windows and pooled keys."""
-        layout, shape, effective = self.layout_at(size), self.model.shape, self.effective
-        radius = effective.spec.radius
-        windows = ClearSpec(radius)
-        pooled = ClearSpec(radius, effective.spec.down_factor if effective.spec.pools else USUAL_DOWN_FACTOR)
+        layout, shape = self.layout_at(size), self.model.shape
+        effective = Effective.of(self.settings, shape, layout)
+        windows = ClearSpec(effective.spec.radius)
+        pooled = effective.spec if effective.spec.pools else replace(windows, down_factor=USUAL_DOWN_FACTOR)
 
         def work(spec: ClearSpec, windowed: int) -> float:
             pairs = attention_pairs(layout, spec, windowed, shape.blocks)
@@ -162,10 +162,11 @@ class Inspection:
 
     def in_use(self, row: CostRow) -> float:
         """The work of a row with the attention that the model has at the inspected size."""
-        effective = self.effective
-        if not effective.active:
-            return row.dense
-        return row.pooled if effective.spec.pools else row.window
+        return self.with_windows(row) if self.effective.active else row.dense
+
+    def with_windows(self, row: CostRow) -> float:
+        """The work of a row with the windows that the settings specify, whether or not they are active."""
+        return row.pooled if self.effective.spec.pools else row.window
 
     def seconds(self, work: float) -> float | None:
         """Time for this work at the throughput of the last run; None if nothing was timed."""

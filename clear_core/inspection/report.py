@@ -9,8 +9,9 @@ import torch
 
 from ..attention.backends.base import NO_TRITON
 from ..effective import Effective, Inactive
-from ..family import training_free_words
+from ..family import HYBRID, TRAINING_FREE, training_free_words
 from ..settings import ClearSettings
+from ..spec import ClearSpec
 from .facts import Inspection
 from .units import memory_words, percent, significant, time_words
 
@@ -79,10 +80,12 @@ def step_words(facts: Inspection) -> str:
             f"A step does {percent(work / row.dense)} of the work that looking at the whole picture takes (its "
             f"attention alone: {percent(effective.attention_share)}).{time}"
         )
-    if effective.inactive in (Inactive.NOT_CONNECTED, Inactive.MIN_TOKENS) and row.window < row.dense:
+    windowed = facts.with_windows(row)
+    if effective.inactive in (Inactive.NOT_CONNECTED, Inactive.MIN_TOKENS) and windowed < row.dense:
+        overview = " and an overview of the rest" if effective.spec.pools else ""
         return (
-            f"Every step does the full work; with a window of {facts.circle_pixels} px it would "
-            f"do {percent(row.window / row.dense)} of it.{time}"
+            f"Every step does the full work; with a window of {facts.circle_pixels} px{overview} it would "
+            f"do {percent(windowed / row.dense)} of it.{time}"
         )
     return f"Every step does the full work.{time}"
 
@@ -117,21 +120,33 @@ def advice(facts: Inspection) -> list[str]:
             "any. Set strength to 1 in CLEAR Attention."
         )
     if facts.weights is None:
-        said.append(
-            "No distilled weights are loaded: the model was not trained for windows, and the picture will "
-            "suffer. Choose weights_name in CLEAR Attention, or press Get weights there."
-            if not effective.shape.is_relative
-            else f"The {training_free_words(effective.shape.family.name)}."
-        )
+        said.append(without_weights(effective))
     row = facts.row(facts.size)
     if facts.in_use(row) > 0.8 * row.dense:
         said.append("At this size windows save little or nothing; they pay from 2K up.")
     if effective.spec.pools:
-        said.append(
-            "The overview's cost grows with the square of the picture's area: at 8K weights without overview "
-            "(clear_local_8, _16, _32) are cheaper."
+        less = (
+            "a down_factor of 8 is cheaper"
+            if effective.spec.overview
+            else "weights without overview (clear_local_8, _16, _32) are cheaper"
         )
+        said.append(f"The overview's cost grows with the square of the picture's area: at 8K {less}.")
     return said
+
+
+def without_weights(effective: Effective) -> str:
+    """What windows on the model's own weights are, and what would be better."""
+    overview = effective.spec.overview
+    if effective.shape.is_relative:
+        return f"The {training_free_words(effective.shape.family.name, overview)}."
+    kind = (
+        f"these windows are a {HYBRID}, circles and a coarse overview of the rest, which costs some quality"
+        if overview
+        else f"these windows are {TRAINING_FREE}, and the picture will suffer"
+    )
+    return (
+        f"No distilled weights are loaded: {kind}. Choose weights_name in CLEAR Attention, or press Get weights there."
+    )
 
 
 def memory_sentence(facts: Inspection) -> str:
@@ -184,14 +199,14 @@ def plain_words(facts: Inspection) -> list[str]:
     return [*words, memory_sentence(facts), *advice(facts), *used_words(facts)]
 
 
-def settings_lines(settings: ClearSettings | None) -> list[tuple[str, str]]:
-    """CLEAR's settings as they are set."""
+def settings_lines(settings: ClearSettings | None, spec: ClearSpec) -> list[tuple[str, str]]:
+    """CLEAR's settings as they are set, and the windows that they come to at this size."""
     if settings is None:
         return [("clear", "not connected")]
     return [
         ("clear", "connected"),
-        ("radius", str(settings.spec.radius)),
-        ("down factor", str(settings.spec.down_factor)),
+        ("radius", f"{spec.radius} (automatic)" if settings.radius_by_size else str(spec.radius)),
+        ("down factor", f"{spec.down_factor} (overview)" if spec.overview else str(spec.down_factor)),
         ("start percent", f"{settings.start_percent:g}"),
         ("end percent", f"{settings.end_percent:g}"),
         ("dense blocks", settings.dense_blocks or "none"),
@@ -252,7 +267,7 @@ def quoted_lines(facts: Inspection) -> list[tuple[str, str]]:
         ("size from", facts.origin),
         ("stages", facts.stages or "none"),
         ("tiles", facts.tiles or "none"),
-        *settings_lines(facts.settings),
+        *settings_lines(facts.settings, facts.effective.spec),
         *effective_lines(facts),
         (
             "work of a step",

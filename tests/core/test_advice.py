@@ -87,9 +87,10 @@ def test_tokens_of_a_size(size, tokens):
         (ClearSpec(32), "2K", True, ()),
         (ClearSpec(16), "2 MP", True, ()),
         (ClearSpec(16), "4K", True, ()),
-        (ClearSpec(16), "4K", False, ("no weights",)),
+        (ClearSpec(16), "4K", False, ("training-free: picture suffers",)),
+        (ClearSpec(16, 4, overview=True), "4K", False, ("training-free hybrid", "quadratic")),
         (ClearSpec(8, 4), "4K", True, ("quadratic",)),
-        (ClearSpec(8, 4), "1K", False, ("does not pay", "no weights", "quadratic")),
+        (ClearSpec(8, 4), "1K", False, ("does not pay", "training-free: picture suffers", "quadratic")),
         (None, "4K", True, ("slow here", "no windows")),
         (None, "1K", True, ("no windows",)),
     ],
@@ -97,7 +98,8 @@ def test_tokens_of_a_size(size, tokens):
 )
 def test_warnings(spec, name, weights, said):
     line = cost_line(spec and ClearSettings(spec), FLUX, SIZES[name], has_weights=weights)
-    known = ("slower", "slow here", "does not pay", "no weights", "quadratic", "no windows")
+    free = ("training-free: picture suffers", "training-free hybrid")
+    known = ("slower", "slow here", "does not pay", *free, "quadratic", "no windows")
     assert tuple(word for word in known if word in line) == said
     assert "\n" not in line
 

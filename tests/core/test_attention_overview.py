@@ -177,7 +177,7 @@ def test_what_an_overview_refuses():
         clear_attention_strip(q, q, q, peers=ThreadPeers.make(1)[0], grid=(8, 8), spec=spec)
     pairs = torch.zeros(1, 1, 66, 66)
     pairs[..., 9, 9] = 1.0
-    with pytest.raises(ValueError, match="differs from one image token to the next.* a spec without an overview"):
+    with pytest.raises(ValueError, match="differs from one image token to the next.* down_factor 1 and no overview"):
         clear_attention(q, q, q, grid=(8, 8), spec=spec, bias=pairs)
 
 

@@ -147,3 +147,16 @@ def test_costs_are_the_pairs_of_each_block_s_mask() -> None:
             assert effective.window_share == pytest.approx(window / full)
         else:
             assert not any(is_windowed) and expected == [full] * 5
+
+
+@pytest.mark.parametrize(
+    ("grid", "radius"), [((64, 64), 16), ((128, 128), 16), ((96, 170), 16), ((129, 128), 32), ((256, 256), 32)], ids=str
+)
+def test_a_radius_that_nobody_named_grows_with_the_call(grid, radius):
+    """Of a tile by the tile's size: the model is called for that."""
+    frame = (512, 512)
+    for widgets, expected in (((0, 0), radius), ((7, 0), 7), ((0, 1), radius)):
+        settings = ClearSettings.of_widgets(*widgets, None)
+        found = Effective.of(settings, FLUX, SequenceLayout(512, grid), frame).spec
+        assert found.radius == expected and found.overview == (widgets[1] != 1)
+        assert found == Effective.of(settings, FLUX, SequenceLayout(512, grid)).spec

@@ -96,9 +96,14 @@ def running_server(server_base: Path) -> Iterator[server.Server]:
 
 @pytest.fixture(scope="session")
 def clear_node(host: boot.Host, pack: ModuleType) -> Callable[..., Any]:
-    """``clear_node(model, **widgets)`` runs CLEARAttention and returns the patched model."""
+    """``clear_node(model, **widgets)`` runs CLEARAttention and returns the patched model.
+
+    Without weights there is no overview, unless a test names a ``down_factor``: the oracles know plain windows.
+    """
 
     def apply(model: Any, **widgets: Any) -> Any:
+        if widgets.get("weights_name", "none") == "none":
+            widgets = {"down_factor": 1, **widgets}
         return sampling.run_node(host.stock("CLEARAttention"), model=model, **widgets)[0]
 
     return apply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -45,6 +46,21 @@ def test_the_window_is_the_methods(tiny_flux, clear_node, predict, height, width
     assert relative_error(predict(clear_node(model, radius=radius), x, SIGMA, positive), expected) < 1e-5
     # The window must matter here, or the comparison says nothing.
     assert relative_error(predict(model, x, SIGMA, positive), expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "widgets, said",
+    [
+        ({"down_factor": 0}, "radius 16, overview 4 x 4, radius 32 above 16,384 tokens"),
+        ({"down_factor": 0, "radius": 5}, "radius 5, overview 4 x 4"),
+        ({"down_factor": 2}, "radius 16, overview 2 x 2, radius 32 above 16,384 tokens"),
+        ({"down_factor": 1, "radius": 5}, "radius 5"),
+    ],
+    ids=["nothing set", "radius", "cells", "plain"],
+)
+def test_without_weights_it_is_a_hybrid(pack, tiny_flux, clear_node, widgets, said):
+    clear_of = import_module(f"{pack.__name__}.nodes.host.model.read").clear_of
+    assert clear_of(clear_node(tiny_flux(), **widgets)).settings.windows == said
 
 
 def test_reference_latents_are_seen_by_all_and_see_all(tiny_flux, clear_node, predict):

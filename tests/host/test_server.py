@@ -100,7 +100,7 @@ def test_widgets_are_optional_and_in_the_published_order(running_server):
     assert list(info["input"]["optional"]) == order["optional"]
     assert info["output"] == ["MODEL"]
     assert info["display_name"] == "CLEAR Attention (hi-res)"
-    assert info["category"] == "model/patch/flux"
+    assert info["category"] == "model/patch"
 
 
 def test_the_list_of_weights_holds_what_is_installed(running_server):

@@ -10,7 +10,6 @@ from tests.host.support_comfy.kinds import enlarged
 from tests.host.support_comfy.pictures import picture
 from tests.host.support_comfy.sampling import relative_error, run_node
 from tests.host.support_comfy.test_only_models import KINDS, OTHERS, TinyKind
-from tests.host.support_comfy.upscaling import lanczos
 
 ALL = {**KINDS, **OTHERS}
 
@@ -42,25 +41,6 @@ def test_units_are_the_models_own(host, pack, host_part, name):
     other = module.picture_model(model, vae)
     assert other.kind is None and other.units.latent_pixels == kind.cell
     assert other.units.token_cells * other.units.unit_tokens == (4 if name == "SDXL" else kind.unit // kind.cell)
-
-
-@pytest.mark.parametrize("cfg", [1.0, 3.0], ids=["cfg 1", "cfg 3"])
-def test_a_whole_frame_is_the_stock_graphs(host, kind, enlarge, cfg):
-    """Encode, KSampler, decode: bit for bit, with the model's own noise levels."""
-    model, vae, image = kind.build(), kind.vae(), picture(64, 96)
-    prompts = {"positive": kind.prompt(), "negative": kind.prompt(5)}
-    with torch.inference_mode():
-        (latent,) = run_node(host.stock("VAEEncode"), pixels=lanczos(host, image, (128, 192)), vae=vae)
-        sampled = {"seed": 3, "steps": 2, "cfg": cfg, "sampler_name": "euler", "scheduler": "simple", "denoise": 0.5}
-        (latent,) = run_node(host.stock("KSampler"), model=model, latent_image=latent, **prompts, **sampled)
-        (expected,) = run_node(host.stock("VAEDecode"), samples=latent, vae=vae)
-    out, samples, info = enlarge(kind, model, image, cfg=cfg, **prompts)
-    assert samples.ndim == (5 if kind.has_frames else 4)
-    assert torch.equal(samples, latent["samples"]) and torch.equal(out, expected)
-    assert "whole frame" in info and "shift: the model's own" in info
-    can_have_windows = kind.supported != "SDXL"
-    words = "dense, no windows: there is no CLEARAttention" if can_have_windows else "no window: costs what dense"
-    assert f"attention: {words}" in info
 
 
 def test_a_model_without_windows_is_no_cause_for_a_warning(kind, enlarge):

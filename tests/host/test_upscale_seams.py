@@ -70,7 +70,7 @@ def model(request, host, pack) -> tuple[Any, list, Any]:
         context, pooled = demo_module("tiny_flux.caption").encode_captions([""])
         prompt, vae = conditioning(context, pooled, 1.0), Codec()
         patcher = comfy.sd.load_diffusion_model(str(TRAINED))
-    return run_node(host.stock("CLEARAttention"), model=patcher, weights_name="none", radius=8)[0], prompt, vae
+    return run_node(host.stock("CLEARAttention"), model=patcher, radius=8, down_factor=1)[0], prompt, vae
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,11 @@ def test_strength_blends_exactly_the_trained_slices(golden_flux, clear_node, stu
     assert all((half[name] - expected[name]).abs().max() <= 1e-6 for name in expected)
 
 
-def test_spatial_weights_blend_with_the_mean(golden_flux, clear_node, students, predict):
+def test_spatial_weights_blend_with_the_mean(pack, host_part, golden_flux, clear_node, students, predict):
     """At strength 0 the pooled variant is the base with plain means."""
-    plain = clear_node(golden_flux, weights_name="none", radius=3, down_factor=4)
+    settings = import_module(f"{pack.__name__}.clear_core.settings")
+    pooled = settings.ClearSettings(settings.ClearSpec(3, 4))
+    plain = host_part("model.apply").apply_clear(golden_flux, pooled)
     nothing = clear_node(golden_flux, weights_name=students["pooled"], strength=0.0)
     assert relative_error(predict(nothing, noise(), SIGMA, prompt()), predict(plain, noise(), SIGMA, prompt())) < 1e-6
     full = clear_node(golden_flux, weights_name=students["pooled"])
@@ -197,8 +200,6 @@ def test_removing_the_node_restores_every_tensor(host, golden_flux, clear_node, 
 
 def test_what_runs_is_told_with_file_and_strength(golden_flux, pack, clear_node, students):
     """A part of CLEARUpscale's ``info``, by which a run is repeated."""
-    from importlib import import_module
-
     words = import_module(f"{pack.__name__}.nodes.host.upscale.info").attention_words
     patched = clear_node(
         clear_node(golden_flux, weights_name=students["local"]), weights_name=students["pooled"], strength=0.6
@@ -230,8 +231,6 @@ def test_a_series_keeps_the_last_files_weights_and_every_lora(host, golden_flux,
 def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(
     host, golden_flux, pack, clear_node, clear_folder, students, merge_nodes
 ):
-    from importlib import import_module
-
     import_module(f"{pack.__name__}.clear_core.weights.delta").save_delta(
         [golden.GOLDEN / "base.safetensors"], clear_folder / students["pooled"], clear_folder / "delta_3.safetensors"
     )
@@ -256,8 +255,6 @@ def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(
 
 def test_the_delta_as_a_lora_is_the_students_weights_in_the_stock_loader(host, golden_flux, pack):
     """Full rank, so that nothing is left out but the biases, which a LoRA cannot hold."""
-    from importlib import import_module
-
     lora = host.base / "models" / "loras" / "student.safetensors"
     named = host.base / "clear_local_7.safetensors"
     named.write_bytes(LOCAL.read_bytes())

@@ -17,12 +17,15 @@ from tests.support import PROJECT
 RECORDS = PROJECT / "tests" / "host" / "compatibility" / "records"
 PAGE = PROJECT / "docs" / "compatibility.md"
 
+BY_MODEL = ("Windows by model", "CLEAR Upscale by model")
+"""Sections whose rows are models."""
+
 INTRODUCTION = """\
 # Compatibility
 
-What becomes of the window beside what people already have in their graph. Each cell is the answer of tests that ran in
-a real ComfyUI, on a CPU, with a FLUX of a few small blocks and the real packs; where two nodes patch the model, in both
-orders. The page is written from the [records](../tests/host/compatibility/records) of those tests
+Which models get what, and what becomes of the window beside what people already have in their graph. Each cell is the
+answer of tests that ran in a real ComfyUI, on a CPU, with models of a few small blocks and random weights, built by the
+host's own classes, and with the real packs; where two nodes patch the model, in both orders. The page is written from the [records](../tests/host/compatibility/records) of those tests
 ([CONTRIBUTING.md](../CONTRIBUTING.md) says how); the versions at its end say when they ran, and on which commit.
 
 - **oracle**: the result is that of the same graph in which dense attention with the window's mask, in float64, has
@@ -69,12 +72,13 @@ def render(records: list[dict[str, Any]]) -> str:
     rows = {row["name"]: row for record in reversed(records) for row in record["rows"]}
     order = [name for record in records[:1] for name in (row["name"] for row in record["rows"])]
     order += [name for name in rows if name not in order]
+    order.sort(key=lambda name: rows[name]["section"] not in BY_MODEL)
     lines = [INTRODUCTION]
     for section in dict.fromkeys(rows[name]["section"] for name in order):
         lines += [
             f"## {section}",
             "",
-            f"| beside CLEAR Attention | what holds | {titles(records)} |",
+            f"| {'model' if section in BY_MODEL else 'beside CLEAR Attention'} | what holds | {titles(records)} |",
             "| --- | --- |" + " --- |" * len(records),
         ]
         lines += [

@@ -80,7 +80,8 @@ def apply_clear(
             patch.notices.log_once(remark, remark)
     install_embedder(clone)
     if shape.is_relative:
-        patch.notices.log_once("relative", f"{training_free_words(shape.family.name)}.")
+        words = training_free_words(shape.family.name, settings.spec.overview)
+        patch.notices.log_once("relative", f"{words}.")
     if host.has_flux_blocks:
         MemoryPatch(None if shape.is_relative else CHUNK_TOKENS).install(clone)
     StopWatch.of(clone).install(clone)

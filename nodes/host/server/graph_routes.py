@@ -18,7 +18,7 @@ from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]  
 
 from ....clear_core.families import FLUX1, ModelShape
 from ....clear_core.inspection.cost_line import cost_line
-from ....clear_core.settings import ClearSettings, choose_spec
+from ....clear_core.settings import ClearSettings
 from ....clear_core.weights import ClearFile, bare_name, read_clear_file
 from ....clear_core.wording import printable, quoted
 from ..pack import pack_id
@@ -76,8 +76,10 @@ def line_for(query: Mapping[str, str]) -> str:
 def settings_of(query: Mapping[str, str], weights_name: str) -> ClearSettings:
     """The settings that the node is going to make of its widgets, as far as they change the cost."""
     radius, down_factor = (parse_int(query, name, 0, LONGEST_SIDE) for name in ("radius", "down_factor"))
-    return ClearSettings(
-        choose_spec(radius, down_factor, weights_file(weights_name)),
+    return ClearSettings.of_widgets(
+        radius,
+        down_factor,
+        weights_file(weights_name),
         start_percent=parse_fraction(query, "start_percent", 0),
         end_percent=parse_fraction(query, "end_percent", 1),
         dense_blocks=query.get("dense_blocks", ""),

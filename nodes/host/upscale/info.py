@@ -36,7 +36,7 @@ def attention_words(model: ModelPatcher) -> str:
         ntk += f" {settings.ntk}"
     weights = f"{patch.file.name} at strength {patch.strength:g}" if patch.file else "none"
     return (
-        f"CLEAR, {settings.spec}, ntk {ntk}, proportional {settings.proportional_attention}, "
+        f"CLEAR, {settings.windows}, ntk {ntk}, proportional {settings.proportional_attention}, "
         f"backend {settings.backend}, weights {weights}"
     )
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.host.support_comfy.boot import Recorder
+from tests.host.support_comfy.devices import loaded_flux, on_devices
 from tests.host.support_comfy.graph_inputs import noise, prompt
 from tests.host.support_comfy.oracle import with_oracle_windows
 from tests.host.support_comfy.orders import ORDERS, in_order
@@ -63,6 +64,16 @@ def test_multigpu_clones(cell, host, clear_node, run, stock, monkeypatch, order)
     patched = in_order(order, model, lambda model: clear_node(model, radius=RADIUS), split)
     assert len(patched.get_additional_models_with_key("multigpu")) == 1
     cell.oracle(run(patched, **graph), run(with_oracle_windows(model, RADIUS), **graph), run(model, **graph))
+
+
+@pytest.mark.row("MultiGPU CFG Split at cfg 1", "every device computes a strip of the one picture")
+def test_strips(cell, host, count, clear_node, run):
+    model = loaded_flux(host)
+    graph = {"positive": prompt(), "latent": torch.zeros(1, 16, 25, 22), "cfg": 1.0}
+    with Recorder() as log:
+        found = run(on_devices(host, clear_node(model, radius=RADIUS), count), **graph)
+    cell.oracle(found, run(with_oracle_windows(model, RADIUS), **graph), run(model, **graph))
+    assert f"in {count} strips on" in "".join(log.messages())
 
 
 @pytest.mark.row("TiledDiffusion", "every tile has its windows; scale and ntk_factor go by the tile's size")

@@ -1,23 +1,18 @@
-"""Tiny models of every family that can have windows, and the oracle of their attention in the host's own token order.
-
-The oracle knows nothing of the pack: hooks on the host's modules tell it which attention is the image's, and each
-family's order of tokens is written out here.
-"""
+"""Tiny models of every family that can have windows, and each family's order of tokens."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .flux import TINY
 from .relatives import CHROMA
 from .test_only_models import KINDS, OTHERS, TinyKind
-from .test_only_models.configs import TEXT, WAN22, Z_IMAGE
+from .test_only_models.configs import FLUX2, TEXT, WAN22, Z_IMAGE
 
 HEADS, WIDTH = 2, 256
 
@@ -58,6 +53,10 @@ KANDINSKY5 = {
     "axes_dims": (32, 48, 48),
     "rope_scale_factor": (1.0, 2.0, 2.0),
 }
+
+OVIS = {**TINY, "vec_in_dim": None, "guidance_embed": False, "yak_mlp": True, "txt_norm": True, "txt_ids_dims": [1, 2]}
+
+LONGCAT = {**TINY, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}
 
 WAN21 = {**WAN22, "in_dim": 16, "out_dim": 16, "num_layers": 2}
 
@@ -160,8 +159,16 @@ def llama(generator: torch.Generator) -> dict[str, Any]:
 FLUX_BLOCKS = ("double_blocks.*", "single_blocks.*")
 
 FAMILIES = {
+    "FLUX.1": TinyFamily(
+        TinyKind("Flux", {**TINY, "txt_ids_dims": []}, 16, 8, 16), 2, FLUX_BLOCKS, text_first, references={}
+    ),
     "Chroma": TinyFamily(TinyKind("Chroma", CHROMA, 16, 8, 16), 2, FLUX_BLOCKS, text_first),
-    "FLUX.2": TinyFamily(KINDS["FLUX.2"], 1, FLUX_BLOCKS, text_first, references={}),
+    "Ovis-Image": TinyFamily(TinyKind("Flux", OVIS, 16, 8, 16), 2, FLUX_BLOCKS, text_first),
+    "LongCat-Image": TinyFamily(TinyKind("LongCatImage", LONGCAT, 16, 8, 16), 2, FLUX_BLOCKS, text_first),
+    "FLUX.2 dev": TinyFamily(
+        TinyKind("Flux2", {**FLUX2, "guidance_embed": True}, 128, 16, 16), 1, FLUX_BLOCKS, text_first, references={}
+    ),
+    "FLUX.2 klein": TinyFamily(KINDS["FLUX.2"], 1, FLUX_BLOCKS, text_first, references={}),
     "Krea 2": TinyFamily(
         TinyKind("Krea2", KREA2, 16, 8, 16, has_frames=True),
         2,
@@ -198,82 +205,3 @@ FAMILIES = {
         extra=llama,
     ),
 }
-
-
-@functools.lru_cache(maxsize=64)
-def circles(grid: tuple[int, int], before: int, length: int, radius: int) -> Tensor:
-    """bool (length, length), True where a key is seen: the method's own sentences, pair by pair."""
-    height, width = grid
-    seen = torch.ones(length, length, dtype=torch.bool)
-    for i in range(height * width):
-        for j in range(height * width):
-            across, down = i % width - j % width, i // width - j // width
-            seen[before + i, before + j] = across**2 + down**2 < radius**2
-    return seen
-
-
-@contextmanager
-def oracle(
-    family: TinyFamily,
-    patcher: Any,
-    x: Tensor,
-    radius: int,
-    references: int = 0,
-    dense: tuple[int, ...] = (),
-    scale: float = 1.0,
-) -> Iterator[Any]:
-    """A clone of a stock model that attends in circles, in float64, while the context lasts.
-
-    Args:
-        x: The latent of all calls.
-        references: Reference tokens.
-        dense: Blocks that attend densely, by depth.
-        scale: Factor on the products of the image's self-attention.
-    """
-    inside: list[int] = []
-    grid, modules = family.grid_of(x), family.modules(patcher.model.diffusion_model)
-
-    def attend(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any) -> Tensor:
-        if not inside:
-            return func(q, k, v, heads, mask=mask, **kwargs)
-        if not kwargs.get("skip_reshape"):
-            q, k, v = (each.reshape(len(q), -1, heads, q.shape[-1] // heads).transpose(1, 2) for each in (q, k, v))
-        length, image = q.shape[2], grid[0] * grid[1]
-        before = 0 if length == image else family.before(length, image, references)
-        scores = q.double() @ k.double().transpose(-1, -2) * q.shape[-1] ** -0.5 * scale
-        if mask is not None:
-            scores = scores + (mask[:, None] if mask.ndim == 3 else mask).double()
-        if inside[-1] not in dense:
-            scores = scores.masked_fill(~circles(grid, before, length, radius), float("-inf"))
-        return (scores.softmax(dim=-1) @ v.double()).to(q.dtype).transpose(1, 2).flatten(2)
-
-    handles = []
-    for index, module in enumerate(modules):
-        handles.append(module.register_forward_pre_hook(lambda *_, index=index: inside.append(index)))
-        handles.append(module.register_forward_hook(lambda *_: inside.clear()))
-    clone = patcher.clone()
-    clone.model_options["transformer_options"]["optimized_attention_override"] = attend
-    try:
-        yield clone
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def denoised(patcher: Any, x: Tensor, positive: list, negative: list | None = None, sigma: float = 0.6) -> Tensor:
-    """What a model makes of a latent in one call of a sampler; with a negative prompt at cfg 3."""
-    import comfy.samplers
-
-    class OneCall(comfy.samplers.Sampler):
-        def sample(
-            self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any, **__: Any
-        ):
-            self.out = model_wrap(noise, sigmas[:1].expand(noise.shape[0]), **extra_args)
-            return self.out
-
-    one_call, guider = OneCall(), comfy.samplers.CFGGuider(patcher)
-    guider.set_conds(positive, positive if negative is None else negative)
-    guider.set_cfg(1.0 if negative is None else 3.0)
-    with torch.inference_mode():
-        guider.sample(x, torch.zeros_like(x), one_call, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
-    return one_call.out

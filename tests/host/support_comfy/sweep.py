@@ -238,7 +238,7 @@ def graph_of(drawn: Combination, given: list[str]) -> Graph:
     }
     graph["clear"] = {
         "class_type": "CLEARAttention",
-        "inputs": {"model": ["model", 0], "weights_name": "none", "radius": drawn.windows},
+        "inputs": {"model": ["model", 0], "weights_name": "none", "radius": drawn.windows, "down_factor": 1},
     }
     last = "clear"
     if drawn.cache:
