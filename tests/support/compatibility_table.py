@@ -25,8 +25,9 @@ INTRODUCTION = """\
 
 Which models get what, and what becomes of the window beside what people already have in their graph. Each cell is the
 answer of tests that ran in a real ComfyUI, on a CPU, with models of a few small blocks and random weights, built by the
-host's own classes, and with the real packs; where two nodes patch the model, in both orders. The page is written from the [records](../tests/host/compatibility/records) of those tests
-([CONTRIBUTING.md](../CONTRIBUTING.md) says how); the versions at its end say when they ran, and on which commit.
+host's own classes, and with the real packs; where two nodes patch the model, in both orders. The page is written from
+the [records](../tests/host/compatibility/records) of those tests ([CONTRIBUTING.md](../CONTRIBUTING.md) says how); the
+versions at its end say when they ran, and on which commit.
 
 - **oracle**: the result is that of the same graph in which dense attention with the window's mask, in float64, has
   CLEAR's place; the number is the largest relative difference seen.

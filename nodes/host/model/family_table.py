@@ -29,13 +29,13 @@ from ....clear_core.families import (
 from ....clear_core.layout import token_grid
 from .attention_form import AttentionForm, Inputs
 
-Step = Callable[[Any], tuple[tuple[float, float], ...]]
-"""Steps between positions of (rows, columns) that a model may take."""
+Step = Callable[[Any, int], tuple[float, float]]
+"""The steps between positions of rows and of columns that a model takes by itself in a picture of so many tokens."""
 
 
-def unit_step(model: Any) -> tuple[tuple[float, float], ...]:
+def unit_step(model: Any, tokens: int) -> tuple[float, float]:
     """One position a token."""
-    return ((1.0, 1.0),)
+    return 1.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EmbedderForm:
         centred: Whether positions count from the image's middle: counted in the latent's dtype from the corner, and
             subtracted from in float32 (Qwen-Image).
         moves_itself: Whether the model follows ``rope_options``, so that it moves a tile itself.
-        step: Of positions.
+        step: Between positions.
     """
 
     attribute: str = "pe_embedder"
@@ -129,11 +129,12 @@ def wan_references(model: Any, grid: tuple[int, int], inputs: Inputs) -> int:
     )
 
 
-def kandinsky_steps(model: Any) -> tuple[tuple[float, float], ...]:
-    """Kandinsky divides positions by its ``rope_scale_factor``; its largest model by 3.16 above a size."""
+def kandinsky_step(model: Any, tokens: int) -> tuple[float, float]:
+    """Kandinsky divides positions by its ``rope_scale_factor``; its largest model by 3.16 from a size on."""
+    if model.model_dim == 4096 and tokens * KANDINSKY5.token_cells**2 >= 14080:
+        return 1 / 3.16, 1 / 3.16
     _, rows, columns = model.rope_scale_factor
-    own = (1 / rows, 1 / columns)
-    return (own, (1 / 3.16, 1 / 3.16)) if model.model_dim == 4096 else (own,)
+    return 1 / rows, 1 / columns
 
 
 BESIDE = "puts the source picture beside the target, which a window would cut off"
@@ -204,7 +205,7 @@ HOST_FAMILIES: Mapping[str, HostFamily] = {
         KANDINSKY5,
         blocks=("visual_transformer_blocks", ""),
         sizes=lambda model: (model.model_dim, model.visual_transformer_blocks[0].self_attention.head_dim),
-        embedder=EmbedderForm("rope_embedder_3d", moves_itself=True, step=kandinsky_steps),
+        embedder=EmbedderForm("rope_embedder_3d", moves_itself=True, step=kandinsky_step),
         attention=AttentionForm("elsewhere", text_is_given=True, names="always", first_of_block=True),
     ),
     "wan2.1": HostFamily(

@@ -39,6 +39,10 @@ class HostGrid:
             (options.get("scale_y", 1.0), options.get("scale_x", 1.0)),
         )
 
+    def moved(self, row: int, column: int) -> HostGrid:
+        """The same grid from a row and a column on."""
+        return HostGrid((self.shift[0] + self.scale[0] * row, self.shift[1] + self.scale[1] * column), self.scale)
+
     def along(self, axis: int, first: int, count: int, device: torch.device) -> Tensor:
         """(count,) float32 positions along one axis (0: rows) from index ``first`` on."""
         index = torch.arange(first, first + count, dtype=torch.float64)
@@ -109,14 +113,10 @@ def grids_of(
     if form.centred:
         return (HostGrid((-(layout.grid[0] // 2), -(layout.grid[1] // 2))),)
     plain = tuple(HostGrid(scale=step) for step in steps)
-    if not rope_options:
-        return plain
-    asked = HostGrid.of_options(rope_options)
+    grids = (*plain, HostGrid.of_options(rope_options)) if rope_options else plain
     if part is None or not form.moves_itself:
-        return (*plain, asked)
-    first = (part.tile.y, part.tile.x)
-    shift = [shift + scale * index for shift, scale, index in zip(asked.shift, asked.scale, first, strict=True)]
-    return (*plain, asked, HostGrid((shift[0], shift[1]), asked.scale))
+        return grids
+    return (*grids, *(grid.moved(part.tile.y, part.tile.x) for grid in grids))
 
 
 def place_image(

@@ -166,7 +166,7 @@ class PositionsPatch:
     ) -> Tensor:
         """Run one call of the model. x: (B, C, H, W) or (B, C, 1, H, W) latent; other shapes keep their positions."""
         options, base, form = transformer_options or {}, executor.class_obj, self.host.embedder or FLUX_EMBEDDER
-        layout, part = None, options.get(FRAME_PART)
+        layout, part, grid = None, options.get(FRAME_PART), (0, 0)
         if is_image(x.shape):
             height, width = x.shape[-2:]
             grid = token_grid(height, width, self.host.family.token_cells)
@@ -188,7 +188,7 @@ class PositionsPatch:
             references_follow=extra.get("ref_latents_method") == "uxo" and not form.centred,
             form=form,
             made_in=(base.manual_cast_dtype or base.get_dtype()) if form.centred else None,
-            steps=form.step(base.diffusion_model),
+            steps=steps_of(form, base.diffusion_model, grid, part),
         ):
             out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **extra)
         # A cache answers later calls without the model, the first one never.
@@ -199,6 +199,14 @@ class PositionsPatch:
                 "of a tile cannot be moved to its place in the frame.",
             )
         return out
+
+
+def steps_of(
+    form: EmbedderForm, model: Any, grid: tuple[int, int], part: FramePart | None
+) -> tuple[tuple[float, float], ...]:
+    """The steps between positions that a model may take in a call: the call's own, and those of the whole frame."""
+    grids = (grid, part.grid) if part else (grid,)
+    return tuple(dict.fromkeys(form.step(model, height * width) for height, width in grids))
 
 
 def install_embedder(model: ModelPatcher, wrap_foreign: bool = False) -> None:

@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from .family import row_of
+from .family_table import Step, unit_step
 from .notices import Notices
 from .picture_model import PictureModel, Placing, picture_model
 from .rope_embedder import install_embedder
@@ -50,7 +51,9 @@ def _by_embedder(model: ModelPatcher, picture: PictureModel) -> None:
 
 def _by_options(model: ModelPatcher, picture: PictureModel) -> None:
     model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, ShiftedPositions())
+    host = row_of(model.model)
+    step = host.embedder.step if host and host.embedder else unit_step
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, ShiftedPositions(step))
 
 
 def _by_table(model: ModelPatcher, picture: PictureModel) -> None:
@@ -94,8 +97,13 @@ PLACERS: dict[Placing, Callable[[ModelPatcher, PictureModel], None]] = {
 
 @dataclass(frozen=True)
 class ShiftedPositions:
-    """The APPLY_MODEL wrapper that asks the model itself to shift the positions of a tile's tokens."""
+    """The APPLY_MODEL wrapper that asks the model itself to shift the positions of a tile's tokens.
 
+    Attributes:
+        step: Between positions, as the model takes them by itself.
+    """
+
+    step: Step = unit_step
     notices: Notices = field(default_factory=Notices)
 
     def __call__(
@@ -119,10 +127,21 @@ class ShiftedPositions:
                 "model gives them.",
             )
         elif part is not None:
-            asked = options.get(OPTIONS) or {}
-            shifted = {
-                f"shift_{axis}": asked.get(f"shift_{axis}", 0.0) + asked.get(f"scale_{axis}", 1.0) * first
-                for axis, first in (("y", part.tile.y), ("x", part.tile.x))
-            }
-            options = {**options, OPTIONS: {**asked, **shifted}}
+            options = {**options, OPTIONS: self.moved(options.get(OPTIONS), part, executor.class_obj.diffusion_model)}
         return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+
+    def moved(self, asked: dict[str, float] | None, part: FramePart, model: Any) -> dict[str, float]:
+        """``rope_options`` that ask for the tile's part of the frame's positions.
+
+        Args:
+            asked: What another node asks for. Without, a model takes steps of its own, which it leaves out if it is
+                asked for anything (Kandinsky).
+        """
+        if not asked:
+            rows, columns = self.step(model, part.grid[0] * part.grid[1])
+            asked = {"scale_y": rows, "scale_x": columns}
+        shifted = {
+            f"shift_{axis}": asked.get(f"shift_{axis}", 0.0) + asked.get(f"scale_{axis}", 1.0) * first
+            for axis, first in (("y", part.tile.y), ("x", part.tile.x))
+        }
+        return {**asked, **shifted}
