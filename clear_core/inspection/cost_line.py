@@ -92,8 +92,9 @@ def remarks(effective: Effective, has_weights: bool) -> tuple[str, ...]:
     start, end = effective.active_range
     return (
         f"only from {percent(start)} to {percent(end)} of the sampling" if (start, end) != (0, 1) else "",
-        "" if has_weights else HYBRID if effective.spec.overview else f"{TRAINING_FREE}: picture suffers",
-        "pooled overview: quadratic" if effective.spec.pools else "",
+        "" if has_weights or effective.spec.overview else f"{TRAINING_FREE}: picture suffers",
+        f"{HYBRID}, quadratic" if effective.spec.overview else "",
+        "pooled overview: quadratic" if effective.spec.pools and not effective.spec.overview else "",
     )
 
 
