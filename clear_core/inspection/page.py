@@ -216,7 +216,9 @@ def draw_costs(page: Page, facts: Inspection) -> None:
         ]
         for name, row in listed
     ]
-    circle = f"{facts.circle_pixels} px circle"
+    # The rows have other circles where the radius goes by the size.
+    by_size = facts.settings is None or facts.settings.radius_by_size
+    circle = "circle" if by_size else f"{facts.circle_pixels} px circle"
     columns = [("picture", INK), ("whole picture", DENSE), (circle, CIRCLE), ("overview", POOLED), ("memory", MUTED)]
     bottom = draw_table(page.draw, page.box(0), columns, cells, highlighted=len(cells) - 1, size=SMALL * OVERSAMPLING)
     page.y = bottom / OVERSAMPLING + 8
