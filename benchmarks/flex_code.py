@@ -2,8 +2,8 @@
 
     python -m benchmarks.flex_code --capability 86 --kernels bfloat16-128,float16-64-lse --output code.json
 
-A kernel is a dtype and a head size, with "-lse" if it returns the log-sum-exp, and with "-before" if its mask divides
-and it checks the bounds of its blocks, as it did at first. A CPU build of torch does; a C++ compiler must be there.
+A kernel is a dtype and a head size, with "-lse" if it returns the log-sum-exp, with "-overview" if its pooled keys are an
+overview, and with "-before" if its mask divides and it checks the bounds of its blocks, as it did at first. A CPU build of torch does; a C++ compiler must be there.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from clear_core.attention.backends.base import KernelError
 from clear_core.attention.backends.flex import backend as flex
 from clear_core.attention.backends.flex import block_mask
 from clear_core.attention.call import AttentionCall
+from clear_core.attention.pool import mean_weight
 from clear_core.attention.tiling.plan import TilePlan, tile_plan
 
 from .pretended_card import ignore_current_device, pretended_card
@@ -47,12 +48,17 @@ class Kernel:
     head_dim: int
     return_lse: bool = False
     before: bool = False
+    overview: bool = False
+
+    @property
+    def spec(self) -> ClearSpec:
+        return ClearSpec(SPEC.radius, 4, overview=True) if self.overview else SPEC
 
     @classmethod
     def named(cls, name: str) -> Kernel:
         """From a name such as ``float16-64-lse``."""
         dtype, head_dim, *more = name.split("-")
-        return cls(getattr(torch, dtype), int(head_dim), "lse" in more, "before" in more)
+        return cls(getattr(torch, dtype), int(head_dim), "lse" in more, "before" in more, "overview" in more)
 
 
 @dataclass(frozen=True)
@@ -84,31 +90,31 @@ def write_code(kernel: Kernel, capability: int) -> Code:
         flex._compiled.cache_clear()
         flex._kernel_options.cache_clear()
         fake = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
-        plan = _on_card(tile_plan(LAYOUT, SPEC, torch.device("cpu")), card, fake)
+        plan = _on_card(tile_plan(LAYOUT, kernel.spec, torch.device("cpu")), card, fake)
         with fake, mock.patch.object(flex, "tile_plan", lambda *of: plan):
             q, k, v = torch.empty(3, 1, HEADS, LAYOUT.length, kernel.head_dim, dtype=kernel.dtype, device=card)
             try:
-                flex.FLEX.run(_call(q, k, v, kernel.return_lse))
+                flex.FLEX.run(_call(q, k, v, kernel))
             except KernelError:
                 if not kept:
                     raise
     return Code(*kept)
 
 
-def _call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool) -> AttentionCall:
+def _call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: Kernel) -> AttentionCall:
     return AttentionCall(
         q=q,
         k=k,
         v=v,
         layout=LAYOUT,
         query_rows=range(LAYOUT.grid[0]),
-        spec=SPEC,
-        spatial_weight=None,
+        spec=kernel.spec,
+        spatial_weight=mean_weight(kernel.spec.down_factor) if kernel.overview else None,
         scale=q.shape[-1] ** -0.5,
         bias=None,
         chunk_bytes=None,
         on_chunk=lambda: None,
-        return_lse=return_lse,
+        return_lse=kernel.return_lse,
         needs_grad=False,
     )
 

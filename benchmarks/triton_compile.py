@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from clear_core.attention.backends.triton.block_shapes import candidate_shapes
-from clear_core.attention.backends.triton.launch import BlockShape, kernel_constants
+from clear_core.attention.backends.triton.launch import BlockShape, OverviewLists, kernel_constants
 
 from .timing import first_line, write_record
 
@@ -32,7 +32,9 @@ DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 
 
-def compile_kernel(capability: int, dtype: str, head_dim: int, shape: BlockShape, **constants: Any) -> Any:
+def compile_kernel(
+    capability: int, dtype: str, head_dim: int, shape: BlockShape, *, overview: bool = False, **constants: Any
+) -> Any:
     """The kernel as it is compiled at the first call with ordinary tensors: aligned, strides multiples of 16."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -40,9 +42,11 @@ def compile_kernel(capability: int, dtype: str, head_dim: int, shape: BlockShape
     from clear_core.attention.backends.triton.kernel import SIZES, STRIDES, clear_kernel
 
     fixed = {**kernel_constants(shape, head_dim, inside=16**2), "UNIT": 16, **constants}
+    if not overview:
+        fixed |= OverviewLists()._asdict()
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}
     types = {
-        "lse": "*fp32",
+        **dict.fromkeys(("lse", "cell_logs", "table"), "*fp32"),
         "scale": "fp32",
         **dict.fromkeys(fixed, "constexpr"),
         **dict.fromkeys(SIZES, "i32"),

@@ -134,6 +134,21 @@ class AttentionBias:
             part = torch.cat([part, level], dim=-1)
         return part
 
+    def image_level(self, queries: slice, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores of some image queries for all image keys alike, and so for pooled ones.
+
+        Args:
+            queries: Counted from the first image query.
+
+        Returns:
+            (B|1, heads|1, queries, 1) in ``dtype``; None if nothing is.
+        """
+        if self.image is ImageBias.NONE:
+            return None
+        text = self.layout.text
+        rows = slice(queries.start + text, queries.stop + text)
+        return additive(self.tensor[:, :, rows, text : text + 1], dtype)
+
     def tiles(self, queries: Tensor, keys: Tensor, window: Tensor | None, pooled: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of some query tiles of one item, window included.
 

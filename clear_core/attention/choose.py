@@ -28,11 +28,15 @@ BACKENDS = ("auto", *(backend.name for backend in REGISTRY))
 # Causes, and what ran instead.
 _logged: set[tuple[str, str]] = set()
 
-# What self-tests said, by backend, device, dtype, padded head size and whether gradients and log-sum-exp are wanted.
-_verdicts: dict[tuple[str, torch.device, torch.dtype, int, bool, bool], str | None] = {}
+# A kernel: backend, device, dtype, padded head size, whether gradients and log-sum-exp are wanted and whether the pooled
+# keys are an overview.
+_Kernel = tuple[str, torch.device, torch.dtype, int, bool, bool, bool]
+
+# What self-tests said.
+_verdicts: dict[_Kernel, str | None] = {}
 
 # Kernels that failed after their self-test, and the error; they are not tried again.
-_dropped: dict[tuple[str, torch.device, torch.dtype, int, bool, bool], str] = {}
+_dropped: dict[_Kernel, str] = {}
 
 
 def explain_backend(
@@ -184,8 +188,8 @@ def _hand_over(backend: Backend, kind: CallKind) -> str | None:
     return None
 
 
-def _kernel(backend: Backend, kind: CallKind) -> tuple[str, torch.device, torch.dtype, int, bool, bool]:
-    return backend.name, kind.device, kind.dtype, kind.head_dim, kind.needs_grad, kind.return_lse
+def _kernel(backend: Backend, kind: CallKind) -> _Kernel:
+    return backend.name, kind.device, kind.dtype, kind.head_dim, kind.needs_grad, kind.return_lse, kind.spec.overview
 
 
 def _log_once(cause: str, backend: Backend) -> None:
@@ -205,6 +209,7 @@ def _self_test(backend: Backend, kind: CallKind) -> str | None:
     case = _kernel(backend, kind)
     if case not in _verdicts:
         details = [f"head size {kind.head_dim}", f"lse {kind.return_lse}", *["gradients"] * kind.needs_grad]
+        details += ["overview"] * kind.spec.overview
         try:
             with first_use(_test_words(backend), kind.device, kind.dtype, *details):
                 _verdicts[case] = run_self_test(backend, kind)

@@ -117,8 +117,6 @@ def _checked(  # noqa: PLR0913 - the arguments of the public call
     """The call; refuses what does not fit."""
     if not isinstance(spec, ClearSpec):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         raise ValueError(f"spec is {quoted(spec)}; expected a ClearSpec.")
-    if spec.overview:
-        raise ValueError(f"strips have no overview, but the spec is {spec}; use pooled keys or one device.")
     if text not in ("exact", "average"):
         raise ValueError(f"text is {quoted(text)}; expected 'exact' or 'average'.")
     check_backend(backend)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..attention.api import clear_attention
+from ..attention.budget import default_chunk_bytes
 from ..attention.call import Attended
 from ..attention.merge import merge
+from ..attention.overview_merge import OverviewQueries, merge_outside
 from ..attention.pool import pool_tokens
 from ..spec import ClearSpec
 from .border import keys_of_rows, with_border
@@ -83,19 +85,29 @@ class ImageRows:
         if lse is None:
             return
         keys, values = ([one[:, :, : call.image.start], one[:, :, call.image.stop :]] for one in (call.k, call.v))
-        for strip in [] if pooled is None else pooled.wait().values():
+        # A strip after the other, as their rows lie in the grid.
+        cells = [] if pooled is None else list(pooled.wait().values())
+        q = call.q[:, :, call.image]
+        if call.spec.overview and cells:
+            queries = OverviewQueries(q, call.grid, call.spec, call.own.start, call.scale)
+            limit = default_chunk_bytes(q.device, q.numel() * q.element_size())
+            merge_outside(queries, *torch.cat(cells, dim=3).unbind(), Attended(out, lse), limit, call.on_chunk)
+            cells = []
+        for strip in cells:
             keys.append(strip[0])
             values.append(strip[1])
-        q = call.q[:, :, call.image]
         for part, *others in attended_chunks(q, torch.cat(keys, dim=2), torch.cat(values, dim=2), call.scale):
             out[:, :, part], _ = merge(out[:, :, part], lse[:, :, part], *others)
             call.on_chunk()
 
 
 def send_pooled(call: StripCall) -> Transfer | None:
-    """Starts to give the pooled keys and values of the own strip to all, (2, B, heads, cells, D); None without any."""
+    """Starts to give the pooled keys and values of the own strip to all, (2, B, heads, cells, D); None without any.
+
+    If every window covers the grid, nothing is left for an overview.
+    """
     weight = call.spatial_weight
-    if weight is None:
+    if weight is None or call.spec.is_dense(call.grid):
         return None
     d, width = call.spec.down_factor, call.grid[1]
     batch, heads, _, head_dim = call.k.shape

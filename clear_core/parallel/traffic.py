@@ -51,6 +51,7 @@ def strip_traffic(
     (height, width), d = layout.grid, spec.down_factor
     token = batch * heads * head_dim * element_bytes
     strips = split_rows(height, ranks, multiple=d)
+    nothing_pooled = not spec.pools or spec.is_dense(layout.grid)
     border = [0] * ranks
     for (sender, _), rows in transfers(strips, spec.radius).items():
         border[sender] += 2 * len(rows) * width * token
@@ -61,7 +62,7 @@ def strip_traffic(
         # A part of each query that another rank joins, and the own share to everyone.
         text = (queries - share + (ranks - 1) * share) * token
         lse = 0 if average else (queries - share) * batch * heads * LSE_BYTES
-        cells = -(-len(strips[rank]) // d) * -(-width // d) if spec.pools else 0
+        cells = 0 if nothing_pooled else -(-len(strips[rank]) // d) * -(-width // d)
         found.append(StripTraffic(border[rank], text, lse, (ranks - 1) * 2 * cells * token))
     return tuple(found)
 

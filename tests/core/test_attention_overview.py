@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import choose, overview
 from clear_core.attention.call import CallKind
+from clear_core.attention.overview_merge import OverviewBias
+from clear_core.attention.overview_table import overview_table
 from clear_core.attention.pool import mean_weight
 from clear_core.effective import Effective, Inactive
 from clear_core.families import FLUX1, ModelShape
@@ -124,14 +126,51 @@ def test_gradients_are_those_of_dense(text, radius):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
-def test_many_queries_are_counted_in_pieces(monkeypatch):
-    """A chunk's counts keep to the memory limit."""
-    made = []
-    own = overview.tokens_outside
-    monkeypatch.setattr(overview, "tokens_outside", lambda *given: made.append(own(*given)) or made[-1])
+@pytest.mark.parametrize("chunk_bytes, lines", [(20_000, False), (100_000, True)])
+def test_many_queries_are_weighed_in_pieces(chunk_bytes, lines, monkeypatch):
+    """What is added to a chunk's scores keeps to the memory limit, and so do the lines that it is copied from."""
+    made, rows = [], OverviewBias.rows
+
+    def noted(bias, first, stop):
+        assert (bias._lines is not None) == lines
+        made.append(rows(bias, first, stop))
+        return made[-1]
+
+    monkeypatch.setattr(OverviewBias, "rows", noted)
+    monkeypatch.setattr("clear_core.attention.workers.workers_of", lambda device, grad: 1)
     q, k, v = torch.randn(3, 1, 2, 24 * 24, 16).unbind()
-    clear_attention(q, k, v, grid=(24, 24), spec=ClearSpec(4, 2, True), backend="gather", chunk_bytes=100_000)
-    assert len(made) > 10 and max(one.numel() * one.element_size() for one in made) <= 100_000
+    options = {"grid": (24, 24), "spec": ClearSpec(4, 2, True)}
+    found = clear_attention(q, k, v, backend="gather", chunk_bytes=chunk_bytes, **options)
+    assert len(made) > 4 and max(one.numel() * one.element_size() for one in made) <= chunk_bytes
+    torch.testing.assert_close(found, clear_attention(q, k, v, backend="dense", **options), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 9), (13, 11), (20, 24), (30, 7)], ids=str)
+@pytest.mark.parametrize("down_factor", [1, 2, 3, 4, 7, 40])
+@pytest.mark.parametrize("radius", [1, 2, 3, 5, 8, 13, 30, 200])
+def test_the_table_holds_what_is_counted(radius, down_factor, grid):
+    """By its indices, as kernels find it, and far from a query, where kernels do not look it up."""
+    spec = ClearSpec(radius, down_factor, overview=True).within(grid)
+    table = overview_table(grid, spec, torch.device("cpu"))
+    image = torch.arange(grid[0] * grid[1], dtype=torch.int32)
+    y, x = image // grid[1], image % grid[1]
+    counted = overview.tokens_outside(y, x, grid, spec).float().log()
+    row, column = table.rows[y][:, :, None], table.columns[x][:, None]
+    assert torch.equal(table.logs[row, column].flatten(1), counted)
+    top, left = table.starts[0] - y[:, None], table.starts[1] - x[:, None]
+    place = top.clamp(0, table.last[0]) * table.logs.shape[1] + left.clamp(0, table.last[1]) + table.bases
+    assert torch.equal(table.logs.flatten()[place], counted)
+    far = (top <= 0) | (top >= table.last[0])
+    assert torch.equal(table.whole_logs.expand_as(counted)[far], counted[far])
+    assert table.all_seen == bool(counted.isneginf().all(dim=1).any())
+
+
+def test_a_table_is_small_whatever_the_radius():
+    """And for a large grid; tables are made once."""
+    for grid, spec, most in [((256, 256), ClearSpec(32, 4, True), 2**18), ((64, 64), ClearSpec(10**6, 4, True), 2**18)]:
+        table = overview_table(grid, spec.within(grid), torch.device("cpu"))
+        assert table.nbytes <= most
+        assert overview_table(grid, spec.within(grid), torch.device("cpu")) is table
 
 
 def test_counts_of_a_cut_cell():

@@ -120,7 +120,7 @@ def test_a_failure_is_explained_for_a_device_without_an_index(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    choose._dropped["triton", CUDA, torch.bfloat16, 128, False, False] = "no such instruction"
+    choose._dropped["triton", CUDA, torch.bfloat16, 128, False, False, False] = "no such instruction"
     for device in ("cuda", "cuda:0"):
         assert explain_backend(device, torch.bfloat16, 128, (64, 64), ClearSpec(8))[0] == "flex"
         assert "no such" in choose.unavailable_reason("triton", torch.device(device), torch.bfloat16, 128)

@@ -29,6 +29,24 @@ ROW_CASES = [
 ]
 
 
+# With an overview. The first: blocks of cells far above and far below the queries, a last one cut, cells cut at both
+# borders, rows of few cells.
+OVERVIEW_CASES = [
+    dataclasses.replace(
+        Case.draw_overview(0),
+        grid=(98, 7),
+        text=70,
+        reference=0,
+        radius=3,
+        down_factor=2,
+        heads=1,
+        blocks=(64, 16),
+        rows=range(43, 55),
+    ),
+    *(Case.draw_overview(seed) for seed in range(1, 150)),
+]
+
+
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory):
     """Calls functions of ``interpreted_triton`` in a process where Triton interprets its kernels."""
@@ -58,6 +76,18 @@ def test_the_kernel_is_dense(case, dtype, interpreter):
     "case", [*ROW_CASES[:16], *(pytest.param(case, marks=pytest.mark.slow) for case in ROW_CASES[16:])], ids=str
 )
 def test_rows_by_the_kernel(case, interpreter):
+    out, lse = interpreter(interpreted_triton.errors, case, torch.float32)
+    assert out <= TOLERANCE[torch.float32]
+    assert lse <= 4e-6
+    assert interpreter(interpreted_triton.said) == []
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*OVERVIEW_CASES[:10], *(pytest.param(case, marks=pytest.mark.slow) for case in OVERVIEW_CASES[10:])],
+    ids=str,
+)
+def test_an_overview_by_the_kernel(case, interpreter):
     out, lse = interpreter(interpreted_triton.errors, case, torch.float32)
     assert out <= TOLERANCE[torch.float32]
     assert lse <= 4e-6
@@ -108,6 +138,15 @@ def test_offsets_past_31_bits(token_stride, head_stride, interpreter, tmp_path):
 def test_the_self_test_passes_and_finds_a_wrong_window(interpreter):
     assert interpreter(interpreted_triton.refusal, torch.float32) is None
     assert "off by" in interpreter(interpreted_triton.refusal_of_another_window)
+
+
+@pytest.mark.parametrize("part", ["cell_logs", "table"])
+def test_the_self_test_finds_a_wrong_overview(part, interpreter):
+    assert "off by" in interpreter(interpreted_triton.refusal_of_other_weights, part)
+
+
+def test_the_self_test_passes_with_an_overview(interpreter):
+    assert interpreter(interpreted_triton.refusal_of_other_weights, None) is None
 
 
 def test_the_interpreters_broken_bfloat16_is_refused(interpreter):

@@ -58,6 +58,7 @@ class Case:
         """With values of a half type, in float32."""
         dtype, head_dim, *more = self.kernel.split("-")
         layout = SequenceLayout(self.text, self.grid, self.reference)
+        spec = ClearSpec(self.radius, self.down_factor, "overview" in more)
         rows = range(self.grid[0]) if self.rows is None else self.rows
         left_out = (self.grid[0] - len(rows)) * self.grid[1]
         generator = torch.Generator().manual_seed(len(str(self)))
@@ -69,8 +70,8 @@ class Case:
             v=v,
             layout=layout,
             query_rows=rows,
-            spec=ClearSpec(self.radius, self.down_factor),
-            spatial_weight=mean_weight(self.down_factor) if self.down_factor > 1 else None,
+            spec=spec,
+            spatial_weight=mean_weight(self.down_factor) if spec.pools else None,
             scale=int(head_dim) ** -0.5,
             bias=None,
             chunk_bytes=None,

@@ -46,6 +46,8 @@ class Case:
     blocks: tuple[int, int]
     integers: bool
     rows: range | None = None
+    overview: bool = False
+    stages: int = 2
 
     def __str__(self) -> str:
         parts = [
@@ -54,7 +56,7 @@ class Case:
             f"T{self.text}",
             f"R{self.reference}",
             f"r{self.radius}",
-            f"d{self.down_factor}-{self.weight}",
+            f"d{self.down_factor}-{'overview' if self.overview else self.weight}",
             f"b{self.batch}x{self.heads}x{self.head_dim}",
             f"scale{self.scale}",
             f"blocks{self.blocks[0]}x{self.blocks[1]}",
@@ -100,6 +102,12 @@ class Case:
         stop = first if draw.random() < 0.1 else draw.randint(first + 1, min(first + 20, height))
         return replace(case, grid=(height, draw.randint(1, 20)), heads=1, rows=range(first, stop))
 
+    @classmethod
+    def draw_overview(cls, seed: int) -> Case:
+        """A call with an overview: every second one of some of the image's rows."""
+        case = cls.draw_rows(seed) if seed % 2 else cls.draw(seed)
+        return replace(case, weight="mean", overview=True, stages=1 + seed // 2 % 2)
+
     def tensors(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """q, k, v: contiguous, or views as ComfyUI's blocks hand them over (V inside a wider tensor)."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -108,6 +116,9 @@ class Case:
         q, k, v = wide[:, :, :3].permute(2, 0, 3, 1, 4)
         return (q, k, v) if self.strided else (q.contiguous(), k.contiguous(), v.contiguous())
 
+    def spec(self) -> ClearSpec:
+        return ClearSpec(self.radius, self.down_factor, self.overview)
+
     def options(self) -> dict[str, object]:
         d = self.down_factor
         weight = None
@@ -115,7 +126,7 @@ class Case:
             weight = mean_weight(d) * (0.5 + torch.rand(d, d, generator=torch.Generator().manual_seed(self.seed)))
         return {
             "grid": self.grid,
-            "spec": ClearSpec(self.radius, d),
+            "spec": self.spec(),
             "spatial_weight": weight,
             "scale": self.scale,
             "reference_tokens": self.reference,
@@ -137,7 +148,7 @@ def prepare(folder: Path) -> None:
 def errors(case: Case, dtype: torch.dtype) -> tuple[float, float]:
     """Largest difference of the output from the oracle's (of values above 1 relative to the largest), and of the
     log-sum-exp; both NaN-proof."""
-    triton_backend.shapes_for = lambda *asked: (BlockShape(*case.blocks, 4, 2),)
+    triton_backend.shapes_for = lambda *asked: (BlockShape(*case.blocks, 4, case.stages),)
     # Distances are integers where windows are too wide for float32; such grids would take hours here.
     triton_launch.FAR_RADIUS = 0 if case.integers else 2**11
     q, k, v = case.tensors(dtype)
@@ -208,6 +219,20 @@ def refusal_of_another_window() -> str | None:
         return run_self_test(choose.TRITON, KIND)
     finally:
         triton_launch.kernel_sizes = sizes
+
+
+def refusal_of_other_weights(part: str | None) -> str | None:
+    """What the self-test says of a kernel that weighs the pooled keys of an overview a quarter more, by one of its
+    lists."""
+    lists = triton_launch.overview_lists
+    # Blocks as on cards.
+    triton_backend.shapes_for = lambda *asked: (BlockShape(64, 64, 4, 1),)
+    if part is not None:
+        triton_launch.overview_lists = lambda plan: lists(plan)._replace(**{part: getattr(lists(plan), part) + 0.32})
+    try:
+        return run_self_test(choose.TRITON, KIND._replace(spec=ClearSpec(8, 4, overview=True)))
+    finally:
+        triton_launch.overview_lists = lists
 
 
 def far_apart(folder: Path, token_stride: int, head_stride: int) -> tuple[float, int]:

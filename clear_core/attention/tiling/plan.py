@@ -50,7 +50,7 @@ class TilePlan:
     @property
     def prefix(self) -> int:
         """Keys in front of the image that every image query sees: text, reference and pooled tokens."""
-        rows, cols = self.layout.pooled_grid(self.spec.down_factor)
+        rows, cols = self.spec.cells(self.layout.grid)
         return self.layout.text + self.layout.reference + rows * cols
 
     @property

@@ -24,6 +24,7 @@ from ...tiling.plan import TilePlan, tile_plan
 from ..base import KernelError, no_triton, too_old
 from .block_mask import PAST_SPECIAL, block_mask, first_image_key, key_block, key_count
 from .copies import copy_from_tiles, copy_to_tiles
+from .overview import added_to_score
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,8 +52,8 @@ class FlexBackend:
             return f"FlexAttention has no kernel for {kind.device.type} devices that is used here"
         if kind.dtype not in DTYPES:
             return f"FlexAttention's kernel does not take {kind.dtype}"
-        if kind.spec.overview:
-            return "FlexAttention's kernel has no overview of what is outside the windows"
+        if kind.spec.overview and kind.needs_grad:
+            return "FlexAttention's kernel has no gradient with an overview of what is outside the windows"
         if kind.device.type == "cpu":
             if kind.needs_grad:
                 return "FlexAttention has no gradient on a CPU"
@@ -105,9 +106,9 @@ def _run_kernel(call: AttentionCall, plan: TilePlan, mask: Any) -> Attended:
     queries, filled = _kernel_input(q, plan.queries.tokens)
     copy_to_tiles(q[:, :, call.image_queries], filled, plan.queries)
     keys, values = (_prefix_and_tiles(call, one, plan) for one in (call.k, call.v))
-    options, score_mod = _kernel_options(q.device), _score_mod(call.scale)
+    options, score_mod = _kernel_options(q.device), _score_mod(call, plan)
     threads = torch.get_num_threads() if q.device.type == "cpu" else 0
-    kind = _KernelKind(threads, q.dtype, queries.shape[-1], call.return_lse, call.needs_grad)
+    kind = _KernelKind(threads, q.dtype, queries.shape[-1], call.return_lse, call.needs_grad, plan.spec.overview)
     compiled = _compiled(kind)
     try:
         with _told(q.device, kind), _guards_in_python():
@@ -170,6 +171,7 @@ class _KernelKind(NamedTuple):
         threads: Of a CPU; 0 on a card.
         dtype, head_dim: Of its inputs, padded.
         return_lse, needs_grad: As in the call.
+        overview: Whether pooled keys are an overview.
     """
 
     threads: int
@@ -177,6 +179,7 @@ class _KernelKind(NamedTuple):
     head_dim: int
     return_lse: bool
     needs_grad: bool
+    overview: bool = False
 
 
 @lru_cache(maxsize=64)
@@ -186,7 +189,8 @@ def _function(kind: _KernelKind) -> FunctionType:
     torch counts what it compiles of one code and ends with an error after eight. Number types, head sizes, the
     log-sum-exp and gradients of several models would be more than that.
     """
-    name = "_".join(["_fused", *(str(one).removeprefix("torch.") for one in kind)])
+    *told, overview = kind
+    name = "_".join(["_fused", *(str(one).removeprefix("torch.") for one in told), *["overview"] * overview])
     return FunctionType(_fused.__code__.replace(co_name=name), _fused.__globals__, name)
 
 
@@ -250,14 +254,21 @@ def _kernel_options(device: torch.device) -> dict[str, int] | None:
     return options
 
 
-def _score_mod(scale: float) -> Callable[..., Tensor]:
+def _score_mod(call: AttentionCall, plan: TilePlan) -> Callable[..., Tensor]:
     """The attention scale as an integer: a Python float would be specialised by Dynamo, one kernel per scale."""
-    steps = round(scale * _SCALE_STEPS) + PAST_SPECIAL
+    steps = round(call.scale * _SCALE_STEPS) + PAST_SPECIAL
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score * (steps - PAST_SPECIAL) * (1 / _SCALE_STEPS)
 
-    return score_mod
+    if not plan.spec.overview:
+        return score_mod
+    added = added_to_score(plan, key_block(call.needs_grad))
+
+    def overview_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score * (steps - PAST_SPECIAL) * (1 / _SCALE_STEPS) + added(query, key)
+
+    return overview_mod
 
 
 # ---- its inputs ----

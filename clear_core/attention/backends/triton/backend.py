@@ -33,8 +33,6 @@ class TritonBackend:
             return f"Triton has no compiler for {device.type} devices"
         if kind.dtype not in DTYPES:
             return f"the Triton kernel does not take {kind.dtype}"
-        if kind.spec.overview:
-            return "the Triton kernel has no overview of what is outside the windows"
         if kind.needs_grad:
             return "the Triton kernel has no gradient"
         return (too_old(device) if device.type == "cuda" else None) or no_triton()
@@ -79,7 +77,7 @@ def _copied_keys(call: AttentionCall) -> int:
 
 def _seen_by_all(call: AttentionCall) -> tuple[int, int, int]:
     """Text, reference and pooled keys: every image query sees them."""
-    rows, columns = call.layout.pooled_grid(call.spec.down_factor)
+    rows, columns = call.spec.cells(call.layout.grid)
     return call.layout.text, call.layout.reference, rows * columns
 
 

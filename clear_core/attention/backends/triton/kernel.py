@@ -4,7 +4,7 @@ A program takes one block of queries (a 16 x 8 or 8 x 16 tile, or half of one) o
 any of them sees: the prefix, tiles inside every circle, tiles cut by a circle, tiles cut by the border as well. Key
 (y, x) is read at ``text + y * width + x``, query (y, x) at ``text + (y - first_row) * width + x``, so nothing is
 permuted or copied. Every size and stride is a run-time argument: a kernel is compiled once for each dtype, head size
-and block shape.
+and block shape, with and without an overview.
 
 Imported only if Triton is installed. Annotations are objects here: Triton 3.1's interpreter cannot read strings.
 """
@@ -15,6 +15,7 @@ Imported only if Triton is installed. Annotations are objects here: Triton 3.1's
 import triton
 import triton.language as tl
 
+from .overview import walk_overview
 from .walk import CIRCLE, CIRCLE_AND_BORDER, NOTHING, load_rows, row_offsets, walk_prefix, walk_tiles
 
 # Initial row maximum (m_i); finite, so that a row whose first blocks are masked entirely has no inf - inf in it.
@@ -75,6 +76,11 @@ def clear_kernel(
     partial_count,
     full,
     full_count,
+    cell_starts,
+    cell_bases,
+    cell_logs,
+    table,
+    overview,
     scale,
     heads: tl.int32,
     text: tl.int32,
@@ -116,6 +122,7 @@ def clear_kernel(
     SIDE: tl.constexpr,
     UNIT: tl.constexpr,
     DISTANCE: tl.constexpr,
+    ADDED_FIRST: tl.constexpr,
 ):
     """Writes the image rows of ``out`` and ``lse``. The grid is (query blocks, batch * heads).
 
@@ -128,6 +135,9 @@ def clear_kernel(
             inside the grid come first.
         circle_count, partial_count, full_count: (query blocks,) int32, the number of entries of ``partial`` that are
             inside the grid, of all its entries, and of the entries of ``full``.
+        cell_starts, cell_bases, table, cell_logs: ``starts``, ``bases``, ``logs`` and ``whole_logs`` of an
+            :class:`.overview_table.OverviewTable`, logs to the base of 2; None without an overview.
+        overview: (9,) int32, see :func:`.overview.walk_overview`; None without an overview.
         scale: Factor on the products times log2(e), above 0.
         text: Tokens in front of the image.
         first_row, query_rows: The image rows of the queries.
@@ -137,6 +147,7 @@ def clear_kernel(
         SIDE: Side of a key tile; a query tile is two of them.
         UNIT: A common divisor of the strides; 16 lets rows be read in wide steps.
         DISTANCE: ``tl.float32`` if squared distances stay below 2**24 (it is faster), else ``tl.int32``.
+        ADDED_FIRST: As of :func:`.overview.walk_overview`.
     """
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
@@ -165,7 +176,10 @@ def clear_kernel(
 
     k_step = prefix_k_token * UNIT
     v_step = prefix_v_token * UNIT
-    whole = prefix // BLOCK_N * BLOCK_N
+    seen_by_all = prefix
+    if overview is not None:
+        seen_by_all = prefix - tl.load(overview)
+    whole = seen_by_all // BLOCK_N * BLOCK_N
     acc, row_sum, row_max = walk_prefix(
         acc,
         row_sum,
@@ -195,11 +209,34 @@ def clear_kernel(
         dims,
         scale,
         whole,
-        prefix,
+        seen_by_all,
         BLOCK_N,
         HEAD_DIM,
         True,
     )
+    if overview is not None:
+        acc, row_sum, row_max = walk_overview(
+            acc,
+            row_sum,
+            row_max,
+            queries,
+            prefix_k + row_offsets(seen_by_all, k_step),
+            prefix_v + row_offsets(seen_by_all, v_step),
+            k_step,
+            v_step,
+            dims,
+            scale,
+            query_y,
+            query_x,
+            cell_starts,
+            cell_bases,
+            cell_logs,
+            table,
+            overview,
+            BLOCK_N,
+            HEAD_DIM,
+            ADDED_FIRST,
+        )
     k_step = k_token * UNIT
     v_step = v_token * UNIT
     block = tl.program_id(0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...call import padded_head_dim
+from ...overview_table import overview_table
 from ...tiling.order import KEY_TILE_SIDE, QUERY_BLOCK, query_tile_size
 from ...tiling.plan import TilePlan
 
@@ -89,6 +90,7 @@ def launch(shape: BlockShape, tensors: KernelTensors, plan: TilePlan, scale: flo
     arguments: dict[str, Any] = {
         **tensors._asdict(),
         **tile_lists(plan)._asdict(),
+        **overview_lists(plan)._asdict(),
         **sizes,
         **strides,
         "lse_batch": lse.stride(0),
@@ -175,6 +177,9 @@ def kernel_constants(shape: BlockShape, head_dim: int, inside: int) -> dict[str,
         "BLOCK_N": shape.block_n,
         "SIDE": KEY_TILE_SIDE,
         "DISTANCE": tl.float32 if inside <= FAR_RADIUS**2 else tl.int32,
+        # Without a second stage Triton would take all scores of an overview into the order in which it reads the
+        # table: a step would be twice as long. With one, the table's elements would crowd the registers.
+        "ADDED_FIRST": shape.stages == 1,
         "num_warps": shape.warps,
         "num_stages": shape.stages,
     }
@@ -210,6 +215,35 @@ def tile_lists(plan: TilePlan) -> TileLists:
         partial = (row * 2**16 + col).gather(1, order)
         row, col = plan.keys.row_and_column(plan.full)
         return TileLists(partial, circle_count, plan.partial_count, row * 2**16 + col, plan.full_count)
+
+
+class OverviewLists(NamedTuple):
+    """What :func:`.kernel.clear_kernel` takes for an overview; all None without one."""
+
+    cell_starts: Tensor | None = None
+    cell_bases: Tensor | None = None
+    cell_logs: Tensor | None = None
+    table: Tensor | None = None
+    overview: Tensor | None = None
+
+
+@lru_cache(maxsize=4)
+def overview_lists(plan: TilePlan) -> OverviewLists:
+    """The plan's table of an overview, logs to the base of 2, and its sizes."""
+    spec, grid, device = plan.spec, plan.layout.grid, plan.partial.device
+    if not spec.overview:
+        return OverviewLists()
+    with torch.inference_mode(False):
+        table = overview_table(grid, spec, device)
+        rows, columns = spec.cells(grid)
+        sizes = [rows * columns, rows, columns, spec.down_factor, spec.radius, *table.last, table.logs.shape[1]]
+        return OverviewLists(
+            table.starts,
+            table.bases,
+            table.whole_logs * _LOG2_E,
+            table.logs * _LOG2_E,
+            torch.tensor(sizes, dtype=torch.int32).to(device),
+        )
 
 
 def _current_device(device: torch.device) -> AbstractContextManager[Any]:

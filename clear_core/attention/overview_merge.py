@@ -1,0 +1,147 @@
+"""Pooled keys of an overview, attended to apart and merged with the windows of the same queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..spec import ClearSpec
+from .budget import queries_at_once
+from .call import Attended
+from .fused import is_fused, plain
+from .lse import attend_with_lse
+from .merge import merge
+from .overview_table import OverviewTable, overview_table
+
+
+@dataclass(frozen=True, eq=False)
+class OverviewQueries:
+    """Image queries of whole rows.
+
+    Attributes:
+        q: (B, heads, rows * w, D).
+        grid: (h, w) of the whole image in tokens.
+        spec: Window and cells, with an overview.
+        first_row: Row of the first query.
+        scale: Factor on the query-key products.
+        needs_grad: Whether gradients are wanted.
+    """
+
+    q: Tensor
+    grid: tuple[int, int]
+    spec: ClearSpec
+    first_row: int
+    scale: float
+    needs_grad: bool = False
+
+
+class OverviewBias:
+    """What is added to the scores of pooled keys, in a dtype.
+
+    Args:
+        most_bytes: Memory that may be taken to make rows of it by copies of lines instead of element by element.
+    """
+
+    def __init__(self, table: OverviewTable, dtype: torch.dtype, most_bytes: int) -> None:
+        self._table = table
+        self._logs = table.logs.to(dtype)
+        places, (width, cells) = len(table.logs), table.columns.shape
+        # For each column of the grid and each place of a row of cells, that row's elements.
+        self._lines: Tensor | None = None
+        if places * table.columns.numel() * self._logs.element_size() <= most_bytes:
+            by_place = self._logs.index_select(1, table.columns.flatten()).view(places, width, cells)
+            self._lines = by_place.transpose(0, 1).reshape(width * places, cells)
+
+    def rows(self, first: int, stop: int) -> Tensor:
+        """(stop - first, cells), for the queries at these positions of the whole row-major image."""
+        table, queries = self._table, stop - first
+        image = torch.arange(first, stop, dtype=torch.int32, device=table.rows.device)
+        y = image.div(len(table.columns), rounding_mode="floor")
+        x = image - y * len(table.columns)
+        rows, places = table.rows.index_select(0, y), table.logs.shape
+        if self._lines is not None:
+            lines = rows + (x * places[0])[:, None]
+            return self._lines.index_select(0, lines.flatten()).view(queries, -1)
+        index = rows[:, :, None] * places[1] + table.columns.index_select(0, x)[:, None]
+        return self._logs.flatten().index_select(0, index.flatten()).view(queries, -1)
+
+
+def merge_outside(
+    queries: OverviewQueries,
+    keys: Tensor,
+    values: Tensor,
+    windows: Attended,
+    chunk_limit: int,
+    on_chunk: Callable[[], None],
+    level: Callable[[slice], Tensor | None] | None = None,
+) -> None:
+    """Adds the pooled keys to the result of the windows, in place, some queries at a time.
+
+    Args:
+        keys, values: (B, heads, cells, D).
+        windows: Result of the queries' windows, with the log-sum-exp.
+        chunk_limit: Memory in bytes for one chunk.
+        on_chunk: Called after each chunk.
+        level: Of a mask, what it adds to the scores of all pooled keys of some queries, (B|1, heads|1, queries, 1) in
+            q's dtype; None if nothing.
+    """
+    q, (out, lse), needs_grad = queries.q, windows, queries.needs_grad
+    assert lse is not None
+    if not q.shape[2] or queries.spec.covers(queries.grid):
+        return
+    table = overview_table(queries.grid, queries.spec, q.device)
+    bias = OverviewBias(table, q.dtype, chunk_limit // 4)
+    first = queries.first_row * queries.grid[1]
+    keys, values = plain(keys), plain(values)
+    some_level = None if level is None else level(slice(0, 1))
+    step = _queries_at_once(q, keys.shape[2], 1 if some_level is None else some_level.numel(), chunk_limit)
+    for start in range(0, q.shape[2], step):
+        rows = slice(start, min(start + step, q.shape[2]))
+        added = bias.rows(first + rows.start, first + rows.stop)[None, None]
+        levels = None if level is None or some_level is None else level(rows)
+        if levels is not None:
+            added = added + levels
+        # No kernel is asked about a query that sees no key, whose gradient would not be a number.
+        nothing = added.amax(dim=-1) == float("-inf") if table.all_seen or levels is not None else None
+        if nothing is not None:
+            added = added.masked_fill(nothing[..., None], 0.0)
+        pooled, sums = attend_with_lse(
+            plain(q[:, :, rows]),
+            keys,
+            values,
+            scale=queries.scale,
+            mask=added,
+            needs_grad=needs_grad,
+            sees_some=True,
+        )
+        own, own_sums = out[:, :, rows], lse[:, :, rows]
+        if needs_grad:
+            # Gradients want what is written over here.
+            own, own_sums = own.clone(), own_sums.clone()
+        if nothing is None:
+            out[:, :, rows], lse[:, :, rows] = merge(own, own_sums, pooled, sums)
+        else:
+            # The windows too may be without keys, by a mask.
+            some_sums = own_sums.masked_fill(nothing & (own_sums == float("-inf")), 0.0)
+            merged, whole = merge(own, some_sums, pooled, sums.masked_fill(nothing, float("-inf")))
+            out[:, :, rows], lse[:, :, rows] = merged, torch.where(nothing, own_sums, whole)
+        on_chunk()
+
+
+def _queries_at_once(q: Tensor, cells: int, masks: int, chunk_limit: int) -> int:
+    """Number of queries of one chunk.
+
+    Args:
+        masks: Number of masks over batch and heads.
+    """
+    batch, heads, _, head_dim = q.shape
+    fused = is_fused(q.device, q.dtype, head_dim, True)
+    # The index of a pair, what is added to its score, and two copies of it: one without its rows of -inf, one aligned.
+    bias = (4 + 3 * masks * q.element_size()) * cells
+    # Results of both parts and of the whole in float32.
+    results = 12 * batch * heads * head_dim
+    at_once = queries_at_once(q.device, batch * heads * cells, chunk_limit, fused)
+    return min(at_once, max(1, chunk_limit // (bias + results)))
