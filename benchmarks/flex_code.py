@@ -2,8 +2,9 @@
 
     python -m benchmarks.flex_code --capability 86 --kernels bfloat16-128,float16-64-lse --output code.json
 
-A kernel is a dtype and a head size, with "-lse" if it returns the log-sum-exp, with "-overview" if its pooled keys are an
-overview, and with "-before" if its mask divides and it checks the bounds of its blocks, as it did at first. A CPU build of torch does; a C++ compiler must be there.
+A kernel is a dtype and a head size, with "-lse" if it returns the log-sum-exp, with "-overview" if its pooled keys are
+an overview, and with "-before" if its mask divides and it checks the bounds of its blocks, as it did at first. A CPU
+build of torch does; a C++ compiler must be there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import accumulate
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -48,7 +50,33 @@ def clear_pairs(layout: SequenceLayout, spec: ClearSpec, query_rows: range | Non
     everywhere = seen_by_all * layout.length
     image_queries = layout.image if query_rows is None else len(query_rows) * layout.grid[1]
     per_image_query = seen_by_all + pooled_rows * pooled_cols
-    return everywhere + image_queries * per_image_query + window_pairs(layout.grid, spec.radius, query_rows)
+    pairs = everywhere + image_queries * per_image_query + window_pairs(layout.grid, spec.radius, query_rows)
+    return pairs - _cells_inside(layout.grid, spec, query_rows) if spec.overview else pairs
+
+
+# Asked for with every line about the cost of a picture.
+@lru_cache(maxsize=64)
+def _cells_inside(grid: tuple[int, int], spec: ClearSpec, query_rows: range | None) -> int:
+    """Pairs of an image query and a cell that lies inside its window, which an overview leaves out."""
+    height, width = grid
+    in_rows = _farthest(height, range(height) if query_rows is None else query_rows, spec)
+    in_columns = list(accumulate(_farthest(width, range(width), spec)))
+    pairs = 0
+    for dy, number in enumerate(in_rows):
+        reach = isqrt(spec.inside - dy * dy - 1)  # the largest dx inside
+        pairs += number * in_columns[min(reach, width - 1)]
+    return pairs
+
+
+def _farthest(side: int, queries: range, spec: ClearSpec) -> list[int]:
+    """Pairs of a query and a cell along one axis, by the distance from the query to the cell's farthest token, as far
+    as windows reach."""
+    found = [0] * side
+    for first in range(0, side, spec.down_factor):
+        last = min(first + spec.down_factor, side) - 1
+        for query in range(max(queries.start, last - spec.radius + 1), min(queries.stop, first + spec.radius)):
+            found[max(last - query, query - first)] += 1
+    return found[: spec.radius]
 
 
 def visited_blocks(plan: TilePlan) -> int:

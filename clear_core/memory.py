@@ -23,7 +23,7 @@ FLUX_TEXT = FLUX1.text_tokens
 """Text tokens to plan with: FLUX's default is 256 or 512, long prompts have more."""
 
 # Text encoders are unloaded by then; what remains is the CUDA context, cuBLAS workspaces, fragmentation, and what the
-# attention keeps of indices and masks (96 MiB at most).
+# attention keeps of indices, masks and tables (112 MiB at most).
 RUNTIME_BYTES = GIB
 
 ENGINE_COPIES = 4

@@ -27,7 +27,7 @@ class ClearSpec:
         radius: Window radius in tokens (one token is 16 x 16 pixels), 1 or more. Released: 8, 16, 32.
         down_factor: Side in tokens of the square cells that are pooled to one extra key each;
             1 means no pooled keys. Released: 1 and 4.
-        overview: Whether pooled keys stand for what is outside the window; "dense" and "gather" know it.
+        overview: Whether pooled keys stand for what is outside the window.
 
     Raises:
         ValueError: A number is not an integer of at least 1, or ``overview`` neither True nor False.

@@ -28,8 +28,8 @@ BACKENDS = ("auto", *(backend.name for backend in REGISTRY))
 # Causes, and what ran instead.
 _logged: set[tuple[str, str]] = set()
 
-# A kernel: backend, device, dtype, padded head size, whether gradients and log-sum-exp are wanted and whether the pooled
-# keys are an overview.
+# A kernel: backend, device, dtype, padded head size, whether gradients and log-sum-exp are wanted, and whether the
+# pooled keys are an overview.
 _Kernel = tuple[str, torch.device, torch.dtype, int, bool, bool, bool]
 
 # What self-tests said.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..spec import ClearSpec
 from .budget import queries_at_once
-from .call import Attended
+from .call import Attended, AttentionCall
 from .fused import is_fused, plain
 from .lse import attend_with_lse
 from .merge import merge
@@ -69,6 +70,22 @@ class OverviewBias:
         return self._logs.flatten().index_select(0, index.flatten()).view(queries, -1)
 
 
+def merge_outside_of(call: AttentionCall, keys: Tensor, values: Tensor, windows: Attended) -> None:
+    """:func:`merge_outside` for the image queries of a call.
+
+    Args:
+        windows: All rows of the call's result.
+    """
+    image, bias, lse = call.image_queries, call.bias, windows.lse
+    assert lse is not None
+    queries = OverviewQueries(
+        call.q[:, :, image], call.layout.grid, call.spec, call.query_rows.start, call.scale, call.needs_grad
+    )
+    own = Attended(windows.out[:, :, image], lse[:, :, image])
+    level = None if bias is None else partial(bias.image_level, dtype=call.q.dtype)
+    merge_outside(queries, keys, values, own, call.chunk_limit, call.on_chunk, level)
+
+
 def merge_outside(
     queries: OverviewQueries,
     keys: Tensor,
@@ -109,13 +126,7 @@ def merge_outside(
         if nothing is not None:
             added = added.masked_fill(nothing[..., None], 0.0)
         pooled, sums = attend_with_lse(
-            plain(q[:, :, rows]),
-            keys,
-            values,
-            scale=queries.scale,
-            mask=added,
-            needs_grad=needs_grad,
-            sees_some=True,
+            plain(q[:, :, rows]), keys, values, scale=queries.scale, mask=added, needs_grad=needs_grad, sees_some=True
         )
         own, own_sums = out[:, :, rows], lse[:, :, rows]
         if needs_grad:

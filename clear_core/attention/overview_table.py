@@ -14,7 +14,7 @@ from ..spec import ClearSpec
 from .tiling.kept import KeptValues
 from .tiling.masks import nbytes
 
-MOST_BYTES = 32 * 2**20
+MOST_BYTES = 16 * 2**20
 """Memory in bytes for all tables together; that of radius 32 and cells of 4 x 4 takes 0.3 MiB with those of its
 places."""
 
@@ -90,7 +90,7 @@ class OverviewTable:
     min(max(t - x, 0), last_x) + bases[c]``.
 
     Attributes:
-        logs: (row places, column places) float32: log of the number of the cell's tokens outside the window, -inf for 0.
+        logs: (row places, column places) float32: log of the number of the cell's tokens outside, -inf for 0.
         rows: (h, cell rows) int32.
         columns: (w, cell columns) int32.
         starts: (2, cells) int32: s and t, cells row by row.

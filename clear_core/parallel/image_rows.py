@@ -91,7 +91,8 @@ class ImageRows:
         if call.spec.overview and cells:
             queries = OverviewQueries(q, call.grid, call.spec, call.own.start, call.scale)
             limit = default_chunk_bytes(q.device, q.numel() * q.element_size())
-            merge_outside(queries, *torch.cat(cells, dim=3).unbind(), Attended(out, lse), limit, call.on_chunk)
+            pooled_keys, pooled_values = torch.cat(cells, dim=3).unbind()
+            merge_outside(queries, pooled_keys, pooled_values, Attended(out, lse), limit, call.on_chunk)
             cells = []
         for strip in cells:
             keys.append(strip[0])

@@ -1,7 +1,6 @@
 """The overview of what is outside the windows: against the formula in float64, and what may not be combined with it."""
 
 import dataclasses
-import logging
 import random
 
 import pytest
@@ -10,15 +9,16 @@ import torch.nn.functional as F
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.attention import choose, overview
+from clear_core.attention.backends.flex import backend as flex
 from clear_core.attention.call import CallKind
 from clear_core.attention.overview_merge import OverviewBias
 from clear_core.attention.overview_table import overview_table
 from clear_core.attention.pool import mean_weight
+from clear_core.cost import clear_pairs, dense_pairs
 from clear_core.effective import Effective, Inactive
 from clear_core.families import FLUX1, ModelShape
-from clear_core.parallel import ThreadPeers, clear_attention_strip
 from clear_core.settings import ClearSettings
-from tests.support import attention_cases, bias_cases
+from tests.support import attention_cases, bias_cases, interpreted_flex
 
 BACKENDS = ("dense", "gather")
 
@@ -183,28 +183,53 @@ CARD = CallKind(torch.device("cuda", 0), torch.float16, 64, (64, 64), ClearSpec(
 
 
 @pytest.mark.parametrize("backend", [choose.FLEX, choose.TRITON], ids=lambda one: one.name)
-def test_kernels_without_an_overview_say_so(backend):
-    assert "has no overview" in backend.unavailable(CARD)
+def test_kernels_have_no_gradient_with_an_overview(backend):
+    assert "no gradient" in backend.unavailable(CARD._replace(needs_grad=True))
 
 
-def test_flex_by_name_refuses_an_overview():
-    q, k, v = torch.randn(3, 1, 1, 64, 16).unbind()
-    with pytest.raises(ValueError, match="backend is 'flex', but FlexAttention.* has no overview .*; use 'auto'"):
-        clear_attention(q, k, v, grid=(8, 8), spec=ClearSpec(2, 2, overview=True), backend="flex")
+FLEX_CASES = [drawn(seed) for seed in range(100, 130)]
 
 
-def test_auto_leaves_an_overview_to_gather_and_says_so_once(monkeypatch, caplog):
+@pytest.mark.parametrize("case", FLEX_CASES, ids=str)
+@pytest.mark.slow
+def test_flex_is_the_formula(case, monkeypatch):
+    """Compiled here, which takes longest; what is emitted for a card is in test_flex_emitted.py."""
     monkeypatch.setattr(choose, "_logged", set())
-    monkeypatch.setattr(type(choose.GATHER), "preferred", lambda self, kind: None)
-    monkeypatch.setattr(type(choose.FLEX), "preferred", lambda self, kind: "It is preferred here.")
-    q, k, v = torch.randn(3, 1, 1, 64, 16).unbind()
-    options = {"grid": (8, 8), "spec": ClearSpec(2, 2, overview=True)}
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            found = clear_attention(q, k, v, **options)
-            assert torch.equal(found, clear_attention(q, k, v, backend="gather", **options))
-    (line,) = (record.message for record in caplog.records)
-    assert "no overview" in line and "gathered tiles" in line
+    found = clear_attention(
+        *case.inputs(torch.float32),
+        grid=case.layout.grid,
+        spec=case.spec,
+        scale=0.3,
+        reference_tokens=case.layout.reference,
+        backend="flex",
+    )
+    torch.testing.assert_close(found.double(), expected(case)[0], rtol=2e-6, atol=4e-6)
+    assert not choose._logged, "another backend ran instead"
+
+
+def test_flex_compiles_once_for_all_overviews():
+    """Tables and lists of every length, radius and grid; the kernel without an overview is another one."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        q = next(i for i, one in enumerate(inputs) if isinstance(one, torch.Tensor))
+        return lambda *arguments: (torch.zeros_like(arguments[q]),)
+
+    torch._dynamo.reset()
+    fused = torch.compile(flex._fused, dynamic=True, fullgraph=True, backend=backend)
+    for grid, radius, down_factor, heads in [
+        ((45, 13), 3, 2, 2),
+        ((20, 41), 8, 4, 3),
+        ((64, 64), 16, 4, 24),
+        ((24, 8), 40, 3, 2),
+        ((1, 3), 2, 1, 2),
+        ((16, 16), 5, 1, 2),
+    ]:
+        case = interpreted_flex.Case("float16-16-overview", grid, 7, 2, radius, down_factor, 1, heads)
+        interpreted_flex.run_as_on_a_card(fused, case.call())
+    torch._dynamo.reset()
+    assert len(graphs) == 1
 
 
 def test_what_an_overview_refuses():
@@ -212,12 +237,26 @@ def test_what_an_overview_refuses():
     spec = ClearSpec(2, 2, overview=True)
     with pytest.raises(ValueError, match="spatial_weight was given, but .*overview 2 x 2.* plain means"):
         clear_attention(q, q, q, grid=(8, 8), spec=spec, spatial_weight=mean_weight(2))
-    with pytest.raises(ValueError, match="strips have no overview, but the spec is radius 2, overview 2 x 2"):
-        clear_attention_strip(q, q, q, peers=ThreadPeers.make(1)[0], grid=(8, 8), spec=spec)
     pairs = torch.zeros(1, 1, 66, 66)
     pairs[..., 9, 9] = 1.0
     with pytest.raises(ValueError, match="differs from one image token to the next.* down_factor 1 and no overview"):
         clear_attention(q, q, q, grid=(8, 8), spec=spec, bias=pairs)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_pairs_are_those_that_are_seen(seed):
+    case, draw = drawn(seed), random.Random(seed)
+    (height, width), spec = case.layout.grid, case.spec
+    rows = range(draw.randint(0, height), height)
+    image = torch.arange(rows.start * width, height * width, dtype=torch.int32)
+    seen = (overview.tokens_outside(image // width, image % width, (height, width), spec) > 0).sum()
+    windows = clear_pairs(case.layout, ClearSpec(spec.radius), rows)
+    assert clear_pairs(case.layout, spec, rows) == windows + int(seen)
+
+
+def test_pairs_of_cells_of_one_token_are_the_dense_ones():
+    layout = SequenceLayout(7, (20, 31), 3)
+    assert clear_pairs(layout, ClearSpec(6, 1, overview=True)) == dense_pairs(layout)
 
 
 def test_effective_takes_an_overview_for_what_it_is():
@@ -227,6 +266,7 @@ def test_effective_takes_an_overview_for_what_it_is():
         return Effective.of(ClearSettings(ClearSpec(*spec)), shape, layout)
 
     assert of(8, 4, True).scale == of(8).scale < of(8, 4).scale
-    assert of(8, 4, True).pairs == of(8, 4).pairs
+    # Cells that lie inside a window are not seen.
+    assert of(8).pairs < of(8, 4, True).pairs < of(8, 4).pairs
     small = SequenceLayout(5, (6, 6))
     assert of(8, 2, True, layout=small).inactive is Inactive.COVERED

@@ -37,6 +37,7 @@ class Sizes:
     reference: int = 0
     radius: int = 16
     down_factor: int = 1
+    overview: bool = False
     batch: int = 1
     heads: int = 2
     head_dim: int = 16
@@ -61,7 +62,8 @@ def compiled_for(monkeypatch, grid, **changes):
     q, k, v, out, _wide = torch.empty(5, sizes.batch, sizes.heads, layout.length, sizes.head_dim).unbind()
     if sizes.strided:
         v = torch.empty(sizes.batch, layout.length, 7, sizes.heads, sizes.head_dim)[:, :, 2].transpose(1, 2)
-    plan = tile_plan(layout, ClearSpec(sizes.radius, sizes.down_factor).within(grid), torch.device("cpu"))
+    spec = ClearSpec(sizes.radius, sizes.down_factor, sizes.overview).within(grid)
+    plan = tile_plan(layout, spec, torch.device("cpu"))
     prefix = torch.empty(sizes.batch, sizes.heads, plan.prefix, sizes.head_dim)
     lse = torch.empty(out.shape[:3])
     parts = (one[:, sizes.inside_heads] for one in (q, k, v, prefix, prefix, out, lse))
@@ -84,6 +86,17 @@ def test_one_compilation_serves_every_size(monkeypatch):
         {"grid": (33, 9), "text": 4, "heads": 3, "inside_heads": slice(1, 2)},
     ):
         assert compiled_for(monkeypatch, **other) == first, other
+
+
+def test_one_compilation_serves_every_overview(monkeypatch):
+    first = compiled_for(monkeypatch, (64, 64), down_factor=4, overview=True)
+    assert first != compiled_for(monkeypatch, (64, 64))
+    for other in (
+        {"grid": (1, 1), "text": 0, "down_factor": 1},
+        {"grid": (17, 33), "radius": 3, "down_factor": 3, "reference": 5},
+        {"grid": (90, 160), "radius": 32, "down_factor": 5, "heads": 24},
+    ):
+        assert compiled_for(monkeypatch, **other, overview=True) == first, other
 
 
 def test_strides_are_64_bits_whatever_their_size():
@@ -131,6 +144,19 @@ def test_it_compiles_and_fits_the_card(capability, dtype, shape):
         # Five walks: the prefix in whole blocks and the rest of it, tiles whole, cut by a circle, by the border.
         assert len(found["loop_instructions"]) == 5
         assert found["spills_in_loops"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability, dtype, shape", COMPILED, ids=str)
+def test_an_overview_compiles_and_fits_the_card(capability, dtype, shape):
+    compiled = triton_compile.compile_kernel(capability, dtype, 128, shape, overview=True)
+    found = triton_compile.resources(compiled, capability, shape.warps)
+    assert found["fits"] and found["programs_per_sm"] >= 1
+    if dtype != "float32":
+        # Two more walks, far from the windows and near them; only the latter is longer than a tile cut by a circle.
+        assert len(found["loop_instructions"]) == 7
+        far, near = found["loop_instructions"][2:4]
+        assert far <= 1.3 * found["loop_instructions"][0] and near <= 2.1 * found["loop_instructions"][0]
 
 
 @pytest.mark.slow

@@ -33,9 +33,10 @@ class StripCase:
 
     def __str__(self) -> str:
         layout, spec = self.layout, self.spec
+        kind = "overview" if spec.overview else "d"
         return (
             f"{self.seed}-{self.ranks}x-{layout.grid[0]}x{layout.grid[1]}-T{layout.text}-R{layout.reference}-"
-            f"r{spec.radius}d{spec.down_factor}-b{self.batch}x{self.heads}x{self.head_dim}-{str(self.dtype)[6:]}"
+            f"r{spec.radius}{kind}{spec.down_factor}-b{self.batch}x{self.heads}x{self.head_dim}-{str(self.dtype)[6:]}"
         )
 
     @classmethod
@@ -70,7 +71,8 @@ class StripCase:
         shape = (3, self.batch, self.heads, self.layout.length, self.head_dim)
         q, k, v = torch.randn(shape, generator=generator, dtype=self.dtype).unbind()
         d = self.spec.down_factor
-        weight = torch.randn(d, d, generator=generator) / d**2 + 1 / d**2 if self.spec.pools else None
+        weighted = self.spec.pools and not self.spec.overview
+        weight = torch.randn(d, d, generator=generator) / d**2 + 1 / d**2 if weighted else None
         return q, k, v, weight
 
     def part(self, tokens: Tensor, rank: int) -> Tensor:

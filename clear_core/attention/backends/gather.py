@@ -20,7 +20,7 @@ from ..fused import SCORE_BYTES, plain
 from ..lse import attend_with_lse, lse_is_free
 from ..merge import merge
 from ..outside_image import attend_outside_image
-from ..overview_merge import OverviewQueries, merge_outside
+from ..overview_merge import merge_outside_of
 from ..tiling.classes import query_tile, tile_slack
 from ..tiling.gathered import GatheredClass, GatheredKeys, gathered_plan
 from ..workers import OnChunk, run_pieces, workers_of
@@ -187,7 +187,7 @@ class _ImageRun:
         if self.lse is not None and lse is not None:
             self.lse.permute(2, 0, 1).index_copy_(0, plan.order, lse.view(-1, batch, heads))
         if self.pooled is not None and call.spec.overview:
-            self._merge_outside(*self.pooled)
+            merge_outside_of(call, *self.pooled, self.result._replace(lse=self.lse))
         elif self.separate and self.pooled is not None:
             self._merge_seen_by_all(*self.pooled)
 
@@ -253,17 +253,6 @@ class _ImageRun:
             )
             rows.lse.view(tiles, -1, lse.shape[1]).copy_(lse.transpose(1, 2))
         rows.out.view(tiles, -1, *rows.out.shape[1:]).copy_(out.transpose(1, 2))
-
-    def _merge_outside(self, keys: Tensor, values: Tensor) -> None:
-        """Adds the pooled keys of an overview to the result of the windows."""
-        call, image = self.call, self.call.image_queries
-        assert self.lse is not None
-        own = Attended(self.result.out[:, :, image], self.lse[:, :, image])
-        queries = OverviewQueries(
-            call.q[:, :, image], call.layout.grid, call.spec, call.query_rows.start, call.scale, call.needs_grad
-        )
-        level = None if call.bias is None else partial(call.bias.image_level, dtype=call.q.dtype)
-        merge_outside(queries, keys, values, own, self.chunk_limit, call.on_chunk, level)
 
     def _merge_seen_by_all(self, keys: Tensor, values: Tensor) -> None:
         """Adds the keys that every query sees to the result of the windows, many queries at once."""

@@ -32,6 +32,12 @@ def test_strips_are_the_whole_picture(case):
     run(case)
 
 
+@pytest.mark.parametrize("case", CASES[1::3], ids=str)
+def test_an_overview_in_strips_is_that_of_the_whole_picture(case):
+    """Cells of other strips, cut ones, ranks without rows, cells of one token, windows that leave nothing outside."""
+    run(replace(case, spec=replace(case.spec, overview=True)))
+
+
 def test_the_cases_are_of_every_kind():
     assert {case.spec.down_factor for case in CASES} == {1, 2, 3, 4, 5}
     assert any(not case.strips[-1] for case in CASES), "an empty strip"

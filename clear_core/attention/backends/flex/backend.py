@@ -24,7 +24,7 @@ from ...tiling.plan import TilePlan, tile_plan
 from ..base import KernelError, no_triton, too_old
 from .block_mask import PAST_SPECIAL, block_mask, first_image_key, key_block, key_count
 from .copies import copy_from_tiles, copy_to_tiles
-from .overview import added_to_score
+from .overview import with_overview
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -261,14 +261,7 @@ def _score_mod(call: AttentionCall, plan: TilePlan) -> Callable[..., Tensor]:
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score * (steps - PAST_SPECIAL) * (1 / _SCALE_STEPS)
 
-    if not plan.spec.overview:
-        return score_mod
-    added = added_to_score(plan, key_block(call.needs_grad))
-
-    def overview_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score * (steps - PAST_SPECIAL) * (1 / _SCALE_STEPS) + added(query, key)
-
-    return overview_mod
+    return with_overview(score_mod, plan, key_block(call.needs_grad)) if plan.spec.overview else score_mod
 
 
 # ---- its inputs ----

@@ -19,7 +19,7 @@ _FAR_BEFORE = -(2**30)
 
 
 class OverviewLists(NamedTuple):
-    """Tensors alone, all int32 but ``table``: the compiler has symbols for their lengths, and would find integers equal.
+    """Tensors alone, int32 but for ``table``: integers that are equal by chance would have one symbol of the compiler.
 
     Attributes:
         query_y, query_x: (queries,) in the kernel's order.
@@ -72,8 +72,8 @@ def overview_lists(plan: TilePlan, block: int) -> OverviewLists:
         )
 
 
-def added_to_score(plan: TilePlan, block: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of the indices of query and key in the kernel's order.
+def with_overview(score_mod: Callable[..., Tensor], plan: TilePlan, block: int) -> Callable[..., Tensor]:
+    """A kernel's change of its scores, and after it what an overview adds.
 
     Args:
         block: Keys of a block.
@@ -81,11 +81,12 @@ def added_to_score(plan: TilePlan, block: int) -> Callable[[Tensor, Tensor], Ten
     assert first_image_key(plan, block) >= plan.prefix
     query_y, query_x, start_y, start_x, base, table, last_y, last_x, places = overview_lists(plan, block)
 
-    def added(query: Tensor, key: Tensor) -> Tensor:
+    def overview_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        scaled = score_mod(score, batch, head, query, key)
         # The compiler leaves out the case of an index below zero if it sees that there is none.
         query, key = query.clamp(min=0), key.clamp(min=0)
         place_y = torch.minimum((start_y[key] - query_y[query]).clamp(min=0), last_y)
         place_x = torch.minimum((start_x[key] - query_x[query]).clamp(min=0), last_x)
-        return table[(place_y * places + place_x + base[key]).clamp(min=0)]
+        return scaled + table[(place_y * places + place_x + base[key]).clamp(min=0)]
 
-    return added
+    return overview_mod

@@ -24,42 +24,11 @@ LOWEST = tl.constexpr(-1.0e38)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 SIZES = (
-    "heads",
-    "text",
-    "prefix",
-    "height",
-    "width",
-    "first_row",
-    "query_rows",
-    "tile_columns",
-    "second_y",
-    "second_x",
-    "partial_width",
-    "full_width",
-    "inside",
+    *("heads", "text", "prefix", "height", "width", "first_row", "query_rows", "tile_columns"),
+    *("second_y", "second_x", "partial_width", "full_width", "inside"),
 )
-STRIDES = (
-    "q_batch",
-    "q_head",
-    "q_token",
-    "k_batch",
-    "k_head",
-    "k_token",
-    "v_batch",
-    "v_head",
-    "v_token",
-    "prefix_k_batch",
-    "prefix_k_head",
-    "prefix_k_token",
-    "prefix_v_batch",
-    "prefix_v_head",
-    "prefix_v_token",
-    "out_batch",
-    "out_head",
-    "out_token",
-    "lse_batch",
-    "lse_head",
-)
+_STRIDED = ("q", "k", "v", "prefix_k", "prefix_v", "out")
+STRIDES = (*(f"{name}_{axis}" for name in _STRIDED for axis in ("batch", "head", "token")), "lse_batch", "lse_head")
 
 
 @triton.jit(do_not_specialize=["lse", *SIZES, *STRIDES])

@@ -1,4 +1,4 @@
-"""The Triton kernel's walk over the pooled keys of an overview, which weigh by their number of tokens outside the window.
+"""The Triton kernel's walk over the pooled keys of an overview, which weigh by their tokens outside the window.
 
 Imported only if Triton is installed. Annotations are objects here: Triton 3.1's interpreter cannot read strings.
 """
