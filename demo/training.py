@@ -36,12 +36,14 @@ class Stage:
         sizes: (height, width) in pixels and images per step; steps take them in turn.
         rate: Learning rate at the start and at the end, linear between.
         shift: ``large`` of ``training_batch``.
+        moved: Whether the pictures lie anywhere on the model's table of positions (``Recipe.moved``).
     """
 
     steps: int
     sizes: tuple[tuple[int, int, int], ...]
     rate: tuple[float, float]
     shift: float = 0.0
+    moved: bool = False
 
 
 Velocity = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -59,6 +61,7 @@ class Recipe:
         velocity: What the model predicts.
         save: Writes the trained model with some metadata.
         stages: The stages in their order.
+        moved: The same for stages whose pictures lie anywhere on a table of positions; may leave the table moved.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Recipe:
     velocity: Velocity
     save: Callable[[Any, Path, dict[str, str]], None]
     stages: tuple[Stage, ...]
+    moved: Velocity | None = None
 
 
 class Average:
@@ -111,9 +115,9 @@ def learning_rate(step: int, stages: tuple[Stage, ...]) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (start + (end - start) * within / stage.steps)
 
 
-def batch_loss(recipe: Recipe, model: nn.Module, batch: Batch) -> Tensor:
+def batch_loss(velocity: Velocity, model: nn.Module, batch: Batch) -> Tensor:
     """Mean squared error of the predicted flow."""
-    predicted = recipe.velocity(model, batch.noisy, batch.sigma, batch.context, batch.pooled)
+    predicted = velocity(model, batch.noisy, batch.sigma, batch.context, batch.pooled)
     return (predicted.float() - (batch.noise - batch.latents)).square().mean()
 
 
@@ -221,7 +225,8 @@ def train(
             if step + 1 < total:
                 waiting.append(drawing.submit(step_batch, seed, step + 1, stages))
             with torch.autocast(device.type, torch.bfloat16):
-                loss = batch_loss(recipe, model, batch)
+                moved = recipe.moved if stage_of(step, stages)[0].moved else None
+                loss = batch_loss(moved or recipe.velocity, model, batch)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizers.step(learning_rate(step, stages))
@@ -241,7 +246,7 @@ def train(
             if now - saved > save_every or step + 1 == total:
                 save_state(state, step + 1, model, average, optimizers)
                 saved = now
-    model.load_state_dict(average.values)
+    model.load_state_dict(model.state_dict() | average.values)
     facts = {
         "seed": seed,
         "steps": total,
