@@ -1,4 +1,4 @@
-"""A square table of sine and cosine positions, as SD3 has, and the same formula past its end.
+"""A square table of sine and cosine positions, as SD3 has, and the same formula between its places and past its end.
 
 Source: the stored tables are those of ``get_2d_sincos_pos_embed`` in
 ``diffusers.models.embeddings`` and ``comfy.ldm.modules.diffusionmodules.mmdit``: the first half of a position's numbers
@@ -8,7 +8,7 @@ tells the column, the second half the row, each with sines before cosines.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class PositionTable:
         if not away <= TOLERANCE:
             raise ValueError(
                 f"the model's table of positions is not the formula of sines and cosines, but up to {away:.3g} away "
-                "from it, so it cannot be continued."
+                "from it, so there are no positions between its places."
             )
         return found
 
@@ -81,9 +81,31 @@ class PositionTable:
         """Places along a side of the table."""
         return self.rows.shape[0]
 
+    @property
+    def native(self) -> int:
+        """Tokens a side that the formula was made for, at most the table's: of SD3's 64, which are 1024 px."""
+        return max(1, min(self.side, round(abs(self.step) * self.side)))
+
+    def to(self, device: torch.device) -> PositionTable:
+        """The same on a device."""
+        return replace(self, columns=self.columns.to(device), rows=self.rows.to(device))
+
     def middle(self, count: int) -> Tensor:
         """(count,) places of a side of ``count`` tokens, whose middle is the table's; below 0 and past its end too."""
         return torch.arange(count, device=self.rows.device) + (self.side - count) // 2
+
+    def spread(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Places of a grid's rows and of its columns: the longer side spans the native part, the other in its step.
+
+        Of what was tried on a model whose table ends, it draws best (``demo/experiments/positions.json``).
+        """
+        step = self.native / max(grid)
+        rows, columns = (
+            (torch.arange(count, device=self.rows.device, dtype=torch.float64) + (1 - count) / 2) * step
+            + (self.side - 1) / 2
+            for count in grid
+        )
+        return rows, columns
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Positions of a rectangle of tokens: as stored where the table has them, else by the formula.

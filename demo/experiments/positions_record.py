@@ -20,6 +20,9 @@ from .positions_run import Folder, PositionedDenoiser
 
 Row = dict[str, Any]
 
+BEFORE = (TABLE_SIDE, 688)
+"""Sides in px of the flows of the model before the last stage of its training."""
+
 
 def make_record(folder: Folder, before: Folder | None) -> dict[str, Any]:
     """Judges the pictures of a folder that holds all of them.
@@ -37,15 +40,15 @@ def make_record(folder: Folder, before: Folder | None) -> dict[str, Any]:
         "table_side": TABLE_SIDE,
         "base_side": BASE_SIDE,
         "trained_tokens": TRAINED,
-        "flows": all_flows(folder),
-        "flows_before": all_flows(before) if before else [],
+        "flows": all_flows(folder, METHODS),
+        "flows_before": all_flows(before, {side: METHODS[side] for side in BEFORE}) if before else [],
         "settings": [judged_setting(folder, setting) for setting in SETTINGS],
     }
 
 
-def all_flows(folder: Folder) -> list[Row]:
-    """The flows in every size, from that of the training on."""
-    return [flows(folder, side, methods) for side, methods in ({BASE_SIDE: (Method("own"),)} | METHODS).items()]
+def all_flows(folder: Folder, methods: dict[int, tuple[Method, ...]]) -> list[Row]:
+    """The flows in the size of the training, and in others."""
+    return [flows(folder, side, each) for side, each in ({BASE_SIDE: (Method("own"),)} | methods).items()]
 
 
 def flows(folder: Folder, side: int, methods: tuple[Method, ...]) -> Row:

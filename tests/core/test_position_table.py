@@ -50,6 +50,24 @@ def test_places_between_those_of_the_table():
     torch.testing.assert_close(halves, formula(16, 32, 0.25), rtol=0, atol=1e-6)
 
 
+def test_a_longer_grid_is_spread():
+    found = PositionTable.read(formula(8, 32, 1.0))
+    rows, columns = found.spread((16, 8))
+    assert rows[0].item() == -0.25 and rows[-1].item() == 7.25 and (rows.diff() == 0.5).all()
+    assert (columns.diff() == 0.5).all() and columns.mean().item() == rows.mean().item() == 3.5
+    assert torch.equal(found.at(*found.spread((8, 8))), found.at(torch.arange(8), torch.arange(8)))
+
+
+@pytest.mark.parametrize(("side", "step", "native"), [(192, 1 / 3, 64), (384, 1 / 6, 64), (32, 2.0, 32)])
+def test_a_longer_grid_spans_the_native_part(side: int, step: float, native: int):
+    """Of SD3's tables the middle 64 tokens, 1024 px."""
+    found = PositionTable.read(formula(side, 8, step))
+    rows, _ = found.spread((2 * side, side))
+    assert found.native == native
+    assert rows[-1].item() - rows[0].item() == pytest.approx(native * (1 - 1 / (2 * side)))
+    assert rows.mean().item() == pytest.approx((side - 1) / 2)
+
+
 def learned(side: int = 8, width: int = 32) -> torch.Tensor:
     return torch.randn(1, side * side, width, generator=torch.Generator().manual_seed(0))
 
@@ -63,7 +81,9 @@ def mixed(side: int = 8, width: int = 32) -> torch.Tensor:
 
 @pytest.mark.parametrize("table", [learned(), mixed(), torch.zeros(1, 64, 32)], ids=["learned", "mixed", "zeros"])
 def test_another_table_is_refused(table: torch.Tensor):
-    with pytest.raises(ValueError, match="is not the formula of sines and cosines, but up to .* so it cannot be"):
+    with pytest.raises(
+        ValueError, match="is not the formula of sines and cosines, but up to .* so there are no positions between"
+    ):
         PositionTable.read(table)
 
 

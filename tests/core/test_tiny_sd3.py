@@ -37,7 +37,9 @@ def test_file_round_trip_and_published_names(tmp_path: Path):
     save_tiny_sd3(model, tmp_path / "m.safetensors", {"note": "test"})
     again = load_tiny_sd3(tmp_path / "m.safetensors")
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor.to(torch.bfloat16).float(), again.state_dict()[name]), name
+        in_block = name.startswith("transformer_blocks") and tensor.ndim == 2
+        stored = tensor.to(torch.float8_e4m3fn if in_block else torch.bfloat16)
+        assert torch.equal(stored.float(), again.state_dict()[name]), name
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert file.get_slice("pos_embed").get_shape() == [1, 32 * 32, 192]
         assert file.get_slice("joint_blocks.0.context_block.attn.qkv.weight").get_shape() == [3 * 192, 192]
@@ -81,10 +83,10 @@ def test_training_keeps_within_the_table():
 
 def test_the_committed_model_is_the_trained_one():
     """Every held-out caption explains its own noisy picture better than another's caption does."""
-    assert MODEL_FILE.stat().st_size < 8_500_000
+    assert MODEL_FILE.stat().st_size < 6_000_000
     model, scenes = load_tiny_sd3(), held_out_scenes(8)
     table = PositionTable.read(model.pos_embed.pos_embed)
-    assert (table.side, table.first) == (32, 0) and table.step == pytest.approx(2)
+    assert (table.side, table.first) == (32, 0) and table.step == pytest.approx(2, rel=1e-4)
     latents, noise = draw_latents(scenes, (256, 256)), seeded_noise(8, (256, 256), 1)
     captions, sigma = [scene.caption for scene in scenes], torch.full((8,), 0.9)
     errors = []
@@ -93,4 +95,4 @@ def test_the_committed_model_is_the_trained_one():
             flow = velocity(model, 0.9 * noise + 0.1 * latents, sigma, *encode_captions(told))
             errors.append((flow - (noise - latents)).square().mean((1, 2, 3)))
     assert (errors[0] < errors[1]).all()
-    assert errors[0].mean() < 0.2
+    assert errors[0].mean() < 0.25
