@@ -15,7 +15,8 @@ class FrameUnits:
         unit_tokens: Side of a unit in tokens. 1 for a transformer; a UNet halves the latent from level to level, and a
             unit is one place of its deepest level.
         has_frames: Whether a latent has an axis of time (B, C, T, h, w), as models of video have it; T is 1.
-        most_units: Longest side of one call in units; None if the model has no limit.
+        most_units: Longest side in units of one call that nobody set; None if the model has no limit.
+        may_be_longer: Whether a call may be longer than that if somebody sets it so.
     """
 
     latent_pixels: int
@@ -23,6 +24,7 @@ class FrameUnits:
     unit_tokens: int = 1
     has_frames: bool = False
     most_units: int | None = None
+    may_be_longer: bool = False
 
     @property
     def token_pixels(self) -> int:

@@ -42,9 +42,10 @@ def choose_tiles(
     fixed = TileLayout.of_pixels(grid, tile_height or whole[0], tile_width or whole[1], overlap, units)
     automatic = [axis for axis, wanted in enumerate((tile_height, tile_width)) if not wanted]
     for axis, (name, value) in enumerate((("tile_height", tile_height), ("tile_width", tile_width))):
-        if axis not in automatic and units.most_units is not None and fixed.tile[axis] > units.most_units:
+        most = None if axis in automatic or units.may_be_longer else units.most_units
+        if most is not None and fixed.tile[axis] > most:
             raise ValueError(
-                f"{name} is {value}, but the model has positions for {units.most_units * units.pixels} px a side; set "
+                f"{name} is {value}, but the model has positions for {most * units.pixels} px a side; set "
                 f"{name} to at most that, or to 0 for automatic."
             )
     if not automatic:

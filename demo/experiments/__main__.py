@@ -1,4 +1,4 @@
-"""``python -m demo.experiments``: distil the tiny FLUX's windows, evaluate them, compare guidance and hybrids."""
+"""``python -m demo.experiments``: distil the tiny FLUX's windows; compare guidance, hybrids and positions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from clear_core.layout import TOKEN_PIXELS
 
 from .guidance import add_guidance
 from .hybrid import add_hybrid
+from .positions import add_positions
 
 RECORD = Path(__file__).with_name("record.json")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.experiments", description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="distil | measure | table | guidance | hybrid")
+    commands = parser.add_subparsers(required=True, metavar="distil | measure | table | guidance | hybrid | positions")
     distil = commands.add_parser("distil", help="train the windows' weights")
     distil.add_argument("--out", type=Path, default=Path("out/windows"), help="folder for samples, states and weights")
     distil.add_argument("--samples", type=int, default=240)
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     table.set_defaults(run=lambda options: print(markdown(json.loads(options.record.read_text()))))
     add_guidance(commands)
     add_hybrid(commands)
+    add_positions(commands)
     for command in (distil, measure):
         command.add_argument("--model", type=Path, help="the tiny FLUX's file; the committed one by default")
     options = parser.parse_args(arguments)

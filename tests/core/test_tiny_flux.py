@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from demo.world import random_scene
 pytest.importorskip("diffusers")
 
 from demo.tiny_flux.model import new_tiny_flux, velocity
-from demo.tiny_flux.train import Stage, train
+from demo.tiny_flux.train import RECIPE
 from demo.tiny_flux.weights import diffusers_layout, load_tiny_flux, published_layout, save_tiny_flux
+from demo.training import Stage, train
 
 
 def noisy_model(seed: int = 0) -> torch.nn.Module:
@@ -95,9 +97,10 @@ def test_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     small = ((32, 48, 2), (48, 32, 2))
     stages = (Stage(3, small, (1e-3, 1e-3)), Stage(2, small, (1e-3, 1e-4), shift=0.5))
     options = {"seed": 3, "save_every": 1e9, "compiled": False}
-    whole = train(tmp_path / "whole", stages=stages, **options)
-    train(tmp_path / "parts", stages=stages[:1], **options)
-    parts = train(tmp_path / "parts", stages=stages, **options)
+    short = replace(RECIPE, stages=stages)
+    whole = train(short, tmp_path / "whole", **options)
+    train(replace(short, stages=stages[:1]), tmp_path / "parts", **options)
+    parts = train(short, tmp_path / "parts", **options)
     assert not torch.equal(whole.proj_out.weight, new_tiny_flux(3).proj_out.weight)
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0, atol=1e-6, msg=name)

@@ -182,11 +182,16 @@ def test_tiles_too_small_for_the_model_are_refused(kind, enlarge):
         enlarge(kind, kind.build(), picture(128, 128), tile_width=kind.unit, tile_height=128, tile_overlap=0)
 
 
-def test_sd3_never_gets_a_tile_past_its_positions(host, pack, enlarge):
+def test_sd3_gets_a_tile_past_its_positions_only_if_it_is_set(host, pack, enlarge):
     """Its table has 40 x 40 places here, 640 px; the host asserts above. An automatic tile keeps to it."""
     kind = KINDS["SD3.5"]
     model = kind.build(pos_embed_max_size=40, num_patches=40 * 40)
     _, _, info = enlarge(kind, model, picture(320, 400), steps=1)
     assert "tiles of 464 x 640 px" in info, info
+    out, _, info = enlarge(kind, model, picture(320, 400), steps=1, tile_width=9999, tile_height=9999)
+    assert "tiles" not in info and out.shape == (1, 640, 800, 3) and out.isfinite().all(), info
+    model = kind.build(pos_embed_max_size=40, num_patches=40 * 40)
+    # A learned table has nothing between its places.
+    model.model.diffusion_model.pos_embed.normal_(generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="tile_width is 9999, but the model has positions for 640 px a side"):
         enlarge(kind, model, picture(320, 400), tile_width=9999)

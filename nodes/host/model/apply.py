@@ -20,6 +20,7 @@ from .controlnet import ControlPatch
 from .family import host_family, model_shape
 from .memory import MemoryPatch
 from .rope_embedder import install_embedder
+from .table_positions import install_table
 from .throughput import StopWatch
 from .weight_patches import add_weight_patches, remove_weight_patches, trained_tensors
 from .window_patch import WindowPatch
@@ -79,6 +80,7 @@ def apply_clear(
         for remark in patch.remarks:
             patch.notices.log_once(remark, remark)
     install_embedder(clone)
+    install_table(clone)
     if shape.is_relative:
         words = training_free_words(shape.family.name, settings.spec.overview)
         patch.notices.log_once("relative", f"{words}.")

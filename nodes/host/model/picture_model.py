@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from ....clear_core.frame_units import FrameUnits
 from ....clear_core.picture_kinds import PICTURE_KINDS, PictureKind
 from .family import HostFamily, config_of, host_family, host_name
+from .table_positions import is_formula, table_side
 
 Placing = Literal["embedder", "options", "table"]
 """How the positions of a tile's tokens are moved: the ids that the embedder gets;
@@ -134,9 +135,8 @@ def read_units(model: ModelPatcher, known: FrameUnits) -> FrameUnits:
         return replace(known, token_cells=1, unit_tokens=2 ** (levels_of(model) - 1))
     patch = patch_of(model)
     units = known if patch is None else replace(known, token_cells=patch)
-    if getattr(inner, "pos_embed", None) is not None and isinstance(getattr(inner, "pos_embed_max_size", None), int):
-        return replace(units, most_units=inner.pos_embed_max_size)
-    return units
+    side = table_side(inner)
+    return units if side is None else replace(units, most_units=side, may_be_longer=is_formula(inner))
 
 
 def patch_of(model: ModelPatcher) -> int | None:

@@ -2,14 +2,12 @@
 
 Source: ``transformer_options["rope_options"]``, which ``comfy.ldm.lumina.model.NextDiT``,
 ``comfy.ldm.wan.model.WanModel`` and ``comfy.ldm.kandinsky5.model.Kandinsky5`` follow;
-``comfy.ldm.modules.diffusionmodules.mmdit.MMDiT.cropped_pos_embed``, exchanged by ``ModelPatcher.add_object_patch``;
 ``comfy.patcher_extension.WrappersMP.APPLY_MODEL``; ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +20,12 @@ from .family_table import Step, unit_step
 from .notices import Notices
 from .picture_model import PictureModel, Placing, picture_model
 from .rope_embedder import install_embedder
+from .table_positions import install_table
 from .tile_frame import KEY as FRAME_PART
 from .tile_frame import FramePart
 
 KEY = "clear_tile_positions"
 OPTIONS = "rope_options"
-TABLE = "diffusion_model.cropped_pos_embed"
 
 REFERENCES = ("ref_latents", "reference_latent")
 """Inputs of a model whose tokens would be moved along with the image's."""
@@ -57,34 +55,7 @@ def _by_options(model: ModelPatcher, picture: PictureModel) -> None:
 
 
 def _by_table(model: ModelPatcher, picture: PictureModel) -> None:
-    own, most = model.get_model_object(TABLE), picture.units.most_units
-
-    def of_tile(sides: tuple[int, int], *args: Any, **kwargs: Any) -> Tensor:
-        """(1, tokens, width) positions: the tile's part of what the host gives the frame, where it has that many."""
-        part = _part.get()
-        if part is None or (most is not None and max(part.grid) > most):
-            return own(sides, *args, **kwargs)
-        frame = own(tuple(side * picture.units.cells for side in part.grid), *args, **kwargs).unflatten(1, part.grid)
-        tile = part.tile
-        return frame[:, tile.y : tile.y + tile.height, tile.x : tile.x + tile.width].flatten(1, 2)
-
-    model.add_object_patch(TABLE, of_tile)
-    model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, told_of_tile)
-
-
-# The table's function gets the sides of the latent alone.
-_part: ContextVar[FramePart | None] = ContextVar("clear_table_part", default=None)
-
-
-def told_of_tile(executor: WrapperExecutor, *args: Any, **extra: Any) -> Tensor:
-    """The APPLY_MODEL wrapper that tells the table which tile a call computes."""
-    options = extra.get("transformer_options") or next((each for each in args[5:6] if each), {})
-    token = _part.set(options.get(FRAME_PART))
-    try:
-        return executor(*args, **extra)
-    finally:
-        _part.reset(token)
+    install_table(model)
 
 
 PLACERS: dict[Placing, Callable[[ModelPatcher, PictureModel], None]] = {

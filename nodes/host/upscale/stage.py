@@ -26,6 +26,7 @@ from ..guidance.guide import apply_guide
 from ..model.memory_plan import memory_plan
 from ..model.picture_model import PictureModel, picture_model
 from ..model.sequence import sampler_conds
+from ..model.table_positions import install_table
 from ..model.throughput import timed
 from .forecast import StageForecast, step_gflops
 from .progress import StageProgress
@@ -232,7 +233,8 @@ def denoise(
     noise_mask: Tensor | None = None,
 ) -> Tensor:
     """The latent, noised to the stage's strength and denoised again as KSampler does it."""
-    model = timed(with_shift(inputs.model, settings.shift, stage)[0])
+    model = timed(with_shift(inputs.model, settings.shift, stage)[0]).clone()
+    install_table(model)
     if stage.guide is not None:
         model = apply_guide(model, latent, stage.guide)
     if not tiles.is_whole:
