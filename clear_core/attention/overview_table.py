@@ -19,6 +19,10 @@ MOST_BYTES = 16 * 2**20
 places."""
 
 
+# Not every device knows all of these operations.
+_CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Axis:
     """Places of cells around queries along one axis of the grid, as indices from 0.
@@ -57,28 +61,28 @@ class Axis:
     def places(self) -> int:
         return len(self.sizes) * (self.last + 1)
 
-    def starts(self, device: torch.device) -> Tensor:
+    def starts(self) -> Tensor:
         """(cells,) int32: first token of each, counted so that less the query's it is the place, before its bounds."""
-        return torch.arange(0, self.side, self.cell, dtype=torch.int32, device=device) - self.lowest
+        return torch.arange(0, self.side, self.cell, dtype=torch.int32, device=_CPU) - self.lowest
 
-    def bases(self, device: torch.device) -> Tensor:
+    def bases(self) -> Tensor:
         """(cells,) int32: what is added to the place of a cell, for those that are cut."""
-        bases = torch.zeros(-(-self.side // self.cell), dtype=torch.int32, device=device)
+        bases = torch.zeros(-(-self.side // self.cell), dtype=torch.int32, device=_CPU)
         if self.cut:
             bases[-1] = self.last + 1
         return bases
 
-    def tokens(self, device: torch.device) -> Tensor:
+    def tokens(self) -> Tensor:
         """(cells,) int32: number of tokens of each along this axis."""
-        tokens = torch.full((-(-self.side // self.cell),), self.cell, dtype=torch.int32, device=device)
+        tokens = torch.full((-(-self.side // self.cell),), self.cell, dtype=torch.int32, device=_CPU)
         if self.cut:
             tokens[-1] = self.cut
         return tokens
 
-    def of_queries(self, device: torch.device) -> Tensor:
+    def of_queries(self) -> Tensor:
         """(side, cells) int32: the place of each cell for each query."""
-        queries = torch.arange(self.side, dtype=torch.int32, device=device)
-        return (self.starts(device) - queries[:, None]).clamp_(0, self.last) + self.bases(device)
+        queries = torch.arange(self.side, dtype=torch.int32, device=_CPU)
+        return (self.starts() - queries[:, None]).clamp_(0, self.last) + self.bases()
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,25 +132,24 @@ def _make(grid: tuple[int, int], spec: ClearSpec, device: torch.device) -> Overv
     # Inference-mode tensors cannot be saved for backward, so kept tensors are built outside that mode.
     with torch.inference_mode(False):
         y, x = (Axis.of(side, spec) for side in grid)
-        places = x.places
-        tokens = y.tokens(device)[:, None] * x.tokens(device)
+        tokens = y.tokens()[:, None] * x.tokens()
         return OverviewTable(
-            logs=_counts(y, x, spec, device).float().log(),
-            rows=y.of_queries(device),
-            columns=x.of_queries(device),
-            starts=torch.cartesian_prod(y.starts(device), x.starts(device)).T.contiguous(),
-            bases=(y.bases(device)[:, None] * places + x.bases(device)).flatten(),
-            whole_logs=tokens.float().log().flatten(),
+            logs=_counts(y, x, spec).float().log().to(device),
+            rows=y.of_queries().to(device),
+            columns=x.of_queries().to(device),
+            starts=torch.cartesian_prod(y.starts(), x.starts()).T.contiguous().to(device),
+            bases=(y.bases()[:, None] * x.places + x.bases()).flatten().to(device),
+            whole_logs=tokens.float().log().flatten().to(device),
             last=(y.last, x.last),
             # The query in the middle has the nearest farthest token.
             all_seen=spec.sees(grid[0] // 2, grid[1] // 2),
         )
 
 
-def _counts(y: Axis, x: Axis, spec: ClearSpec, device: torch.device) -> Tensor:
+def _counts(y: Axis, x: Axis, spec: ClearSpec) -> Tensor:
     """(row places, column places) int32: tokens of the cell outside the window."""
     dy, dx = (
-        torch.arange(axis.lowest, axis.lowest + axis.last + axis.cell, dtype=torch.int32, device=device)
+        torch.arange(axis.lowest, axis.lowest + axis.last + axis.cell, dtype=torch.int32, device=_CPU)
         for axis in (y, x)
     )
     # Sums over rectangles by differences of sums from the corner.
