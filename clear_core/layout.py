@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .families import FLUX1
@@ -69,12 +68,6 @@ class SequenceLayout:
     @property
     def image_slice(self) -> slice:
         return slice(self.text, self.text + self.image)
-
-    def pooled_grid(self, down_factor: int) -> tuple[int, int]:
-        """(rows, columns) of pooled cells; a cell cut by the border counts. (0, 0) without pooling."""
-        if down_factor == 1:
-            return 0, 0
-        return math.ceil(self.grid[0] / down_factor), math.ceil(self.grid[1] / down_factor)
 
 
 def token_grid(latent_height: int, latent_width: int, patch_size: int = PATCH) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def inside_projection(v: Tensor) -> Tensor:
 
 def keys_per_query(layout: SequenceLayout, spec: ClearSpec) -> float:
     """Keys that an image query sees, on average: text, reference, pooled, and its window, cut by the border."""
-    rows, columns = layout.pooled_grid(spec.down_factor)
+    rows, columns = spec.cells(layout.grid)
     window = cost.window_pairs(layout.grid, spec.radius) / layout.image
     return layout.text + layout.reference + rows * columns + window
 

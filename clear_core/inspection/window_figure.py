@@ -116,17 +116,17 @@ def draw_grid(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int], c
             left, top, side = x * cell + gap, y * cell + gap, max(cell - 2 * gap - 1, 0)
             draw.rectangle((left, top, left + side, top + side), color)
     if spec.pools:
-        draw_pooled_cells(draw, layout, spec.down_factor, cell)
+        draw_pooled_cells(draw, layout, spec, cell)
     centre = (query[1] + 0.5) * cell, (query[0] + 0.5) * cell
     draw.ellipse(around(centre, spec.radius * cell), outline=CIRCLE, width=2 * OVERSAMPLING)
     draw.rectangle(around(centre, max(cell / 2 - gap - 1, SMALLEST_QUERY / 2 * OVERSAMPLING)), QUERY)
     return image
 
 
-def draw_pooled_cells(draw: ImageDraw.ImageDraw, layout: SequenceLayout, d: int, cell: float) -> None:
+def draw_pooled_cells(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearSpec, cell: float) -> None:
     """Borders of the pooled cells, and one dot a cell for its key."""
-    rows, columns = layout.grid
-    pooled_rows, pooled_columns = layout.pooled_grid(d)
+    (rows, columns), d = layout.grid, spec.down_factor
+    pooled_rows, pooled_columns = spec.cells(layout.grid)
     for i in range(1, pooled_rows):
         draw.line((0, i * d * cell, columns * cell, i * d * cell), POOLED_BORDER, OVERSAMPLING)
     for j in range(1, pooled_columns):
@@ -170,19 +170,23 @@ def draw_heading(draw: ImageDraw.ImageDraw, layout: SequenceLayout, spec: ClearS
 def legend(layout: SequenceLayout, spec: ClearSpec, query: tuple[int, int]) -> list[tuple[Color | None, str]]:
     """(color, text) of each line; the totals at the end have no color."""
     rows, columns = layout.grid
-    seen = sum(spec.sees(y - query[0], x - query[1]) for y in range(rows) for x in range(columns))
-    pooled_rows, pooled_columns = layout.pooled_grid(spec.down_factor)
+    tokens = [(y, x) for y in range(rows) for x in range(columns)]
+    inside = {token for token in tokens if spec.sees(token[0] - query[0], token[1] - query[1])}
+    seen, d = len(inside), spec.down_factor
+    # An overview leaves out the cells that lie inside the window.
+    pooled = (
+        len({(y // d, x // d) for y, x in tokens if not spec.overview or (y, x) not in inside}) if spec.pools else 0
+    )
     entries: list[tuple[Color | None, str]] = [
         (QUERY, f"the query, token {query[0]}, {query[1]}"),
         (WINDOW, f"its window: {seen:,} image tokens less than {spec.radius} tokens away"),
     ]
     if spec.pools:
-        d = spec.down_factor
-        entries.append((POOLED, f"{pooled_rows * pooled_columns:,} pooled keys, one for each cell of {d} x {d} tokens"))
+        entries.append((POOLED, f"{pooled:,} pooled keys, one for each cell of {d} x {d} tokens"))
         entries.append((SUMMARISED, "image tokens that it sees through their pooled key only"))
     elif seen < layout.image:
         entries.append((UNSEEN, "image tokens that it does not see"))
-    keys = layout.text + layout.reference + seen + pooled_rows * pooled_columns
+    keys = layout.text + layout.reference + seen + pooled
     pairs, dense = clear_pairs(layout, spec), dense_pairs(layout)
     entries.append((None, f"{keys:,} keys in all; dense attention has {layout.length:,} for every query."))
     entries.append(

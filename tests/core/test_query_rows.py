@@ -138,7 +138,7 @@ def test_the_pairs_are_those_of_the_rows(backend, spec, rows, count):
     found, exact = count(backend, spec, rows), cost.clear_pairs(LAYOUT, spec, rows)
     outside = (LAYOUT.text + LAYOUT.reference) * LAYOUT.length
     if backend == "dense":
-        pooled = math.prod(LAYOUT.pooled_grid(spec.down_factor))
+        pooled = math.prod(spec.cells(LAYOUT.grid))
         assert found == outside + len(rows) * LAYOUT.grid[1] * (LAYOUT.length + pooled)
         return
     assert found >= exact

@@ -58,10 +58,10 @@ def test_layout_parts_add_up():
     assert layout.image_slice == slice(5, 17)
 
 
-def test_pooled_grid_counts_cells_cut_by_the_border():
-    layout = SequenceLayout(0, (9, 8))
-    assert layout.pooled_grid(4) == (3, 2)
-    assert layout.pooled_grid(1) == (0, 0)
+def test_cells_cut_by_the_border_count():
+    assert ClearSpec(5, 4).cells((9, 8)) == (3, 2)
+    assert ClearSpec(5).cells((9, 8)) == (0, 0)
+    assert ClearSpec(5, overview=True).cells((9, 8)) == (9, 8)
 
 
 def test_token_grid_pads_odd_latents():
