@@ -99,7 +99,8 @@ class AttentionBias:
         if spec.pools and self.image is ImageBias.PER_PAIR:
             side = spec.down_factor
             plain = "down_factor 1 (weights without 'down' in their name)"
-            instead = "down_factor 1 and no overview" if spec.overview else plain
+            alone = "down_factor 1 without an overview (in CLEAR Attention: down_factor 1)"
+            instead = alone if spec.overview else plain
             raise ValueError(
                 "the attention mask differs from one image token to the next, which has no meaning for "
                 f"keys that pool {side} x {side} of them; use {instead}, or a mask on the text columns only."

@@ -116,8 +116,8 @@ def advice(facts: Inspection) -> list[str]:
         )
     if facts.weights is not None and facts.weights.strength == 0:
         said.append(
-            "The strength of the weights is 0, so they are not used: the picture will suffer as it does without "
-            "any. Set strength to 1 in CLEAR Attention."
+            "The strength of the weights is 0, so they are not used, but their windows are: the picture will suffer. "
+            "Set strength to 1 in CLEAR Attention, or weights_name to none for the training-free hybrid."
         )
     if facts.weights is None:
         said.append(without_weights(effective))

@@ -239,7 +239,7 @@ def test_what_an_overview_refuses():
         clear_attention(q, q, q, grid=(8, 8), spec=spec, spatial_weight=mean_weight(2))
     pairs = torch.zeros(1, 1, 66, 66)
     pairs[..., 9, 9] = 1.0
-    with pytest.raises(ValueError, match="differs from one image token to the next.* down_factor 1 and no overview"):
+    with pytest.raises(ValueError, match="differs from one image token to the next.* CLEAR Attention: down_factor 1"):
         clear_attention(q, q, q, grid=(8, 8), spec=spec, bias=pairs)
 
 

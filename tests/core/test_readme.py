@@ -91,11 +91,13 @@ def test_what_it_says_of_training_free_windows_is_the_record():
     record = json.loads((PROJECT / "demo" / "experiments" / "hybrid.json").read_text(encoding="utf-8"))
     rows = next(one["rows"] for one in record["settings"] if one["setting"] == "512 px from noise")
     rows = {row["plan"]: row for row in rows}
-    share, *psnr = re.search(
-        r"with (\d+) % of dense attention's pairs, its pictures came to a PSNR of ([\d.]+) dB against dense "
-        r"attention's own; circles alone to ([\d.]+) dB, distilled circles to ([\d.]+) dB",
+    share, hybrid, of_circles, *circles = re.search(
+        r"with radius 4 and (\d+) % of dense attention's pairs, its pictures came to a PSNR of ([\d.]+) dB against "
+        r"dense attention's own; the circles alone, with (\d+) % of the pairs, to ([\d.]+) dB, "
+        r"and distilled to ([\d.]+) dB",
         " ".join(README.split()),
     ).groups()
-    assert share == f"{100 * rows['radius 4, overview 4']['share']:.0f}"
     plans = ("radius 4, overview 4", "radius 4", "radius 4, distilled")
+    assert [share, of_circles, of_circles] == [f"{100 * rows[plan]['share']:.0f}" for plan in plans]
+    psnr = [hybrid, *circles]
     assert psnr == [f"{sum(rows[plan]['psnr']) / len(rows[plan]['psnr']):.1f}" for plan in plans]

@@ -84,6 +84,8 @@ def test_weights_at_no_strength_are_no_weights():
         return report(facts(weights=WeightsFacts("w.safetensors", strength, "0")))
 
     assert "picture will suffer" in said(0.0) and "picture will suffer" not in said(0.1)
+    # Without any weights there is an overview: that is better than the weights' windows without the weights.
+    assert "weights_name to none" in said(0.0)
 
 
 @pytest.mark.parametrize(
