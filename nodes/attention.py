@@ -64,8 +64,9 @@ class CLEARAttention(io.ComfyNode):
                     max=4096,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Window radius in tokens (a token is 16 x 16 pixels). 0: the radius of the weights; "
-                    "without weights 16, and 32 where the model is called for more than 2048 x 2048 pixels.",
+                    tooltip="Window radius in tokens (a token is 16 x 16 pixels in most models). 0: the radius of the "
+                    "weights; without weights 16, and 32 where the model is called for more than 16384 tokens (2048 x "
+                    "2048 pixels of such models).",
                 ),
                 io.Float.Input(
                     "ntk_factor",
