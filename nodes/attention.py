@@ -31,7 +31,7 @@ class CLEARAttention(io.ComfyNode):
             display_name="CLEAR Attention (hi-res)",
             category="model/patch",
             description="Lets FLUX and other models make 2K to 8K pictures: every part of the picture attends to the "
-            "prompt and to a circle around it, so the cost grows with the area, not with its square.",
+            "prompt and to a circle around it, a small share of what attention to the whole picture costs.",
             inputs=[
                 io.Model.Input(
                     "model",

@@ -61,11 +61,11 @@ def clear_attention(  # noqa: PLR0913 - the one public call; everything behind i
             these rows, reference tokens; k and v hold the whole grid. Only these rows are computed.
         bias: Attention mask over the text columns, (B|1, heads|1, L|1, T), or over all, (B|1, heads|1, L|1, L): bool,
             True if a key is seen, or float, added to the scaled scores of the keys inside the window. Its rows are
-            q's. Pooled keys stand for image keys: a row's value for all image keys is theirs too, and a bias that
-            differs between image keys is refused with pooling. A query that sees no key at all gets zeros (and a
-            log-sum-exp of -inf), as from ``scaled_dot_product_attention``. It gets no gradient. A tensor over all
-            columns is classified in every call; an :class:`.AttentionBias` was classified once. "flex" and "triton"
-            leave masks to "gather".
+            q's. Pooled keys stand for image keys: a row's value for all image keys is theirs too. A bias that differs
+            between image keys is refused with pooling; with an overview a cell weighs what its tokens outside do. A
+            query that sees no key at all gets zeros (and a log-sum-exp of -inf), as from
+            ``scaled_dot_product_attention``. It gets no gradient. A tensor over all columns is classified in every
+            call; an :class:`.AttentionBias` was classified once. "flex" and "triton" leave masks to "gather".
         chunk_bytes: Bytes that one chunk of work may take besides input and output, 1 or more; None decides. A single
             query tile is never split. "gather" holds copies of some heads besides: up to four times as many bytes, or
             those of one head (three times its q).

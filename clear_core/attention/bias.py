@@ -96,14 +96,12 @@ class AttentionBias:
                 raise ValueError(f"bias has a {name} dimension of {found}; expected 1 or q's, {wanted}.")
         if self.tensor.device != q.device:
             raise ValueError(f"bias is on {self.tensor.device}; expected q's device, {q.device}.")
-        if spec.pools and self.image is ImageBias.PER_PAIR:
+        if spec.pools and not spec.overview and self.image is ImageBias.PER_PAIR:
             side = spec.down_factor
-            plain = "down_factor 1 (weights without 'down' in their name)"
-            alone = "down_factor 1 without an overview (in CLEAR Attention: down_factor 1)"
-            instead = alone if spec.overview else plain
             raise ValueError(
                 "the attention mask differs from one image token to the next, which has no meaning for "
-                f"keys that pool {side} x {side} of them; use {instead}, or a mask on the text columns only."
+                f"keys that pool {side} x {side} of them; use down_factor 1 (weights without 'down' in their name), or "
+                "a mask on the text columns only."
             )
 
     @property
@@ -122,7 +120,8 @@ class AttentionBias:
     def rows(self, queries: slice, dtype: torch.dtype, pooled: int = 0) -> Tensor:
         """What is added to the scores of some queries, over text, image, reference and ``pooled`` keys.
 
-        A pooled key stands for image keys, so it gets what all of them get: their common value, or nothing.
+        A pooled key stands for image keys, so it gets what all of them get: their common value, or nothing. Where they
+        differ, what it gets is the overview's affair (:func:`.overview.masked_outside`).
 
         Returns:
             (B|1, heads|1, queries, L + pooled) in ``dtype``; may be a view.
@@ -131,9 +130,22 @@ class AttentionBias:
         if part.shape[-1] < self.layout.length:
             return F.pad(part, (0, self.layout.length - part.shape[-1] + pooled))
         if pooled:
-            level = part[..., self.layout.text, None].expand(*part.shape[:3], pooled)
-            part = torch.cat([part, level], dim=-1)
+            level = part[..., self.layout.text, None]
+            if self.image is ImageBias.PER_PAIR:
+                level = torch.zeros_like(level)
+            part = torch.cat([part, level.expand(*part.shape[:3], pooled)], dim=-1)
         return part
+
+    def image_rows(self, queries: slice) -> Tensor:
+        """What is added to the scores of some image queries for each image key.
+
+        Args:
+            queries: Positions in q.
+
+        Returns:
+            (B|1, heads|1, queries, h * w) float32.
+        """
+        return additive(self.tensor[:, :, queries, self.layout.image_slice], torch.float32)
 
     def image_level(self, queries: slice, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores of some image queries for all image keys alike, and so for pooled ones.

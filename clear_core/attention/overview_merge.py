@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..spec import ClearSpec
+from .bias import ImageBias
 from .budget import queries_at_once
 from .call import Attended, AttentionCall
 from .fused import is_fused, plain
 from .lse import attend_with_lse
 from .merge import merge
+from .overview import outside_bias
 from .overview_table import OverviewTable, overview_table
 
 
@@ -37,6 +40,20 @@ class OverviewQueries:
     first_row: int
     scale: float
     needs_grad: bool = False
+
+
+class MaskedRows(NamedTuple):
+    """What a mask makes of the cells' weights.
+
+    Attributes:
+        rows: (B|1, heads|1, queries, cells) in q's dtype, for image queries counted from the first.
+        masks: Number of masks over batch and heads.
+        bytes: Memory that one query takes for it.
+    """
+
+    rows: Callable[[slice], Tensor]
+    masks: int
+    bytes: int
 
 
 class OverviewBias:
@@ -82,8 +99,19 @@ def merge_outside_of(call: AttentionCall, keys: Tensor, values: Tensor, windows:
         call.q[:, :, image], call.layout.grid, call.spec, call.query_rows.start, call.scale, call.needs_grad
     )
     own = Attended(windows.out[:, :, image], lse[:, :, image])
+    if bias is not None and bias.image is ImageBias.PER_PAIR:
+        # Numbers of all image keys of a query, twice in float32, and whether they are outside.
+        masked = MaskedRows(partial(_masked, call), bias.masks, 10 * bias.masks * call.layout.image)
+        merge_outside(queries, keys, values, own, call.chunk_limit, call.on_chunk, masked=masked)
+        return
     level = None if bias is None else partial(bias.image_level, dtype=call.q.dtype)
     merge_outside(queries, keys, values, own, call.chunk_limit, call.on_chunk, level)
+
+
+def _masked(call: AttentionCall, queries: slice) -> Tensor:
+    """:func:`.overview.outside_bias` of image queries, counted from the first, in q's dtype."""
+    first = call.image_queries.start
+    return outside_bias(call, slice(queries.start + first, queries.stop + first)).to(call.q.dtype)
 
 
 def merge_outside(
@@ -94,6 +122,7 @@ def merge_outside(
     chunk_limit: int,
     on_chunk: Callable[[], None],
     level: Callable[[slice], Tensor | None] | None = None,
+    masked: MaskedRows | None = None,
 ) -> None:
     """Adds the pooled keys to the result of the windows, in place, some queries at a time.
 
@@ -104,6 +133,7 @@ def merge_outside(
         on_chunk: Called after each chunk.
         level: Of a mask, what it adds to the scores of all pooled keys of some queries, (B|1, heads|1, queries, 1) in
             q's dtype; None if nothing.
+        masked: Of a mask that differs between image keys, what is added to the scores instead of the table's logs.
     """
     q, (out, lse), needs_grad = queries.q, windows, queries.needs_grad
     assert lse is not None
@@ -114,15 +144,16 @@ def merge_outside(
     first = queries.first_row * queries.grid[1]
     keys, values = plain(keys), plain(values)
     some_level = None if level is None else level(slice(0, 1))
-    step = _queries_at_once(q, keys.shape[2], 1 if some_level is None else some_level.numel(), chunk_limit)
+    masks = masked.masks if masked else 1 if some_level is None else some_level.numel()
+    step = _queries_at_once(q, keys.shape[2], masks, chunk_limit, masked.bytes if masked else 0)
     for start in range(0, q.shape[2], step):
         rows = slice(start, min(start + step, q.shape[2]))
-        added = bias.rows(first + rows.start, first + rows.stop)[None, None]
+        added = masked.rows(rows) if masked else bias.rows(first + rows.start, first + rows.stop)[None, None]
         levels = None if level is None or some_level is None else level(rows)
         if levels is not None:
             added = added + levels
         # No kernel is asked about a query that sees no key, whose gradient would not be a number.
-        nothing = added.amax(dim=-1) == float("-inf") if table.all_seen or levels is not None else None
+        nothing = added.amax(dim=-1) == float("-inf") if table.all_seen or levels is not None or masked else None
         if nothing is not None:
             added = added.masked_fill(nothing[..., None], 0.0)
         pooled, sums = attend_with_lse(
@@ -142,11 +173,12 @@ def merge_outside(
         on_chunk()
 
 
-def _queries_at_once(q: Tensor, cells: int, masks: int, chunk_limit: int) -> int:
+def _queries_at_once(q: Tensor, cells: int, masks: int, chunk_limit: int, more: int) -> int:
     """Number of queries of one chunk.
 
     Args:
         masks: Number of masks over batch and heads.
+        more: Bytes that a query takes beside.
     """
     batch, heads, _, head_dim = q.shape
     fused = is_fused(q.device, q.dtype, head_dim, True)
@@ -155,4 +187,4 @@ def _queries_at_once(q: Tensor, cells: int, masks: int, chunk_limit: int) -> int
     # Results of both parts and of the whole in float32.
     results = 12 * batch * heads * head_dim
     at_once = queries_at_once(q.device, batch * heads * cells, chunk_limit, fused)
-    return min(at_once, max(1, chunk_limit // (bias + results)))
+    return min(at_once, max(1, chunk_limit // (bias + results + more)))

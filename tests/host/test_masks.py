@@ -153,11 +153,19 @@ def test_a_4k_mask_is_within_the_limit_and_an_8k_one_is_not(masks_module):
         assert (tokens**2 * 2 <= masks_module.MOST_BYTES) == fits
 
 
-def test_pooling_refuses_a_mask_between_image_tokens(host, tiny_flux, clear_node, predict):
-    grid = (6, 7)
+def test_pooling_refuses_a_mask_between_image_tokens_and_an_overview_takes_it(
+    host, pack, host_part, tiny_flux, clear_node, predict
+):
+    grid, model = (6, 7), tiny_flux()
+    settings = importlib.import_module(f"{pack.__name__}.clear_core.settings")
     positive, *_ = bias_in_the_conditioning(random.Random(1), 7, grid, host)
+    pooled = host_part("model.apply").apply_clear(model, settings.ClearSettings(settings.ClearSpec(3, 2)))
     with pytest.raises(ValueError, match="use down_factor 1"):
-        predict(clear_node(tiny_flux(), radius=3, down_factor=2), noise(grid), SIGMA, positive)
+        predict(pooled, noise(grid), SIGMA, positive)
+    hybrids = [clear_node(model, radius=3, down_factor=2, backend=backend) for backend in ("gather", "dense")]
+    gathered, written = (predict(each, noise(grid), SIGMA, positive) for each in hybrids)
+    assert relative_error(gathered, written) < 1e-5
+    assert relative_error(predict(clear_node(model, radius=3), noise(grid), SIGMA, positive), written) > 1e-4
 
 
 def test_a_mask_is_looked_through_once_a_call(host, tiny_flux, clear_node, predict, masks_module, monkeypatch):

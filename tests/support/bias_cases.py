@@ -36,9 +36,13 @@ def written_out(q, k, v, layout, spec, weight, scale, bias):
             level = numbers[..., text]
     if spec.pools:
         keys, values = (pool_tokens(one[:, :, layout.image_slice], layout.grid, weight).double() for one in (k, v))
-        pooled = q @ keys.transpose(-1, -2) * scale + level[..., None]
-        if spec.overview:
-            pooled += tokens_outside(layout, spec).log()
+        pooled = q @ keys.transpose(-1, -2) * scale
+        if spec.overview and bias is not None and numbers.shape[-1] > text:
+            pooled = pooled + masked_cells(numbers, layout, spec)
+        else:
+            pooled = pooled + level[..., None]
+            if spec.overview:
+                pooled += tokens_outside(layout, spec).log()
         outside = torch.ones(layout.length, dtype=torch.bool)
         outside[layout.image_slice] = False
         scores = torch.cat([scores, pooled.masked_fill(outside[:, None], -torch.inf)], dim=-1)
@@ -57,6 +61,17 @@ def tokens_outside(layout, spec):
         if (y - other_y) ** 2 + (x - other_x) ** 2 >= spec.radius**2:
             count[layout.text + y * width + x, other_y // d * columns + other_x // d] += 1
     return count
+
+
+def masked_cells(numbers, layout, spec):
+    """(B|1, heads|1, L, cells): log of the sum of exp(bias) over what lies outside the window, cell by cell."""
+    (height, width), d = layout.grid, spec.down_factor
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    outside = torch.ones(layout.length, layout.image, dtype=torch.bool)
+    outside[layout.image_slice] = (places[:, None] - places).square().sum(dim=-1) >= spec.radius**2
+    shares = numbers[..., layout.image_slice].exp() * outside
+    cell = places[:, 0] // d * math.ceil(width / d) + places[:, 1] // d
+    return torch.stack([shares[..., cell == one].sum(dim=-1) for one in range(int(cell.max()) + 1)], dim=-1).log()
 
 
 @dataclass(frozen=True)
