@@ -18,7 +18,7 @@ RECORDS = PROJECT / "tests" / "host" / "compatibility" / "records"
 PAGE = PROJECT / "docs" / "compatibility.md"
 
 BY_MODEL = ("Windows by model", "CLEAR Upscale by model")
-"""Sections whose rows are models."""
+"""Sections whose rows are models, with one rule for all of them."""
 
 INTRODUCTION = """\
 # Compatibility
@@ -73,20 +73,20 @@ def render(records: list[dict[str, Any]]) -> str:
     rows = {row["name"]: row for record in reversed(records) for row in record["rows"]}
     order = [name for record in records[:1] for name in (row["name"] for row in record["rows"])]
     order += [name for name in rows if name not in order]
-    order.sort(key=lambda name: rows[name]["section"] not in BY_MODEL)
+    order.sort(key=lambda name: (*BY_MODEL, rows[name]["section"]).index(rows[name]["section"]))
     lines = [INTRODUCTION]
     for section in dict.fromkeys(rows[name]["section"] for name in order):
-        lines += [
-            f"## {section}",
-            "",
-            f"| {'model' if section in BY_MODEL else 'beside CLEAR Attention'} | what holds | {titles(records)} |",
-            "| --- | --- |" + " --- |" * len(records),
-        ]
-        lines += [
-            f"| {name} | {rows[name]['rule']} | {' | '.join(cell(of.get(name)) for of in answers)} |"
-            for name in order
-            if rows[name]["section"] == section
-        ]
+        of_section = [name for name in order if rows[name]["section"] == section]
+        lines += [f"## {section}", ""]
+        rule = rows[of_section[0]]["rule"]
+        if section in BY_MODEL:
+            lines += [f"{rule[0].upper()}{rule[1:]}.", "", f"| model | {titles(records)} |"]
+        else:
+            lines.append(f"| beside CLEAR Attention | what holds | {titles(records)} |")
+        lines.append("| --- |" + " --- |" * (lines[-1].count("|") - 2))
+        for name in of_section:
+            first = [name.split(",")[0]] if section in BY_MODEL else [name, rows[name]["rule"]]
+            lines.append(f"| {' | '.join(first + [cell(of.get(name)) for of in answers])} |")
         lines.append("")
     lines += [REST, "## Versions", ""]
     lines += [
