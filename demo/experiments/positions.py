@@ -45,5 +45,5 @@ def run_positions(options: argparse.Namespace) -> None:
     for path in (options.record, options.sheet):
         path.parent.mkdir(parents=True, exist_ok=True)
     options.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sheet(folder).save(options.sheet, quality=74, optimize=True)
+    sheet(folder).save(options.sheet, quality=60, optimize=True)
     print(tables(record))
