@@ -61,8 +61,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     train.add_argument("--steps", type=int, default=10_000)
     train.add_argument("--batch", type=int, default=1, help="samples per process and pass")
     train.add_argument("--accumulation", type=int, default=1, help="passes per step")
-    train.add_argument("--optimizer", default="adamw", help="adamw, or prodigy with rate 1 as in the paper")
-    train.add_argument("--rate", type=float, default=1e-4)
+    train.add_argument("--optimizer", default="adamw", help="adamw, or prodigy as in the paper")
+    train.add_argument("--rate", type=float, help="learning rate (default: 1e-4 for adamw, 1 for prodigy)")
     train.add_argument("--warm-up", type=int, default=0, help="steps of rising rate")
     train.add_argument("--guidance", type=float, default=3.5)
     train.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
@@ -162,10 +162,11 @@ def run_train(options: argparse.Namespace) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from .config import TrainConfig, check_config
     from .evaluate import mean_error, velocity_errors
     from .samples import SampleFolder
     from .student import file_name, save_weights
-    from .train import TrainConfig, check_config, distil, set_up
+    from .train import distil, set_up
 
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
     spec = config.spec
@@ -208,6 +209,7 @@ def run_train(options: argparse.Namespace) -> None:
             bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
             if accelerator.is_main_process:
                 log.write(json.dumps({"step": step, **losses}) + "\n")
+                log.flush()  # Somebody may be watching, and a killed process writes nothing more.
 
         distil(run, options.out, save_every=options.save_every, on_step=on_step)
     after = judge()
@@ -215,7 +217,7 @@ def run_train(options: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         source = (
             f"distilled by clear_core from {options.model}: {spec}, {config.steps} steps of {run.order.size} "
-            f"samples out of {len(samples)}, {config.optimizer} rate {config.rate:g}, seed {config.seed}"
+            f"samples out of {len(samples)}, {config.optimizer} rate {config.full_rate:g}, seed {config.seed}"
         )
         path = options.out / file_name(spec)
         save_weights(path, state, run.inner, spec, source)

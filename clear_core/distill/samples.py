@@ -89,8 +89,13 @@ class SampleFolder:
     """
 
     def __init__(self, folder: Path, first: int = 0, end: int | None = None) -> None:
-        found = (path for path in folder.glob("*.safetensors") if not is_hidden(path.name))
-        self.paths = sorted(found)[first:end]
+        found = sorted(path for path in folder.glob("*.safetensors") if not is_hidden(path.name))
+        self.paths = found[first:end]
+        if found and not self.paths:
+            raise ValueError(
+                f"{folder} holds {len(found)} samples, and all of them are held out; make more, or set held_out to "
+                f"less than {len(found)}."
+            )
         if not self.paths:
             raise ValueError(
                 f"{folder} holds no samples; make some with `python -m clear_core.distill images` or `generate`."

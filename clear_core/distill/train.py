@@ -6,11 +6,11 @@ a step, and a resumed training gives the result of an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from ..number_checks import check_number
-from ..spec import ClearSpec
-from ..wording import quoted
+from .config import CHECKPOINT, TrainConfig, checkpoints, step_of
 from .losses import Losses, distillation_losses
 from .samples import Batch, Order, SampleFolder
 from .student import make_student, trained_set
@@ -30,57 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZERS = ("adamw", "prodigy")
-CHECKPOINT = "checkpoint-"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Hyperparameters of a distillation: with teacher and samples, they determine the result.
-
-    Attributes:
-        radius, down_factor: The window.
-        steps: Optimizer steps.
-        batch: Samples per process and pass.
-        accumulation: Passes per optimizer step.
-        optimizer: "adamw", or "prodigy" (needs the package prodigyopt; rate 1, as in the reference training).
-        rate: Learning rate, constant after ``warm_up`` steps.
-        guidance: Guidance scale of teacher and student; ignored by models without the input.
-        clip: Largest gradient norm.
-        seed: Seed of order and noise.
-    """
-
-    radius: int
-    down_factor: int = 1
-    steps: int = 10_000
-    batch: int = 1
-    accumulation: int = 1
-    optimizer: str = "adamw"
-    rate: float = 1e-4
-    warm_up: int = 0
-    guidance: float = 3.5
-    clip: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulation"):
-            check_number(name, getattr(self, name), 1, whole=True)
-        check_number("warm_up", self.warm_up, 0, whole=True)
-        check_number("seed", self.seed, whole=True)
-        check_number("guidance", self.guidance)
-        for name in ("rate", "clip"):
-            check_number(name, getattr(self, name), 0, above=True)
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {quoted(self.optimizer)}; expected one of {', '.join(OPTIMIZERS)}.")
-
-    @property
-    def spec(self) -> ClearSpec:
-        """The window."""
-        return ClearSpec(self.radius, self.down_factor)
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step."""
-        return self.rate * min(1.0, (step + 1) / max(self.warm_up, 1))
+KEPT = 2
+"""Checkpoints that are kept: the newest may be of a training that has gone wrong."""
 
 
 @dataclass
@@ -118,7 +68,11 @@ class Distillation:
             yield self.samples.batch(indices[first : first + size], positions, self.config.seed, step)
 
     def run_step(self) -> dict[str, float]:
-        """One optimizer step; returns this process's mean losses."""
+        """One optimizer step; returns this process's mean losses.
+
+        Raises:
+            ValueError: A loss is not finite. Nothing was changed by its pass, and the checkpoints are as they were.
+        """
         sums: dict[str, float] = {}
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.step)
@@ -128,6 +82,7 @@ class Distillation:
                     losses: Losses = distillation_losses(
                         self.student, self.teacher, batch.to(self.accelerator.device), self.guidance, self.inner
                     )
+                self._check_finite(losses)
                 self.accelerator.backward(losses.total)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip)
@@ -138,8 +93,17 @@ class Distillation:
         self.step += 1
         return sums
 
+    def _check_finite(self, losses: Losses) -> None:
+        for name in ("flow", "distill", "attention"):
+            value = getattr(losses, name).item()
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the {name} loss of step {self.step + 1} is {value}; expected a finite number. The checkpoints "
+                    "are as they were: go on from the last one with a smaller rate, or in float32."
+                )
+
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint, then removes the older ones."""
+        """Writes a checkpoint, then removes the older ones but the last :data:`KEPT`."""
         accelerator = self.accelerator
         part, whole = folder / "checkpoint.part", folder / f"{CHECKPOINT}{self.step:07d}"
         if accelerator.is_main_process:
@@ -150,7 +114,7 @@ class Distillation:
         if accelerator.is_main_process:
             shutil.rmtree(whole, ignore_errors=True)
             part.rename(whole)
-            for old in checkpoints(folder)[:-1]:
+            for old in checkpoints(folder)[:-KEPT]:
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
 
@@ -160,13 +124,8 @@ class Distillation:
         if not found:
             return False
         self.accelerator.load_state(str(found[-1]), strict=False)
-        self.step = int(found[-1].name.removeprefix(CHECKPOINT))
+        self.step = step_of(found[-1])
         return True
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob(f"{CHECKPOINT}*") if path.is_dir())
 
 
 def new_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -182,13 +141,13 @@ def new_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.
             raise ImportError("optimizer prodigy needs the package prodigyopt: pip install prodigyopt.") from error
         return Prodigy(
             parameters,
-            lr=config.rate,
+            lr=config.full_rate,
             decouple=True,
             use_bias_correction=True,
             safeguard_warmup=True,
             weight_decay=1e-4,  # pyright: ignore[reportArgumentType]  # prodigyopt annotates it as an integer
         )
-    return torch.optim.AdamW(parameters, lr=config.rate, weight_decay=1e-4)
+    return torch.optim.AdamW(parameters, lr=config.full_rate, weight_decay=1e-4)
 
 
 def set_up(
@@ -234,25 +193,6 @@ def set_up(
     accelerator.register_save_state_pre_hook(keep_trained)
     order = Order(samples.shapes, config.batch * config.accumulation * accelerator.num_processes, config.seed)
     return Distillation(config, accelerator, teacher, inner, student, optimizer, samples, order)
-
-
-def check_config(folder: Path, config: TrainConfig, processes: int, samples: int) -> None:
-    """Writes the configuration into a new folder; in an old one, checks that it is the same.
-
-    Raises:
-        ValueError: The folder's distillation was begun with another configuration; more steps are allowed.
-    """
-    path = folder / "training.json"
-    mine = asdict(config) | {"processes": processes, "samples": samples}
-    if path.exists():
-        begun = json.loads(path.read_text())
-        for name, value in mine.items():
-            if name != "steps" and begun.get(name) != value:
-                raise ValueError(
-                    f"{folder} holds a distillation begun with {name} {begun.get(name)}, and now it is "
-                    f"{value}; go on with {begun.get(name)}, or choose another folder."
-                )
-    path.write_text(json.dumps(mine, indent=1) + "\n")
 
 
 def distil(

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from clear_core import ClearSpec
+from clear_core.distill.config import TrainConfig, check_config
 from clear_core.distill.samples import SampleFolder, sample_path, write_sample
 from clear_core.distill.student import file_name, save_weights
-from clear_core.distill.train import TrainConfig, check_config, distil, set_up
+from clear_core.distill.train import distil, set_up
 
 from ..tiny_flux.caption import encode_captions
 from ..tiny_flux.data import HELD_OUT, draw_latents

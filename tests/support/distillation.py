@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from clear_core.distill.config import TrainConfig
 from clear_core.distill.samples import SampleFolder
-from clear_core.distill.train import TrainConfig, distil, set_up
+from clear_core.distill.train import distil, set_up
 
 pytest.importorskip("diffusers")
 

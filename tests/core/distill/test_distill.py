@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from clear_core import ClearSpec
+from clear_core.distill.config import TrainConfig
 from clear_core.distill.evaluate import velocity_errors
 from clear_core.distill.losses import Losses, distillation_losses, taught_blocks
 from clear_core.distill.samples import SampleFolder
 from clear_core.distill.student import load_weights, make_student, save_weights, trained_set
-from clear_core.distill.train import TrainConfig
 from clear_core.weights import read_clear_file
 from tests.support.distillation import run, teacher
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import random
 import socket
@@ -15,8 +17,11 @@ from safetensors.torch import load_file
 
 from clear_core import ClearSpec
 from clear_core.distill import __main__ as command
+from clear_core.distill import train as training
+from clear_core.distill.config import TrainConfig, check_config
+from clear_core.distill.losses import Losses
+from clear_core.distill.samples import SampleFolder
 from clear_core.distill.student import trained_set
-from clear_core.distill.train import TrainConfig, check_config
 from tests.support import PROJECT
 from tests.support.distillation import run, teacher
 
@@ -56,7 +61,7 @@ def test_killed_and_resumed_is_uninterrupted(data: Path, tmp_path: Path, optimiz
     )
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), f"{name}, killed after step {fatal}"
-    assert [path.name for path in out.iterdir()] == ["checkpoint-0000006"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint-0000004", "checkpoint-0000006"]
 
 
 def test_accumulated_passes_equal_one_large_batch(data: Path, tmp_path: Path):
@@ -136,9 +141,65 @@ def test_another_plan_does_not_go_on_in_an_old_folder(tmp_path: Path):
         check_config(tmp_path, TrainConfig(radius=16, steps=20), 1, 5)
 
 
+def test_fewer_steps_than_were_run_are_refused(data: Path, tmp_path: Path):
+    """They would end at once, and the weights of more steps be written under the name of fewer."""
+    check_config(tmp_path, TrainConfig(radius=2, steps=4), 1, 5)
+    run(teacher(), data, TrainConfig(radius=2, steps=4, rate=1e-3), tmp_path)
+    with pytest.raises(ValueError, match="steps is 3, but the distillation in .* has run for 4; set steps to 4"):
+        check_config(tmp_path, TrainConfig(radius=2, steps=3), 1, 5)
+    check_config(tmp_path, TrainConfig(radius=2, steps=4), 1, 5)
+
+
+@pytest.mark.parametrize(
+    "text, words", [("{", "cannot be read as JSON"), ("[1]", "holds no settings")], ids=["cut", "list"]
+)
+def test_a_damaged_memory_of_a_folder_is_named(tmp_path: Path, text: str, words: str):
+    (tmp_path / "training.json").write_text(text)
+    with pytest.raises(ValueError, match=f"training.json {words}.* choose another folder"):
+        check_config(tmp_path, TrainConfig(radius=2), 1, 5)
+    assert (tmp_path / "training.json").read_text() == text
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan, model = TrainConfig(radius=2, steps=6, rate=1e-3), teacher()
+    losses = training.distillation_losses
+    calls: list[int] = []
+
+    def failing(*args: object, **kwargs: object) -> Losses:
+        calls.append(1)
+        found = losses(*args, **kwargs)
+        return found if len(calls) < 6 else dataclasses.replace(found, distill=found.distill * math.nan)
+
+    monkeypatch.setattr(training, "distillation_losses", failing)
+    with pytest.raises(ValueError, match="the distill loss of step 6 is nan; expected a finite number"):
+        run(model, data, plan, tmp_path / "out", save_every=2)
+    kept = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in kept] == ["checkpoint-0000002", "checkpoint-0000004"]
+    for folder in kept:
+        assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
+
+
+def test_a_rate_that_nobody_named_is_the_optimizers():
+    """Prodigy's is a factor on the rate that it finds: with AdamW's 1e-4 it would train nothing."""
+    plans = [TrainConfig(radius=2, optimizer=name) for name in ("adamw", "prodigy")]
+    assert [plan.rate_at(0) for plan in plans] == [1e-4, 1.0]
+    assert TrainConfig(radius=2, optimizer="prodigy", rate=0.5).rate_at(0) == 0.5
+    assert plans[1] == TrainConfig(radius=2, optimizer="prodigy", rate=1.0)
+
+
+def test_a_held_out_set_that_takes_all_samples_is_refused(data: Path):
+    count = len(SampleFolder(data))
+    with pytest.raises(ValueError, match=f"holds {count} samples, and all of them are held out.* less than {count}"):
+        SampleFolder(data, end=-count)
+
+
 @pytest.mark.parametrize(
     "values, words",
     [
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"rate": float("inf")}, "rate is inf"),
         ({"steps": 0}, "steps is 0"),
         ({"batch": 0}, "batch is 0"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
