@@ -51,15 +51,19 @@ class Engine:
         return sum(windowed for windowed, _, _ in self.calls)
 
 
-def counted_pairs(length: int, grid: tuple[int, int], references: int, radius: int, down: int) -> int:
-    """Query-key pairs of one sequence, counted in a mask."""
+def counted_pairs(length: int, grid: tuple[int, int], references: int, spec: Any) -> int:
+    """Query-key pairs of one sequence, counted in a mask; an overview leaves out the cells inside a window."""
+    radius, down = spec.radius, spec.down_factor
     height, width = grid
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
     seen = ((places[:, None] - places[None]) ** 2).sum(-1) < radius**2
     image = height * width
     others = length - image
-    pooled = (-(-height // down) * -(-width // down)) if down > 1 else 0
-    return int(seen.sum()) + image * (others + pooled) + others * length
+    cells = places[:, 0] // down * -(-width // down) + places[:, 1] // down
+    pooled = sum(
+        int((~seen[:, cells == cell]).any(1).sum()) if spec.overview else image for cell in cells.unique() if down > 1
+    )
+    return int(seen.sum()) + image * others + pooled + others * length
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def engine(pack, monkeypatch):
 
     def clear_attention(q: Any, k: Any, v: Any, **options: Any) -> Any:
         spec = options["spec"]
-        pairs = counted_pairs(q.shape[2], options["grid"], options["reference_tokens"], spec.radius, spec.down_factor)
+        pairs = counted_pairs(q.shape[2], options["grid"], options["reference_tokens"], spec)
         watch.run.calls.append((True, pairs, options["scale"] * q.shape[-1] ** 0.5))
         return own_clear(q, k, v, **options)
 
