@@ -78,7 +78,8 @@ def run_and_wait(tab: Any, node: Any) -> str:
 def test_page_and_text_are_shown_on_the_node(tab, tiny_model, tmp_path, renderer):
     node = tab.page.evaluate(GRAPH)
     text = run_and_wait(tab, node)
-    assert text.startswith("Each part of the picture looks at a circle 256 px wide, and at a coarse overview of the rest.")
+    first = "Each part of the picture looks at a circle 256 px wide, and at a coarse overview of the rest."
+    assert text.startswith(first)
     assert "size: 2048 x 1536 px" in text
     tab.page.wait_for_function(
         f"id => ({STATE})(id).images.length === 1 || document.querySelector('img[src*=temp]')", arg=node, timeout=30_000
