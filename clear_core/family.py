@@ -159,6 +159,8 @@ TRAINING_FREE = "training-free"
 HYBRID = f"{TRAINING_FREE} hybrid"
 """What they are called with an overview of what is outside them."""
 
+HYBRID_WORDS = f"a {HYBRID}, circles and a coarse overview of the rest"
+
 
 def training_free_words(name: str, overview: bool) -> str:
     """Says of a model's windows that they are not trained.
@@ -167,6 +169,6 @@ def training_free_words(name: str, overview: bool) -> str:
         name: Of the family.
         overview: Whether pooled keys stand for what is outside the windows.
     """
-    kind = f"a {HYBRID}, circles and a coarse overview of the rest" if overview else TRAINING_FREE
+    kind = HYBRID_WORDS if overview else TRAINING_FREE
     cost = "some quality" if overview else "quality"
     return f"windows on {name} are {kind}: nobody has distilled weights for it, so they cost {cost}"

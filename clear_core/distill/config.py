@@ -66,7 +66,8 @@ class TrainConfig:
     @property
     def full_rate(self) -> float:
         """Learning rate after the warm-up."""
-        return RATES[self.optimizer] if self.rate is None else self.rate
+        assert self.rate is not None  # Since it was made.
+        return self.rate
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""

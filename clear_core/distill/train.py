@@ -71,7 +71,7 @@ class Distillation:
         """One optimizer step; returns this process's mean losses.
 
         Raises:
-            ValueError: A loss is not finite. Nothing was changed by its pass, and the checkpoints are as they were.
+            ValueError: A loss is not finite. The step changes no weight and no checkpoint.
         """
         sums: dict[str, float] = {}
         for group in self.optimizer.param_groups:

@@ -9,7 +9,7 @@ import torch
 
 from ..attention.backends.base import NO_TRITON
 from ..effective import Effective, Inactive
-from ..family import HYBRID, TRAINING_FREE, training_free_words
+from ..family import HYBRID_WORDS, TRAINING_FREE, training_free_words
 from ..settings import ClearSettings
 from ..spec import ClearSpec
 from .facts import Inspection
@@ -140,7 +140,7 @@ def without_weights(effective: Effective) -> str:
     if effective.shape.is_relative:
         return f"The {training_free_words(effective.shape.family.name, overview)}."
     kind = (
-        f"these windows are a {HYBRID}, circles and a coarse overview of the rest, which costs some quality"
+        f"these windows are {HYBRID_WORDS}, which costs some quality"
         if overview
         else f"these windows are {TRAINING_FREE}, and the picture will suffer"
     )
