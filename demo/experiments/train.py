@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,5 +75,6 @@ def distil_window(
         f"distilled by clear_core from this project's tiny FLUX: {spec}, {config.steps} steps of "
         f"{config.batch} drawn scenes, adamw rate {config.rate:g}, seed {config.seed}"
     )
-    save_weights(path, accelerator.get_state_dict(run.student), run.inner, spec, source, torch.bfloat16)
+    state: Any = accelerator.get_state_dict(run.student)
+    save_weights(path, state, run.inner, spec, source, torch.bfloat16)
     return path
