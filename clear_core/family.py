@@ -58,7 +58,8 @@ class Family:
         hires_shift: Shift of the noise levels for a run from noise above ``hires_tokens`` that I-Max's shift schedule
             guides; None for the model's own. FLUX.1's 6 is I-Max's (arXiv 2410.07536, ``time_shift_2`` in its
             pipeline_flux_imax.py).
-        weights: Family whose distilled weights fit; None if nobody has distilled any.
+        weights: Family whose published distilled weights fit; None if nobody has published any. What users can distill
+            for themselves is in :data:`clear_core.weights.TRAINED_SETS`.
         num_double, num_single, width, head_dim: Blocks, hidden size and head size of the usual model. Double blocks are
             those with a stream each for text and image.
         diffusers: Names in diffusers; :data:`NOT_IN_DIFFUSERS` if CLEAR does not work on the family there.
@@ -144,13 +145,8 @@ class ModelShape:
 
     @property
     def is_relative(self) -> bool:
-        """Whether no distilled weights fit the model, which only has blocks like FLUX.1's."""
+        """Whether nobody has published distilled weights for the model, which only has blocks like FLUX.1's."""
         return self.family.weights is None
-
-    @property
-    def kind_of_windows(self) -> str:
-        """What windows on the model are called: with weights that were distilled for them, or without."""
-        return "distilled" if self.family.weights else TRAINING_FREE
 
 
 TRAINING_FREE = "training-free"
@@ -163,7 +159,7 @@ HYBRID_WORDS = f"a {HYBRID}, circles and a coarse overview of the rest"
 
 
 def training_free_words(name: str, overview: bool) -> str:
-    """Says of a model's windows that they are not trained.
+    """Says of a model's windows, without distilled weights, that they are not trained.
 
     Args:
         name: Of the family.
@@ -171,4 +167,4 @@ def training_free_words(name: str, overview: bool) -> str:
     """
     kind = HYBRID_WORDS if overview else TRAINING_FREE
     cost = "some quality" if overview else "quality"
-    return f"windows on {name} are {kind}: nobody has distilled weights for it, so they cost {cost}"
+    return f"windows on {name} are {kind}: nobody has published distilled weights for it, so they cost {cost}"

@@ -10,16 +10,19 @@ from .filename import bare_name, is_hidden, name_parts, radius_from_name
 from .fingerprint import fingerprint
 from .header import ClearHeader
 from .reader import ClearFile, read_clear_file
-from .writer import save_clear_file
+from .trained_set import TRAINED_SETS, TrainedSet
+from .writer import save_clear_file, save_clear_lora
 
 __all__ = [
     "CATALOGUE",
     "LICENCE",
+    "TRAINED_SETS",
     "ClearFile",
     "ClearFileError",
     "ClearHeader",
     "FetchError",
     "Release",
+    "TrainedSet",
     "bare_name",
     "fetch",
     "find_release",
@@ -29,4 +32,5 @@ __all__ = [
     "radius_from_name",
     "read_clear_file",
     "save_clear_file",
+    "save_clear_lora",
 ]

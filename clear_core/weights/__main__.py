@@ -18,6 +18,7 @@ if not __package__:  # Run by its path, as an isolated Python (Windows portable)
 from .catalogue import CATALOGUE, LICENCE, REPOSITORY, find_release, hub_address
 from .download import fetch
 from .errors import ClearFileError, FetchError, first_few, printable
+from .trained_set import FIRST, TRAINED_SETS
 
 if TYPE_CHECKING:
     from .writer import OnTensor
@@ -61,7 +62,8 @@ def inspect(args: argparse.Namespace) -> None:
 
     file = read_clear_file(args.file)
     facts = {
-        "kind": file.kind,
+        "family": file.family,
+        "kind": file.kind if file.rank is None else f"{file.kind}, rank {file.rank}",
         "radius": file.radius or "not stated: set the radius by hand",
         "down factor": file.down_factor,
         "fits": f"width {file.width}, {file.num_double} double and {file.num_single} single blocks",
@@ -81,7 +83,7 @@ def save(args: argparse.Namespace) -> None:
     from .state import trained_state
     from .writer import save_clear_file
 
-    state = trained_state(args.state)
+    state = trained_state(args.state, args.family)
     if state.others:
         print(f"left out, not CLEAR's: {len(state.others)} tensors ({first_few(state.others, len(state.others))})")
     with tensor_bar("saving") as on_tensor:
@@ -89,7 +91,12 @@ def save(args: argparse.Namespace) -> None:
             args.out,
             state.tensors,
             state.spatial_weights,
-            ClearHeader(args.radius, state.down_factor, source=args.source or printable(Path(args.state).name)),
+            ClearHeader(
+                args.radius,
+                state.down_factor,
+                source=args.source or printable(Path(args.state).name),
+                family=args.family,
+            ),
             force=args.force,
             dtype=STORED_AS.get(args.dtype),
             on_tensor=on_tensor,
@@ -141,6 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--state", type=Path, required=True, help="safetensors file with the trained tensors, or a whole trained model"
     )
     command.add_argument("--radius", type=int, required=True, help="window radius of the training, in tokens")
+    command.add_argument("--family", choices=TRAINED_SETS, default=FIRST, help=f"what was trained (default: {FIRST})")
     command.add_argument(
         "--source", default="", help="origin of the weights, one line (default: the state's file name)"
     )
@@ -154,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         required=True,
-        help="flux1-dev.safetensors, or the shards of the diffusers transformer",
+        help="the model that it was trained from: flux1-dev.safetensors, or the shards of the diffusers transformer",
     )
     command.add_argument("--clear", type=Path, required=True, help="the CLEAR file")
     command.add_argument("--lora", type=int, metavar="RANK", help="write a LoRA of this rank instead (local variants)")

@@ -6,7 +6,7 @@ Replacing whole weights of a fine-tune (Krea, Kontext, Fill, a merged LoRA) woul
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,14 @@ from torch import Tensor
 from .container import open_safetensors
 from .errors import ClearFileError, dims, first_few, printable
 from .header import ClearHeader
-from .naming import Stored, recognise, spatial_name
+from .naming import spatial_name
 from .overlap import ROWS, compared_names, overlap
 from .reader import ClearFile, TensorMap, finite, read_clear_file
+from .recognise import Names, Stored, recognise
 from .writer import OnTensor, write_safetensors
+
+WHOLE = {"FLUX.1": "FLUX.1-dev"}
+"""The base of a family's published weights; those of the others are named by their family."""
 
 
 class Slice(Protocol):
@@ -32,7 +36,7 @@ class Slice(Protocol):
 
 
 class Base:
-    """A whole FLUX's tensors of the names that CLEAR trains, by canonical name, from one file or its shards.
+    """A whole model's tensors of the names that CLEAR trains, by canonical name, from one file or its shards.
 
     Names are diffusers' or ComfyUI's (Black Forest Labs'), with or without a prefix; other tensors are ignored.
 
@@ -45,13 +49,13 @@ class Base:
         self.maps: dict[str, TensorMap] = {}
         for path in paths:
             name, handle = printable(Path(path).name), open_safetensors(path)
-            names = recognise(handle.keys())
+            names = recognise(handle.keys(), clear.trained)
             if names is None:
                 continue
             held = {tensor: at for tensor, at in names.tensors.items() if tensor in clear.stored}
             try:
                 for at in {at.key: at for at in held.values()}.values():
-                    check_slice(name, handle.get_slice(at.key), at, clear.width)
+                    check_slice(name, handle.get_slice(at.key), at, clear.width, names)
             except SafetensorError as error:
                 raise ClearFileError(f"{name} cannot be read: {printable(error)}.") from None
             self.maps |= dict.fromkeys(held, TensorMap(name, handle, held, clear.width))
@@ -60,20 +64,20 @@ class Base:
             raise ClearFileError(
                 f"{self.label} is not the base of {clear.name}: {len(missing)} of its "
                 f"{len(clear.stored)} trained tensors are not there "
-                f"({first_few(missing, len(missing))}); expected a whole FLUX.1-dev."
+                f"({first_few(missing, len(missing))}); expected a whole {WHOLE.get(clear.family, clear.family)}."
             )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.maps[name][name]
 
 
-def check_slice(name: str, entry: Slice, at: Stored, width: int) -> None:
+def check_slice(name: str, entry: Slice, at: Stored, width: int, names: Names) -> None:
     """Raises a ``ClearFileError`` unless the base's tensor has the CLEAR file's shape, in 16 bits or more."""
     shape, dtype = tuple(entry.get_shape()), entry.get_dtype()
     least = at.parts * width
     columns = (width,) if at.key.endswith(".weight") else ()
-    # linear1 stacks q, k, v and then MLP rows; only linear1 may have extra rows.
-    rows = shape[0] >= least if shape and ".linear1." in at.key else shape[:1] == (least,)
+    # A fused layer stacks q, k, v and then MLP rows; only such a layer may have extra rows.
+    rows = shape[0] >= least if shape and names.scheme.may_be_longer(at.key) else shape[:1] == (least,)
     if not rows or shape[1:] != columns:
         raise ClearFileError(
             f"{name} is of another size than the CLEAR file: {printable(at.key)} is {dims(shape)}, "
@@ -82,7 +86,7 @@ def check_slice(name: str, entry: Slice, at: Stored, width: int) -> None:
     if dtype not in ("F64", "F32", "F16", "BF16"):
         raise ClearFileError(
             f"{name} is stored as {printable(dtype)}; a difference needs the base in 16 or 32 bits "
-            f"(flux1-dev.safetensors)."
+            f"(for FLUX.1: flux1-dev.safetensors)."
         )
 
 
@@ -96,22 +100,23 @@ def read_pair(
             does not state its radius.
     """
     file = read_clear_file(clear)
-    if file.kind == "delta":
-        raise ClearFileError(f"{file.name} is a delta already; expected the trained weights themselves.")
+    if file.adds:
+        raise ClearFileError(f"{file.name} is a {file.kind} already; expected the trained weights themselves.")
     if any(dtype.itemsize == 1 for dtype in file.dtypes):
         raise ClearFileError(f"{file.name} is stored in 8 bits; a difference needs 16 or 32 bits.")
     if file.radius is None:
         raise ClearFileError(f"{file.name} does not say its radius; give it a name like clear_local_16.safetensors.")
     model = Base(base, file)
-    return model, file, ClearHeader(file.radius, file.down_factor, "delta", f"{file.name} minus {model.label}")
+    source = f"{file.name} minus {model.label}"
+    return model, file, ClearHeader(file.radius, file.down_factor, "delta", source, family=file.family)
 
 
-def difference(base: Base, clear: TensorMap, name: str) -> Tensor:
+def difference(base: Base, clear: Mapping[str, Tensor], name: str) -> Tensor:
     """CLEAR minus base in float32, (width, width) or (width,)."""
     return clear[name].float() - base[name].float()
 
 
-def compared_rows(base: Base, clear: TensorMap) -> Iterator[tuple[Tensor, Tensor]]:
+def compared_rows(base: Base, clear: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of the base and of CLEAR minus base, (up to ROWS, width) each, as ``overlap`` takes them."""
     for name in compared_names(clear):
         for old, new in zip(base[name].split(ROWS), clear[name].split(ROWS), strict=True):

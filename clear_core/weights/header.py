@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from .errors import ClearFileError, dims, first_few, printable
-from .naming import Names, recognise
+from .recognise import Names, recognise
+from .trained_set import FIRST, TrainedSet
 
 DTYPES = {
     "F64": torch.float64,
@@ -29,7 +30,9 @@ NUMBER = re.compile(r"[1-9][0-9]{0,3}")
 
 OVERLAP = re.compile(r"-?[0-9]{1,9}\.[0-9]{1,6}")
 
-Kind = Literal["replace", "delta"]
+Kind = Literal["replace", "delta", "lora"]
+
+KINDS: tuple[Kind, ...] = ("replace", "delta", "lora")
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,11 @@ class ClearHeader:
     Attributes:
         radius: Window radius in tokens that the weights were trained with.
         down_factor: Side of the pooled cells in tokens; 1 without pooling.
-        kind: "replace" or "delta", as in ``ClearFile``.
+        kind: "replace", "delta" or "lora", as in ``ClearFile``.
         source: Where the weights come from, one line of text.
         overlap: Of a delta with its base (see ``overlap``); None if it is not stated.
+        family: Name of the family that the weights were trained for, a key of ``TRAINED_SETS``.
+        lora_rank: Rank of the factors of kind "lora".
     """
 
     radius: int
@@ -49,12 +54,17 @@ class ClearHeader:
     kind: Kind = "replace"
     source: str = ""
     overlap: float | None = None
+    family: str = FIRST
+    lora_rank: int | None = None
 
     def metadata(self) -> dict[str, str]:
         """The header's text entries, as ``read_clear_file`` expects them."""
         stated = {} if self.overlap is None else {"clear.overlap": f"{self.overlap:.6f}"}
+        if self.lora_rank is not None:
+            stated["clear.lora_rank"] = str(self.lora_rank)
         return {
             "format": "pt",
+            "clear.family": self.family,
             "clear.kind": self.kind,
             "clear.radius": str(self.radius),
             "clear.down_factor": str(self.down_factor),
@@ -63,9 +73,9 @@ class ClearHeader:
         }
 
 
-def checked_names(name: str, keys: list[str]) -> Names:
+def checked_names(name: str, keys: list[str], trained: TrainedSet) -> Names:
     """What the keys are; a CLEAR file holds all trained tensors of its blocks and nothing else."""
-    names = recognise(keys)
+    names = recognise(keys, trained)
     if names is None:
         holds = f"its tensors are called {first_few(keys, len(keys))}" if keys else "it holds no tensor at all"
         raise ClearFileError(
@@ -75,7 +85,8 @@ def checked_names(name: str, keys: list[str]) -> Names:
         count = len(names.unknown)
         raise ClearFileError(
             f"{name} is not a CLEAR file: besides {len(keys) - count} known tensors it holds {count} that CLEAR does "
-            f"not train ({first_few(names.unknown, count)}); a LoRA or a whole model goes into its own loader."
+            f"not train in {trained.family} ({first_few(names.unknown, count)}); a LoRA or a whole model goes into its "
+            "own loader."
         )
     check_complete(name, names)
     return names
@@ -202,8 +213,9 @@ def header_overlap(name: str, header: Mapping[str, str]) -> float | None:
 def header_kind(name: str, header: Mapping[str, str]) -> Kind:
     """The kind that the header states; "replace" if it states none."""
     value = header.get("clear.kind", "replace")
-    if value not in ("replace", "delta"):
+    if value not in KINDS:
         raise ClearFileError(
-            f"{name} has the header value clear.kind = {printable(value)!r}; expected replace or delta."
+            f"{name} has the header value clear.kind = {printable(value)!r}; expected {', '.join(KINDS[:-1])} or "
+            f"{KINDS[-1]}."
         )
     return value

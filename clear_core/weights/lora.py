@@ -1,14 +1,15 @@
 """The delta as a low-rank LoRA file, for loaders of LoRAs alone; local variants only.
 
-A LoRA cannot hold the ``spatial_weight`` of a pooled variant, nor the biases: loaders cannot add to a slice of a fused
-bias. The loss is measured and returned.
+Such loaders take neither the ``spatial_weight`` of a pooled variant nor biases: they cannot add to a slice of a fused
+bias. The loss is measured and returned. Our own loaders read the file too: it is a CLEAR file of kind "lora" without
+biases.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .delta import difference, read_pair
 from .errors import ClearFileError
+from .reader import read_clear_file
 from .writer import OnTensor, write_safetensors
 
 # Extra directions and passes of the randomised decomposition; the reported energy is measured on its result.
@@ -96,13 +98,8 @@ def save_lora(
         layer, end, _ = key.rsplit(".", 2)
         return factors(layer.removeprefix("transformer.") + ".weight")[end == "lora_B"]
 
-    header = {
-        "format": "pt",
-        "clear.radius": str(stated.radius),
-        "clear.lora_rank": str(rank),
-        "clear.source": stated.source,
-    }
-    write_safetensors(out, contents, make, header, force=force, on_tensor=on_tensor)
+    header = replace(stated, kind="lora", lora_rank=rank).metadata()
+    write_safetensors(out, contents, make, header, force=force, on_tensor=on_tensor, check=read_clear_file)
     lost = torch.zeros((), dtype=torch.float64)
     for name in tensors:
         if name.endswith(".bias"):

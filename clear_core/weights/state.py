@@ -12,8 +12,10 @@ from torch import Tensor
 from .container import open_safetensors
 from .errors import ClearFileError, printable
 from .header import check_complete, checked_tensors
-from .naming import Stream, recognise
+from .naming import Stream
 from .reader import TensorMap, read
+from .recognise import recognise
+from .trained_set import FIRST, trained_set
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,15 @@ class TrainedState:
     others: list[str]
 
 
-def trained_state(path: str | os.PathLike[str]) -> TrainedState:
-    """Opens a training state in any of the known naming schemes.
+def trained_state(path: str | os.PathLike[str], family: str = FIRST) -> TrainedState:
+    """Opens a training state of a model of a family, in any of its naming schemes.
 
     Raises:
         ClearFileError: The file is not safetensors, trained tensors are missing, or shapes, dtypes or down factors are
             wrong.
     """
     name, handle = printable(Path(path).name), open_safetensors(path)
-    names = recognise(handle.keys())
+    names = recognise(handle.keys(), trained_set(family, name))
     if names is None:
         raise ClearFileError(
             f"{name} holds no trained tensor; expected names like transformer_blocks.0.attn.to_q.weight."

@@ -101,7 +101,7 @@ def test_it_is_called_training_free_once(relative, clear_node, predict):
 
 def test_distilled_weights_are_refused(relative, host, clear_node):
     name = "tiny/clear_local_4_down_2.safetensors"  # Of the same width and number of blocks.
-    with pytest.raises(ValueError, match="weights_name to none"):
+    with pytest.raises(ValueError, match=r"was distilled for FLUX\.1, but the model is .*none for windows"):
         clear_node(relative, weights_name=name)
     assert relative.patches == {} and relative.wrappers == {}
 

@@ -150,7 +150,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "path_tricks": (lambda: save({"../../etc/passwd": torch.zeros(1), "C:\\x": torch.zeros(1)}), "../../etc/passwd"),
     "path_tricks_besides": (
         lambda: save({**local(), "../../../x\n\x1b[31m\u202e": torch.zeros(1)}),
-        "1 that CLEAR does not train (../../../x??[31m?)",
+        "1 that CLEAR does not train in FLUX.1 (../../../x??[31m?)",
     ),
     "key_of_a_megabyte": (lambda: save({**local(), "x" * 10**6: torch.zeros(1)}), "xxx…"),
     "missing_tensor": (lambda: save(without(local(), "0.attn.to_q.bias")), "2 trained tensors are missing"),
@@ -208,7 +208,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "radius_zero": (lambda: save(local(), {"clear.radius": "0"}), "expected a whole number from 1 to 9999"),
     "radius_huge": (lambda: save(local(), {"clear.radius": "9" * 5000}), "expected a whole number from 1 to 9999"),
     "radius_other_digits": (lambda: save(local(), {"clear.radius": "\u0661\u0666"}), "expected a whole number"),
-    "kind_unknown": (lambda: save(local(), {"clear.kind": "set"}), "expected replace or delta"),
+    "kind_unknown": (lambda: save(local(), {"clear.kind": "set"}), "expected replace, delta or lora"),
     "overlap_word": (lambda: save(local(), {"clear.overlap": "nan"}), "clear.overlap = 'nan'; expected a number like"),
     "down_factor_contradicts": (lambda: save(pooled(), {"clear.down_factor": "2"}), "header says clear.down_factor 2"),
     "down_factor_without_weights": (

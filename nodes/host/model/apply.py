@@ -22,7 +22,7 @@ from .memory import MemoryPatch
 from .rope_embedder import install_embedder
 from .table_positions import install_table
 from .throughput import StopWatch
-from .weight_patches import add_weight_patches, remove_weight_patches, trained_tensors
+from .weight_patches import add_weight_patches, remove_weight_patches, trained_changes
 from .window_patch import WindowPatch
 
 KEY = "clear_flux"
@@ -48,11 +48,8 @@ def apply_clear(
             exist or blocks that the model lacks, or ``strength`` is out of range.
     """
     shape, host = model_shape(model), host_family(model)
-    if file is not None and shape.is_relative:
-        raise ValueError(
-            f"{file.name} was distilled for FLUX.1, but the model is {shape.family.name}; set weights_name to "
-            "none for the window alone."
-        )
+    if file is not None:
+        file.fits(shape.width, shape.num_double, shape.num_single, shape.family.name)
     check_number("strength", strength, 0, 1)
     # Bad values are an error here, and not when sampling begins.
     check_backend(settings.backend)
@@ -65,7 +62,7 @@ def apply_clear(
 
     patch = WindowPatch(settings, shape, host)
     if file is not None:
-        tensors, adds = trained_tensors(file), file.kind == "delta" and strength > 0
+        changes = trained_changes(file)
         patch = replace(
             patch,
             spatial_weights={
@@ -73,15 +70,15 @@ def apply_clear(
             },
             file=file,
             strength=strength,
-            tensors=tensors,
-            remarks=(*remarks, *(carried_remarks(clone, file, tensors) if adds else ())),
-            weight_patches=add_weight_patches(clone, file, tensors, shape, strength),
+            changes=changes,
+            remarks=(*remarks, *(carried_remarks(clone, file) if file.adds and strength > 0 else ())),
+            weight_patches=add_weight_patches(clone, file, changes, shape, strength),
         )
         for remark in patch.remarks:
             patch.notices.log_once(remark, remark)
     install_embedder(clone)
     install_table(clone)
-    if shape.is_relative:
+    if file is None and shape.is_relative:
         words = training_free_words(shape.family.name, settings.spec.overview)
         patch.notices.log_once("relative", f"{words}.")
     if host.has_flux_blocks:

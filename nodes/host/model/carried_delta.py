@@ -1,31 +1,27 @@
 """Notices a delta that the model carries already: saved after CLEAR Attention, or loaded as a LoRA before it.
 
-Source: ``ModelPatcher.get_key_patches``, ``comfy.lora.calculate_weight``, ``comfy.utils.flux_to_diffusers``, in
-ComfyUI 0.9.0 and later.
+Source: ``ModelPatcher.get_key_patches``, ``comfy.lora.calculate_weight``, in ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import comfy.lora
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....clear_core.weights import ClearFile
 from ....clear_core.weights.overlap import CARRIED, ROWS, compared_names, overlap
+from .weight_names import PREFIX, places_of
 
 
-def carried_remarks(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+def carried_remarks(model: ModelPatcher, file: ClearFile) -> tuple[str, ...]:
     """A sentence if a delta is about to be added to a model that carries it; none otherwise.
 
     Args:
         model: With all its patches but those of the delta.
-        tensors: The file's, by diffusers name.
     """
-    share = carried_share(model, file, tensors)
+    share = carried_share(model, file)
     if share is None or share < CARRIED:
         return ()
     return (
@@ -34,12 +30,13 @@ def carried_remarks(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, 
     )
 
 
-def carried_share(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Tensor]) -> float | None:
+def carried_share(model: ModelPatcher, file: ClearFile) -> float | None:
     """How much of a delta the model's weights hold; None if its header or a quantised model does not tell."""
     if file.overlap is None:
         return None
-    table = comfy.utils.flux_to_diffusers(model.model.model_config.unet_config, output_prefix="diffusion_model.")
-    patches = model.get_key_patches("diffusion_model.")
+    tensors = file.tensors()
+    table = places_of(model, compared_names(tensors))
+    patches = model.get_key_patches(PREFIX)
 
     def weight(name: str) -> Tensor:
         where = table[name]
@@ -49,12 +46,11 @@ def carried_share(model: ModelPatcher, file: ClearFile, tensors: Mapping[str, Te
         patched = comfy.lora.calculate_weight(entries, plain, key)
         return patched if length is None else patched.narrow(axis, start, length)
 
-    names = [name for name in compared_names(tensors) if name in table]
-    places = [table[name] if isinstance(table[name], str) else table[name][0] for name in names]
-    if not names or not all(is_plain(patches[place][0][0]) for place in places):
+    keys = [place if isinstance(place, str) else place[0] for place in table.values()]
+    if not keys or not all(is_plain(patches[key][0][0]) for key in keys):
         return None
     found = overlap(
-        rows for name in names for rows in zip(weight(name).split(ROWS), tensors[name].split(ROWS), strict=True)
+        rows for name in table for rows in zip(weight(name).split(ROWS), tensors[name].split(ROWS), strict=True)
     )
     return None if found is None else found - file.overlap
 

@@ -45,7 +45,7 @@ class WindowPatch:
         spatial_weights: (d, d) pooling weights by block; a block that is not in it pools by the mean.
         file: The distilled weights in use, or None.
         strength: Share of them, 0 to 1.
-        tensors: The weights file's tensors, kept so that other clones share them.
+        changes: What the weights file holds, kept so that other clones share it.
         remarks: Sentences about the weights, for the texts about the model.
         weight_patches: Entries of this node in ``ModelPatcher.patches``, by key; a later CLEAR node removes them.
         notices: Log lines, each once per node.
@@ -57,7 +57,7 @@ class WindowPatch:
     spatial_weights: Mapping[BlockId, Tensor] = field(default_factory=dict[BlockId, Tensor])
     file: ClearFile | None = None
     strength: float = 1.0
-    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    changes: Mapping[str, object] = field(default_factory=dict[str, object])
     remarks: tuple[str, ...] = ()
     weight_patches: dict[str, list[Arguments]] = field(default_factory=dict[str, list[Arguments]])
     notices: Notices = field(default_factory=Notices)

@@ -100,7 +100,7 @@ def run_upscale(image: Tensor, inputs: Mapping[str, Any], node: str | None, dynp
     plan = pick(PlanSettings, inputs).plan(image, sockets)
     info = info_text(plan, sockets, settings, image.shape[0])
     used = [sockets.of_stage(stage.number) for stage in plan]
-    # Where nobody has distilled windows, a model without them is no mistake.
+    # Where nobody has published distilled windows, a model without them is no mistake.
     if not all(has_windows(each.model) for each in used if each.picture.host and each.picture.host.family.weights):
         logging.warning("CLEAR: attention is dense, since there is no CLEARAttention before CLEARUpscale.")
     if mask_words(sockets.mask) == EMPTY_MASK:

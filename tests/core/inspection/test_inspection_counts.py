@@ -90,4 +90,4 @@ def test_a_relative_s_blocks_are_not_worked_on_in_chunks():
     whole = MemoryPlan((CallMemory(chunk=None),))
     relative = replace(facts(), model=replace(FLUX, shape=ModelShape.usual(CHROMA), memory=whole))
     assert relative.row((4096, 4096)).memory > facts().row((4096, 4096)).memory
-    assert "nobody has distilled weights for it" in report(relative) and "Get weights" not in report(relative)
+    assert "nobody has published distilled weights for it" in report(relative) and "Get weights" not in report(relative)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clear_core.weights import read_clear_file
+from clear_core.weights import TRAINED_SETS, ClearHeader, read_clear_file, save_clear_lora
 from clear_core.weights.__main__ import main
 from tests.support import PROJECT
 from tests.support.golden_files import BASE
+from tests.support.trained_files import random_factors, random_tensors
 
 
 def cli(*arguments: object, capsys) -> tuple[int, str, str]:
@@ -44,6 +45,19 @@ def test_cli_save_takes_the_trained_tensors_out_of_a_whole_model(tmp_path, capsy
     file, base = read_clear_file(out), load_file(BASE)
     assert (file.radius, file.down_factor, file.dtypes, file.source) == (8, 1, {torch.bfloat16}, "base.safetensors")
     assert all(torch.equal(tensor, base[name].bfloat16()) for name, tensor in file.tensors().items())
+
+
+def test_cli_save_of_another_family_and_what_inspect_says_of_it(tmp_path, capsys):
+    state, out = tmp_path / "state.safetensors", tmp_path / "mine.safetensors"
+    save_file(random_tensors(TRAINED_SETS["FLUX.2"], 4, 1, 1), state)
+    assert cli("save", "--state", state, "--radius", 8, "--family", "FLUX.2", "--out", out, capsys=capsys)[0] == 0
+    code, said, _ = cli("inspect", out, capsys=capsys)
+    assert code == 0 and "family       FLUX.2" in said and "kind         replace" in said
+    factors, _ = random_factors(random_tensors(TRAINED_SETS["FLUX.2"], 4, 1, 1))
+    save_clear_lora(out, factors, {}, {}, ClearHeader(8, family="FLUX.2"), force=True)
+    assert "kind         lora, rank 3" in cli("inspect", out, capsys=capsys)[1]
+    code, _, err = cli("save", "--state", state, "--radius", 8, "--out", tmp_path / "other", capsys=capsys)
+    assert code == 1 and "is incomplete: 7 trained tensors are missing" in err
 
 
 def test_cli_save_of_half_a_state_is_one_sentence(tmp_path, capsys):

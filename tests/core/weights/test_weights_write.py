@@ -21,6 +21,7 @@ def test_save_is_the_published_format_with_a_header(tmp_path, pooled):
     with safe_open(out, "pt") as handle:
         assert handle.metadata() == {
             "format": "pt",
+            "clear.family": "FLUX.1",
             "clear.kind": "replace",
             "clear.radius": "12",
             "clear.down_factor": "4",
@@ -36,7 +37,7 @@ def test_save_is_the_published_format_with_a_header(tmp_path, pooled):
     [
         (lambda t, w: t.pop("transformer_blocks.0.attn.to_k.bias"), {}, "1 tensors are missing or not CLEAR's"),
         (lambda t, w: t.update({"x_embedder.weight": torch.zeros(1)}), {}, "1 tensors are missing or not CLEAR's"),
-        (lambda t, w: t.clear(), {}, "down factor 4 needs 0 spatial weights, 3 are given"),
+        (lambda t, w: t.clear(), {}, "none of its 0 tensors is one that CLEAR trains"),
         (lambda t, w: t["transformer_blocks.0.attn.to_k.bias"].fill_(torch.inf), {}, "to_k.bias has NaN or infinite"),
         (
             lambda t, w: t["transformer_blocks.0.attn.to_k.bias"].fill_(7e4),
@@ -52,7 +53,7 @@ def test_save_is_the_published_format_with_a_header(tmp_path, pooled):
         (lambda t, w: w.update({("single", 1): torch.zeros(2, 2)}), {}, "is 2 x 2, expected 4 x 4"),
         (lambda t, w: None, {"down_factor": 1}, "down factor 1 needs 0 spatial weights, 3 are given"),
         (lambda t, w: None, {"radius": 0}, "clear.radius = '0'; expected a whole number"),
-        (lambda t, w: None, {"kind": "other"}, "clear.kind = 'other'; expected replace or delta"),
+        (lambda t, w: None, {"kind": "other"}, "clear.kind = 'other'; expected replace, delta or lora"),
     ],
     ids=[
         "missing",
