@@ -34,12 +34,12 @@ def build_denoiser(caption: str = CAPTION) -> FluxDenoiser:
 
 
 def with_distilled_weights(transformer: FluxTransformer2DModel, spec: ClearSpec) -> None:
-    """Loads the weights distilled for a window into the model; the caller applies the window.
+    """Puts the weights distilled for a window onto the model; the caller applies the window.
 
     Raises:
         FileNotFoundError: There are no weights for this window.
     """
-    from clear_core.weights import read_clear_file
+    from clear_core.integrations.diffusers import load_clear
 
     from .experiments.windows import window_file
 
@@ -47,4 +47,4 @@ def with_distilled_weights(transformer: FluxTransformer2DModel, spec: ClearSpec)
     if not path.exists():
         known = sorted(file.stem for file in path.parent.glob("clear_local_*.safetensors"))
         raise FileNotFoundError(f"there are no weights for {spec}; expected one of {', '.join(known) or 'none yet'}.")
-    transformer.load_state_dict(dict(read_clear_file(path).tensors()), strict=False)
+    load_clear(transformer, path)

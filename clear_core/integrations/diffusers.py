@@ -1,6 +1,7 @@
 """CLEAR in a diffusers transformer (FLUX.1, Chroma, FLUX.2, Qwen-Image, SD3.5), and off again without a trace.
 
-    handle = apply_clear(pipe.transformer, ClearSpec(radius=16))
+    loaded = load_clear(pipe, "clear_local_16.safetensors")
+    handle = apply_clear(pipe.transformer, loaded.spec, spatial_weights=loaded.spatial_weights)
     pipe(...)                # any pipeline, any sizes, in any order
     handle.remove()          # or: with apply_clear(...): pipe(...)
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +30,11 @@ from ..weights.naming import spatial_name
 from ..wording import quoted
 from .diffusers_call import describe_call
 from .diffusers_model import Block, attention_modules, check_model, check_settings, shape_of
+from .diffusers_offload import check_room_for_pooling_weights
 from .diffusers_parallel import ContextParallel, Way, context_config, disable
 from .diffusers_processor import ClearAttnProcessor
 from .diffusers_styles import processor_like
+from .diffusers_weights import Loaded, load_clear
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
         | QwenImageTransformer2DModel
         | SD3Transformer2DModel
     )
+
+__all__ = ["ClearHandle", "Loaded", "apply_clear", "check_spatial_weights", "load_clear"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +85,30 @@ class ClearHandle:
             ours = processor_like(attn.processor, None if weight is None else weight.clone())
             self._swaps.append((attn, ours, attn.processor))
             attn.set_processor(ours)
-        self._hook: RemovableHandle = transformer.register_forward_pre_hook(
-            functools.partial(describe_call, settings, shape_of(transformer), parallel), with_kwargs=True
-        )
+        self._paused = False
+        describe = functools.partial(describe_call, settings, shape_of(transformer), parallel)
+
+        def unless_paused(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return (args, kwargs) if self._paused else describe(model, args, kwargs)
+
+        self._hook: RemovableHandle = transformer.register_forward_pre_hook(unless_paused, with_kwargs=True)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """The model with its earlier processors, as if CLEAR had been removed, until the ``with`` block ends.
+
+        CLEAR's processors with their pooling weights come back as the same objects.
+        """
+        ours = [swap for swap in self._swaps if swap[0].processor is swap[1]]
+        self._paused = True
+        for attn, _, stock in ours:
+            attn.set_processor(stock)
+        try:
+            yield
+        finally:
+            self._paused = False
+            for attn, clear, _ in ours:
+                attn.set_processor(clear)
 
     def remove(self) -> None:
         """Restore the earlier processors; one that other code has set since is kept.
@@ -118,9 +145,8 @@ def apply_clear(
 ) -> ClearHandle:
     """Give every block of a transformer windowed attention (arXiv 2412.16112).
 
-    The caller loads the distilled projections with ``transformer.load_state_dict(file, strict=False)``, before or
-    after; if after, that loads the file's ``spatial_weight`` too. Only FLUX.1 has them; without, windows are
-    training-free and cost quality.
+    Distilled weights are :func:`load_clear`'s, before or after; if after, that loads the file's pooling weights too.
+    Nobody has published any but for FLUX.1; without, windows are training-free and cost quality.
 
     Text masks of Chroma and Qwen-Image are honoured. Text that no item of the batch sees is cut off; what else a mask
     does goes to the attention as a bias, for which "auto" takes "gather".
@@ -147,7 +173,8 @@ def apply_clear(
     Raises:
         ImportError: diffusers is not installed, or has no context parallelism and ``parallel`` is given.
         TypeError: The model is not a transformer of a known family.
-        ValueError: A value or weight does not fit the model or its family, or a block's attention is not its own.
+        ValueError: A value or weight does not fit the model or its family, a block's attention is not its own, or
+            offloading has no room for pooling weights.
     """
     shape = shape_of(transformer)
     check_model(transformer, shape.family)
@@ -158,6 +185,8 @@ def apply_clear(
     check_settings(settings, shape.family, parallel)
     blocks = dict(attention_modules(transformer))
     weights = check_spatial_weights(spatial_weights or {}, spec, blocks)
+    if weights:
+        check_room_for_pooling_weights(transformer)
     embedder, own = type(transformer.pos_embed).__name__, shape.family.diffusers.embedder
     if own is not None and embedder != own and settings.ntk_factor != 1.0:
         logger.warning(

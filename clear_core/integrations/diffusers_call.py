@@ -16,6 +16,7 @@ from ..families import Family, ModelShape
 from ..layout import SequenceLayout
 from ..rope import RopeStretch, cos_sin, ntk_theta
 from ..settings import ClearSettings
+from .diffusers_model import check_processors
 from .diffusers_parallel import ContextParallel
 from .diffusers_processor import ClearCall
 from .diffusers_text import TextMask, chroma_mask, qwen_mask
@@ -56,9 +57,11 @@ def describe_call(
     It runs before diffusers' hooks, which cut the sequence for context parallelism, and so it sees the whole of it.
 
     Raises:
-        ValueError: What tells the grid is missing or tells none, the mask is of another kind, the base fades and
-            ``timestep`` is not one noise level, or the sequence cannot be cut for several processes.
+        ValueError: A block no longer attends through CLEAR, what tells the grid is missing or tells none, the mask is
+            of another kind, the base fades and ``timestep`` is not one noise level, or the sequence cannot be cut for
+            several processes.
     """
+    check_processors(transformer)
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
     values = dict(zip(names, args, strict=False)) | kwargs
     family = shape.family.diffusers

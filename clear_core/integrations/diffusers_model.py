@@ -95,6 +95,22 @@ def check_model(transformer: Any, family: Family) -> None:
             )
 
 
+def check_processors(transformer: Any) -> None:
+    """Raise at a call if other code has set processors since CLEAR was applied: their blocks would attend densely.
+
+    Raises:
+        ValueError: A block no longer attends through CLEAR.
+    """
+    for (stream, index), attn in attention_modules(transformer):
+        processor = getattr(attn, "processor", attn)
+        if not isinstance(processor, ClearAttnProcessor):
+            raise ValueError(
+                f"{stream} block {index} no longer attends through CLEAR but through {type(processor).__name__}, which "
+                "other code has set since apply_clear (loading an IP-Adapter and fusing projections do); remove() "
+                "CLEAR and apply it again after that code, or leave CLEAR off."
+            )
+
+
 def check_settings(settings: ClearSettings, family: Family, parallel: object) -> None:
     """Raise with an error message if a family cannot have what was asked for.
 

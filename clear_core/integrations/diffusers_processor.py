@@ -68,6 +68,14 @@ class ClearAttnProcessor(nn.Module):
         super().__init__()
         self.spatial_weight = None if spatial_weight is None else nn.Parameter(spatial_weight)
 
+    def forward(self) -> Tensor | None:
+        """The block's pooling weight."""
+        return self.spatial_weight
+
+    def pooling_weight(self) -> Tensor | None:
+        """The block's pooling weight, where it is at hand: offloading fetches it by a hook around ``forward``."""
+        return None if self.spatial_weight is None else super().__call__()
+
     # diffusers reads the signature of __call__, not of forward, and passes on the keywords that it finds there.
     def __call__(
         self,
@@ -98,7 +106,7 @@ class ClearAttnProcessor(nn.Module):
         else:
             query, key, value = joint_projections(attn, hidden_states, call.mask.cut(encoder_hidden_states))
         query, key = turned(call, query, key, image_rotary_emb)
-        out = call.attend(self.spatial_weight, query, key, value)
+        out = call.attend(self.pooling_weight(), query, key, value)
         if encoder_hidden_states is None:
             return call.mask.restore(out)
         return image_and_text(attn, call, out)

@@ -39,7 +39,7 @@ class Flux2SingleProcessor(ClearAttnProcessor):
         own = states.shape[-1] * qkv_width // (qkv_width + mlp_width)
         query, key, value = (by_heads(attn, part) for part in states[..., :own].chunk(3, dim=-1))
         query, key = turned(call, normed(attn.norm_q, query), normed(attn.norm_k, key), image_rotary_emb)
-        out = call.attend(self.spatial_weight, query, key, value)
+        out = call.attend(self.pooling_weight(), query, key, value)
         return attn.to_out(torch.cat([out, attn.mlp_act_fn(states[..., own:])], dim=-1))
 
 
@@ -70,7 +70,7 @@ class QwenProcessor(ClearAttnProcessor):
             image, text = rotary
             turns = torch.cat([call.mask.cut(text, 0), image])
             query, key = _turned(query, turns), _turned(key, turns)
-        return image_and_text(attn, call, call.attend(self.spatial_weight, query, key, value))
+        return image_and_text(attn, call, call.attend(self.pooling_weight(), query, key, value))
 
 
 class JointProcessor(ClearAttnProcessor):
@@ -90,10 +90,10 @@ class JointProcessor(ClearAttnProcessor):
         """Image (B, N, C) and text (B, T, C), if any, to the same; ``attn`` is diffusers' ``Attention``."""
         call = checked(clear_call, attention_mask)
         if encoder_hidden_states is None:
-            out = call.attend(self.spatial_weight, *image_projections(attn, hidden_states))
+            out = call.attend(self.pooling_weight(), *image_projections(attn, hidden_states))
             return attn.to_out[1](attn.to_out[0](out))
         projections = joint_projections(attn, hidden_states, encoder_hidden_states)
-        return image_and_text(attn, call, call.attend(self.spatial_weight, *projections))
+        return image_and_text(attn, call, call.attend(self.pooling_weight(), *projections))
 
 
 _STYLES: dict[str, type[ClearAttnProcessor]] = {

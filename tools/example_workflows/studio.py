@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clear_core import ClearSpec, token_grid
-from clear_core.integrations.diffusers import apply_clear
+from clear_core.integrations.diffusers import apply_clear, load_clear
 from clear_core.integrations.flux_denoiser import FluxDenoiser
 from clear_core.sdedit import TileLayout, euler, noised, sdedit, sdedit_sigmas
-from clear_core.weights import read_clear_file
 from demo.experiments.guided_denoiser import Corrected, TowardsGuide
 from demo.experiments.windows import window_file
 from demo.job import decoded, make_noise
@@ -50,9 +49,8 @@ class Studio:
         if spec not in self.models:
             denoiser = build_denoiser()
             if spec is not None:
-                file = read_clear_file(window_file(spec))
-                denoiser.transformer.load_state_dict(dict(file.tensors()), strict=False)
-                apply_clear(denoiser.transformer, spec, spatial_weights=file.spatial_weights())
+                loaded = load_clear(denoiser.transformer, window_file(spec))
+                apply_clear(denoiser.transformer, spec, spatial_weights=loaded.spatial_weights)
             self.models[spec] = denoiser
         prompt, pooled = encode_captions([caption])
         return replace(self.models[spec], prompt_embeds=prompt, pooled=pooled)
