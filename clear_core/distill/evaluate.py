@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ..number_checks import check_number
 from .losses import predict
+from .pair import Pair
 from .samples import SampleFolder
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -15,11 +15,10 @@ SEED = 20_412
 
 @torch.no_grad()
 def velocity_errors(
-    student: nn.Module,
-    teacher: nn.Module,
+    pair: Pair,
     samples: SampleFolder,
     *,
-    guidance: float | None,
+    guidance: float,
     levels: tuple[float, ...] = LEVELS,
     device: torch.device | None = None,
 ) -> dict[float, float]:
@@ -32,15 +31,16 @@ def velocity_errors(
     Raises:
         ValueError: The samples are for another model, or the guidance is not finite.
     """
-    samples.check_fits(teacher.config)  # pyright: ignore[reportArgumentType]  a mapping; nn.Module does not know it
-    if guidance is not None:
-        check_number("guidance", guidance)
+    check_number("guidance", guidance)
+    samples.check_fits(pair.teaching.needs(pair.transformer.config, guidance), pair.teaching.even)
     sums = dict.fromkeys(levels, 0.0)
     for index in range(len(samples)):
         batch = samples.batch([index], [index], SEED, 0).to(device or torch.device("cpu"))
         for level in levels:
             batch.sigma.fill_(level)
-            distance = predict(student, batch, guidance).float() - predict(teacher, batch, guidance).float()
+            with pair.teacher() as dense:
+                wanted = predict(dense, pair, batch, guidance).guided
+            distance = predict(pair.transformer, pair, batch, guidance).guided - wanted
             sums[level] += distance.square().mean().item() / len(samples)
     return sums
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..integrations.flux_denoiser import flux_call, pack_latent
+from .families import Text
+from .pair import Pair
 from .samples import Batch
+from .taught import AttentionTap
 
 DISTILL_WEIGHT = 0.5
 ATTENTION_WEIGHT = 0.5
-
-SINGLE_BLOCKS = "single_transformer_blocks"
-"""Name of a diffusers FLUX's list of single blocks."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Losses:
     Attributes:
         flow: Mean squared error of the student's flow against ``noise - x``.
         distill: The same against the teacher's flow.
-        attention: Mean squared distance of the attention outputs of some single blocks.
+        attention: Mean squared distance of the attention outputs of some blocks.
     """
 
     flow: Tensor
@@ -38,69 +36,63 @@ class Losses:
         return self.flow + DISTILL_WEIGHT * self.distill + ATTENTION_WEIGHT * self.attention
 
 
-def taught_blocks(num_single: int) -> list[int]:
-    """Indices of the single blocks whose attention is compared: 1, 5, 9 ...; 0 if it is the only one."""
-    return list(range(1, num_single, 4)) or list(range(num_single))
-
-
-class AttentionTap:
-    """Keeps the attention outputs of some single blocks while it is open.
+@dataclass(frozen=True)
+class Flow:
+    """The flow of a model on a noisy batch.
 
     Attributes:
-        outputs: (B, L, C) by block index, from the latest call of the model.
+        plain: (B, C, H, W) with the batch's text.
+        guided: The same with real guidance (cfg); ``plain`` itself without.
     """
 
-    def __init__(self, model: nn.Module, blocks: list[int]) -> None:
-        self.outputs: dict[int, Tensor] = {}
-        self._attention = {index: model.get_submodule(f"{SINGLE_BLOCKS}.{index}.attn") for index in blocks}
-
-    def __enter__(self) -> AttentionTap:
-        def keeper(index: int) -> Any:
-            def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-                self.outputs[index] = output
-
-            return keep
-
-        self._hooks = [attn.register_forward_hook(keeper(index)) for index, attn in self._attention.items()]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    plain: Tensor
+    guided: Tensor
 
 
-def predict(model: nn.Module, batch: Batch, guidance: float | None) -> Tensor:
-    """The model's velocity on a noisy batch, as tokens (B, N, 4 C).
+def texts_of(pair: Pair, batch: Batch, guidance: float) -> list[Text]:
+    """The texts that the model is called with: the batch's own, and for guidance by two calls the empty one."""
+    texts = [Text(batch.prompt_embeds, batch.pooled, batch.text_mask)]
+    if pair.teaching.takes_two_calls(guidance):
+        texts.append(Text(batch.text["negative_embeds"], batch.text.get("negative_pooled")))
+    return texts
+
+
+def predict(model: Any, pair: Pair, batch: Batch, guidance: float) -> Flow:
+    """The model's flow on a noisy batch, float32.
 
     Args:
-        guidance: Guidance scale; None for models without the input.
+        model: The transformer, or a wrapper of it (DDP, FSDP, DeepSpeed).
+        guidance: Guidance scale: of the model's own input, of two calls, or not used, as the family has it.
     """
-    scales = None if guidance is None else torch.full_like(batch.sigma, guidance)
-    return flux_call(model, batch.noisy, batch.sigma, batch.prompt_embeds, batch.pooled, scales)
+    scale = pair.teaching.input_guidance(pair.transformer.config, guidance)
+    flows = [
+        pair.teaching.call(model, batch.noisy, batch.sigma, text, scale).float()
+        for text in texts_of(pair, batch, guidance)
+    ]
+    plain = flows[0]
+    return Flow(plain, plain if len(flows) == 1 else flows[1] + guidance * (plain - flows[1]))
 
 
-def distillation_losses(
-    student: nn.Module, teacher: nn.Module, batch: Batch, guidance: float | None, inner: nn.Module | None = None
-) -> Losses:
+def distillation_losses(pair: Pair, batch: Batch, guidance: float, model: Any = None) -> Losses:
     """The three terms on one batch.
 
+    Real guidance is applied to teacher and student alike, and the second term compares what comes out; the first one
+    is of the student's flow with text, as in every training by flow matching.
+
     Args:
-        student: The model to call; may be wrapped (DDP, FSDP, DeepSpeed).
-        teacher: The frozen model.
-        inner: The student without its wrapper, if it is wrapped.
+        guidance: As in :func:`predict`.
+        model: What to call as the student: the transformer, or a wrapper of it (DDP, DeepSpeed, a compiled model).
     """
-    inner = student if inner is None else inner
-    blocks = taught_blocks(len(list(inner.get_submodule(SINGLE_BLOCKS).children())))
-    with AttentionTap(inner, blocks) as mine, AttentionTap(teacher, blocks) as theirs:
-        with torch.no_grad():
-            wanted = predict(teacher, batch, guidance).float()
-        flow = predict(student, batch, guidance).float()
-    target = pack_latent(batch.noise - batch.latents)
-    attention = [(mine.outputs[i].float() - theirs.outputs[i].float()).square().mean() for i in blocks]
+    student = pair.transformer if model is None else model
+    with AttentionTap(pair.transformer, pair.shape) as theirs, torch.no_grad(), pair.teacher() as dense:
+        wanted = predict(dense, pair, batch, guidance).guided
+    with AttentionTap(pair.transformer, pair.shape) as mine:
+        flow = predict(student, pair, batch, guidance)
+    attention = [
+        (my.float() - their.float()).square().mean() for my, their in zip(mine.outputs, theirs.outputs, strict=True)
+    ]
     return Losses(
-        flow=(flow - target).square().mean(),
-        distill=(flow - wanted).square().mean(),
-        attention=torch.stack(attention).mean() if attention else flow.new_zeros(()),
+        flow=(flow.plain - (batch.noise - batch.latents)).square().mean(),
+        distill=(flow.guided - wanted).square().mean(),
+        attention=torch.stack(attention).mean(),
     )

@@ -1,8 +1,4 @@
-"""The training loop, on accelerate: one process, several, ZeRO-2 or FSDP by accelerate's own configuration.
-
-Order, noise and learning rate are functions of the seed and the step. So a checkpoint is weights, optimizer state and
-a step, and a resumed training gives the result of an uninterrupted one.
-"""
+"""The training loop, on accelerate: one process, several, ZeRO-2 or FSDP 2 by accelerate's configuration."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +15,24 @@ import torch
 from torch import nn
 
 from ..number_checks import check_number
-from .config import CHECKPOINT, TrainConfig, checkpoints, step_of
+from . import checkpoint
+from .config import TrainConfig, checkpoints, step_of
+from .disk import check_space, no_half_folder
 from .losses import Losses, distillation_losses
+from .pair import Pair
 from .samples import Batch, Order, SampleFolder
-from .student import make_student, trained_set
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
-"""Checkpoints that are kept: the newest may be of a training that has gone wrong."""
+TERMS = ("flow", "distill", "attention")
+
+AGAIN = (
+    "The checkpoints are as they were, and the same settings would end here again: choose another folder, and a "
+    "smaller rate or float32."
+)
 
 
 @dataclass
@@ -38,15 +40,14 @@ class Distillation:
     """A distillation that is set up and can be run, stopped and resumed.
 
     Attributes:
+        pair: Teacher and student.
         student, optimizer: As accelerate wrapped them.
-        inner: The student without wrappers.
         step: The next step to run.
     """
 
     config: TrainConfig
     accelerator: Accelerator
-    teacher: FluxTransformer2DModel
-    inner: FluxTransformer2DModel
+    pair: Pair
     student: nn.Module
     optimizer: torch.optim.Optimizer
     samples: SampleFolder
@@ -54,9 +55,20 @@ class Distillation:
     step: int = 0
 
     @property
-    def guidance(self) -> float | None:
-        """Guidance scale for the calls; None for models without the input."""
-        return self.config.guidance if self.inner.config["guidance_embeds"] else None
+    def guidance(self) -> float:
+        """Guidance scale of teacher and student."""
+        return self.pair.teaching.guidance if self.config.guidance is None else self.config.guidance
+
+    @property
+    def is_deepspeed(self) -> bool:
+        """Whether DeepSpeed keeps the optimizer's state."""
+        return self.accelerator.distributed_type.value == "DEEPSPEED"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Products in the frozen weights' precision: bfloat16 for a model of 16 bits."""
+        # Ours instead of accelerate's: under DeepSpeed accelerate has none, and float32 weights would meet bfloat16.
+        half = self.pair.compute_dtype != torch.float32
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=half)
 
     def passes(self, step: int) -> Iterator[Batch]:
         """This process's share of the global batch of a step, pass by pass."""
@@ -73,14 +85,14 @@ class Distillation:
         Raises:
             ValueError: A loss is not finite. The step changes no weight and no checkpoint.
         """
-        sums: dict[str, float] = {}
+        sums: dict[str, float] = dict.fromkeys(TERMS, 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate_at(self.step)
         for batch in self.passes(self.step):
             with self.accelerator.accumulate(self.student):
-                with self.accelerator.autocast():
+                with self.autocast():
                     losses: Losses = distillation_losses(
-                        self.student, self.teacher, batch.to(self.accelerator.device), self.guidance, self.inner
+                        self.pair, batch.to(self.accelerator.device), self.guidance, self.student
                     )
                 self._check_finite(losses)
                 self.accelerator.backward(losses.total)
@@ -88,111 +100,95 @@ class Distillation:
                     self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            for name in ("flow", "distill", "attention"):
-                sums[name] = sums.get(name, 0.0) + getattr(losses, name).item() / self.config.accumulation
+            for name in TERMS:
+                sums[name] += getattr(losses, name).item() / self.config.accumulation
         self.step += 1
         return sums
 
     def _check_finite(self, losses: Losses) -> None:
-        for name in ("flow", "distill", "attention"):
-            value = getattr(losses, name).item()
+        values = torch.stack([getattr(losses, name).detach().float() for name in TERMS])
+        # All processes stop together: one alone would leave the others waiting for its gradients.
+        values = self.accelerator.reduce(values, "sum")
+        assert isinstance(values, torch.Tensor)
+        for name, value in zip(TERMS, values.tolist(), strict=True):
             if not math.isfinite(value):
                 raise ValueError(
-                    f"the {name} loss of step {self.step + 1} is {value}; expected a finite number. The checkpoints "
-                    "are as they were: go on from the last one with a smaller rate, or in float32."
+                    f"the {name} loss of step {self.step + 1} is {value}; expected a finite number. {AGAIN}"
                 )
 
-    def save(self, folder: Path) -> None:
-        """Writes a checkpoint, then removes the older ones but the last :data:`KEPT`."""
-        accelerator = self.accelerator
-        part, whole = folder / "checkpoint.part", folder / f"{CHECKPOINT}{self.step:07d}"
+    def check_weights(self) -> None:
+        """Refuse weights that must not become a checkpoint; every process calls it.
+
+        Raises:
+            ValueError: A trained weight is not finite.
+        """
+        whole = torch.stack([_share_of(weight).isfinite().all() for weight in self.pair.trained().values()]).all()
+        # A process may hold a share of the weights alone.
+        odd = self.accelerator.reduce((~whole).float(), "sum")
+        assert isinstance(odd, torch.Tensor)
+        if odd.item():
+            raise ValueError(f"the weights are not finite after step {self.step}. {AGAIN}")
+
+    def save(self, folder: Path, error: float | None = None) -> None:
+        """Writes a checkpoint, then removes the older ones that are not kept.
+
+        Args:
+            error: Its held-out error, if it was judged.
+        """
+        accelerator, part = self.accelerator, folder / checkpoint.PART
         if accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
+            check_space(folder, self.checkpoint_bytes, f"the files of the checkpoint of step {self.step}")
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(part))
+        with no_half_folder(part, f"the checkpoint of step {self.step}"):
+            part.mkdir(exist_ok=True)
+            weights = checkpoint.weights_of(self.pair.trained())
+            if self.is_deepspeed:
+                accelerator.save_state(str(part / "deepspeed"), exclude_frozen_parameters=True)
+                tensors, values = {}, checkpoint.NO_STATE
+            else:
+                tensors, values = checkpoint.optimizer_state(self.bare_optimizer)
+            if accelerator.is_main_process:
+                checkpoint.write(part, weights, tensors, values)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            shutil.rmtree(whole, ignore_errors=True)
-            part.rename(whole)
-            for old in checkpoints(folder)[:-KEPT]:
-                shutil.rmtree(old)
+            checkpoint.finish(folder, self.step, error)
         accelerator.wait_for_everyone()
 
+    @property
+    def bare_optimizer(self) -> Any:
+        """The optimizer without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Room that the disk needs for one checkpoint."""
+        return checkpoint.size_of(self.pair.trained(), self.config.optimizer)
+
     def resume(self, folder: Path) -> bool:
-        """Loads the newest checkpoint; False if there is none."""
+        """Loads the newest checkpoint; False if there is none.
+
+        Raises:
+            ValueError: It is of another training.
+        """
         found = checkpoints(folder)
         if not found:
             return False
-        self.accelerator.load_state(str(found[-1]), strict=False)
+        weights, tensors, values = checkpoint.read(found[-1])
+        trained = self.pair.trained()
+        checkpoint.put_weights(trained, weights)
+        if self.is_deepspeed:
+            self.accelerator.load_state(str(found[-1] / "deepspeed"), load_module_strict=False)
+        else:
+            checkpoint.put_optimizer_state(self.bare_optimizer, list(trained.values()), tensors, values)
         self.step = step_of(found[-1])
         return True
 
 
-def new_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a distillation.
-
-    Raises:
-        ImportError: prodigyopt is not installed.
-    """
-    if config.optimizer == "prodigy":
-        try:
-            from prodigyopt import Prodigy
-        except ImportError as error:
-            raise ImportError("optimizer prodigy needs the package prodigyopt: pip install prodigyopt.") from error
-        return Prodigy(
-            parameters,
-            lr=config.full_rate,
-            decouple=True,
-            use_bias_correction=True,
-            safeguard_warmup=True,
-            weight_decay=1e-4,  # pyright: ignore[reportArgumentType]  # prodigyopt annotates it as an integer
-        )
-    return torch.optim.AdamW(parameters, lr=config.full_rate, weight_decay=1e-4)
-
-
-def set_up(
-    teacher: FluxTransformer2DModel,
-    samples: SampleFolder,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    *,
-    backend: str = "auto",
-    checkpointing: bool = False,
-) -> Distillation:
-    """Makes the student and prepares it with accelerate.
-
-    Args:
-        teacher: Any FLUX.1 transformer; it is frozen and moved to the accelerator's device.
-        accelerator: With ``gradient_accumulation_steps`` equal to the configured accumulation.
-        backend: As in :func:`clear_core.clear_attention`.
-        checkpointing: Whether to recompute activations in the backward pass, for memory.
-
-    Raises:
-        ValueError: The accelerator or the samples do not fit.
-    """
-    if accelerator.gradient_accumulation_steps != config.accumulation:
-        raise ValueError(
-            f"the accelerator accumulates over {accelerator.gradient_accumulation_steps} passes; expected "
-            f"the configured {config.accumulation}."
-        )
-    samples.check_fits(teacher.config)
-    wrapper = accelerator.distributed_type.value
-    inner = make_student(teacher, config.spec, backend=backend, share=wrapper in ("NO", "MULTI_GPU", "MULTI_CPU"))
-    if checkpointing:
-        inner.enable_gradient_checkpointing()
-    teacher.to(accelerator.device).eval()
-    names = set(trained_set(inner, config.spec))
-    parameters = [parameter for name, parameter in inner.named_parameters() if name in names]
-    student, optimizer = accelerator.prepare(inner, new_optimizer(config, parameters))
-
-    # Frozen weights are the teacher's; with them every checkpoint would be as large as the model.
-    def keep_trained(models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:
-        for index, state in enumerate(weights):
-            weights[index] = {name: tensor for name, tensor in state.items() if name.removeprefix("module.") in names}
-
-    accelerator.register_save_state_pre_hook(keep_trained)
-    order = Order(samples.shapes, config.batch * config.accumulation * accelerator.num_processes, config.seed)
-    return Distillation(config, accelerator, teacher, inner, student, optimizer, samples, order)
+def _share_of(weight: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a weight that may be shared among several."""
+    local: Any = getattr(weight, "to_local", None)
+    return weight.detach() if local is None else local().detach()
 
 
 def distil(
@@ -201,6 +197,8 @@ def distil(
     *,
     save_every: int = 500,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
+    judge: Callable[[int], float | None] | None = None,
 ) -> None:
     """Runs the remaining steps of a distillation.
 
@@ -208,17 +206,23 @@ def distil(
         folder: Folder of checkpoints; the newest is resumed.
         save_every: Steps between two checkpoints.
         on_step: Called as ``on_step(steps done, losses)``.
+        on_start: Called with the steps done so far, after a checkpoint was resumed and before the first step.
+        judge: Called with the steps done, before each checkpoint; its held-out error decides which one is the best.
 
     Raises:
-        ValueError: ``save_every`` is not a number of steps.
+        ValueError: ``save_every`` is not a number of steps, the newest checkpoint is damaged or of another training, or
+            a loss or a weight is not finite.
     """
     check_number("save_every", save_every, 1, whole=True)
     folder.mkdir(parents=True, exist_ok=True)
     if distillation.resume(folder):
         logger.info("Resuming after step %d.", distillation.step)
+    if on_start is not None:
+        on_start(distillation.step)
     while distillation.step < distillation.config.steps:
         losses = distillation.run_step()
         if on_step is not None:
             on_step(distillation.step, losses)
         if distillation.step % save_every == 0 or distillation.step == distillation.config.steps:
-            distillation.save(folder)
+            distillation.check_weights()
+            distillation.save(folder, judge(distillation.step) if judge is not None else None)

@@ -13,6 +13,7 @@ ROOTS = (
     "clear_core",
     "clear_core/attention",
     "clear_core/attention/backends",
+    "clear_core/distill",
     "clear_core/inspection",
     "clear_core/integrations",
     "clear_core/parallel",

@@ -1,16 +1,18 @@
-"""A tiny FLUX of diffusers to distil, and a whole distillation in this process."""
+"""Tiny models of diffusers to distil, and a whole distillation in this process."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from clear_core.distill.config import TrainConfig
-from clear_core.distill.samples import SampleFolder
-from clear_core.distill.train import distil, set_up
+from clear_core.distill.samples import SampleFolder, write_sample
+from clear_core.distill.set_up import set_up
+from clear_core.distill.train import Distillation, distil
 
 pytest.importorskip("diffusers")
 
@@ -37,11 +39,31 @@ def teacher(seed: int = 0) -> FluxTransformer2DModel:
         return FluxTransformer2DModel(**CONFIG).eval()
 
 
-def run(
-    model: FluxTransformer2DModel, data: Path, plan: TrainConfig, out: Path, **options: object
-) -> dict[str, torch.Tensor]:
-    """A whole distillation in this process; the student's state dict."""
+def start(model: Any, data: Path, plan: TrainConfig, **options: Any) -> Distillation:
+    """A distillation of a copy of a model, ready to run in this process."""
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulation)
-    distillation = set_up(copy.deepcopy(model), SampleFolder(data), plan, accelerator)
+    return set_up(copy.deepcopy(model), SampleFolder(data), plan, accelerator, **options)
+
+
+def run(model: Any, data: Path, plan: TrainConfig, out: Path, **options: Any) -> dict[str, torch.Tensor]:
+    """A whole distillation in this process; the trained tensors by canonical name."""
+    set_up_options = {name: options.pop(name) for name in ("offload", "checkpointing") if name in options}
+    distillation = start(model, data, plan, **set_up_options)
     distil(distillation, out, **options)
-    return distillation.inner.state_dict()
+    return {name: parameter.detach().clone() for name, parameter in distillation.pair.trained().items()}
+
+
+def samples_for(
+    folder: Path, config: dict[str, Any], count: int = 4, grid: tuple[int, int] = (4, 6), seed: int = 0
+) -> Path:
+    """Random samples with the parts and widths that :meth:`Teaching.needs` names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = torch.Generator().manual_seed(seed)
+    for index in range(count):
+        parts = {
+            name: torch.randn(*((5, width) if name.endswith("embeds") else (width,)), generator=rng)
+            for name, width in config.items()
+            if name != "latents"
+        }
+        write_sample(folder, index, torch.randn(config["latents"], *grid, generator=rng), **parts)
+    return folder

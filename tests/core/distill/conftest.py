@@ -26,3 +26,13 @@ def data(tmp_path: Path) -> Path:
             torch.randn(8, generator=generator),
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole pipeline, as ``--model`` takes it."""
+    from tests.support.tiny_pipeline import save_pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_pipeline(folder)
+    return folder

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from clear_core.distill.prepare import captioned_pictures, fitted, samples_from_teacher
-from clear_core.distill.samples import Order, SampleFolder, noise_at
+from clear_core.distill.inputs import sources_of
+from clear_core.distill.order import Order, remarks
+from clear_core.distill.prepare import Drawing, fitted, samples_from_teacher
+from clear_core.distill.samples import SampleFolder, noise_at
 
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
+
+from tests.support.distillation import teacher
 
 
 def test_noise_belongs_to_the_place_in_the_global_batch(data: Path):
@@ -36,6 +40,26 @@ def test_an_epoch_visits_every_sample_in_pure_batches(size: int):
     assert following != epoch and [order[step] for step in range(order.per_epoch)] == epoch
 
 
+def test_all_processes_get_equal_shapes(data: Path):
+    """As the training shares a global batch out: one that waits for another with more tokens wastes its card."""
+    samples = SampleFolder(data)
+    processes, batch, accumulation = 2, 2, 2
+    order = Order(samples.shapes, processes * batch * accumulation, seed=3)
+    for step in range(2 * order.per_epoch):
+        for turn in range(accumulation):
+            shares = [order[step][(turn * processes + rank) * batch :][:batch] for rank in range(processes)]
+            found = {tuple(samples.batch(share, range(batch), 0, step).latents.shape) for share in shares}
+            assert len(found) == 1 and all(len(share) == batch for share in shares)
+
+
+def test_a_shape_with_fewer_samples_than_a_batch_is_told():
+    assert remarks(Order(["wide"] * 8 + ["tall"] * 4, 4, seed=0)) == []
+    (told,) = remarks(Order(["wide"] * 8 + ["tall"] * 3 + ["square"], 4, seed=0))
+    assert "has 4 samples of one shape" in told and "(3 of tall, 1 of square)" in told and "wide" not in told
+    (told,) = remarks(Order(list("abcdefg"), 2, seed=0))
+    assert "1 of d and 3 shapes more" in told
+
+
 def test_empty_folder_and_foreign_file_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="holds no samples"):
         SampleFolder(tmp_path)
@@ -49,9 +73,12 @@ def test_companions_of_macos_are_neither_samples_nor_pictures(data: Path, tmp_pa
     before = SampleFolder(data).paths
     (data / "._0000000.safetensors").write_bytes(b"Mac OS X")
     assert SampleFolder(data).paths == before
-    for name in ("cat.png", "._cat.png"):
-        (tmp_path / name).write_bytes(b"")
-    assert captioned_pictures(tmp_path) == [(tmp_path / "cat.png", "")]
+    for name in ("cat.png", "._cat.png", "cat.txt", "._cat.txt", "._cat.json", ".DS_Store", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._cat.png").write_bytes(b"\0\5\26\7")
+    (found,) = sources_of(tmp_path)
+    assert (found.path.name, [path.name for path in found.captions]) == ("cat.png", ["cat.txt"])
 
 
 class FakePipeline:
@@ -59,6 +86,7 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, object]] = []
+        self.transformer = teacher()
 
     def encode_prompt(self, prompt: str, prompt_2: None) -> tuple[torch.Tensor, torch.Tensor, None]:
         return torch.full((1, 3, 8), float(len(prompt))), torch.ones(1, 8), None
@@ -71,14 +99,15 @@ class FakePipeline:
 
 def test_generated_samples_go_on_where_they_stopped(tmp_path: Path):
     pipeline = FakePipeline()
-    options = {"size": (32, 48), "steps": 4, "guidance": 2.5, "seed": 9}
-    made = samples_from_teacher(pipeline, ["a", "bb", "ccc"], tmp_path, **options)
+    drawing = Drawing((32, 48), steps=4, guidance=2.5, seed=9)
+    made = samples_from_teacher(pipeline, ["a", "bb", "ccc"], tmp_path, drawing)
     next(made)
-    assert len(list(samples_from_teacher(pipeline, ["a", "bb", "ccc"], tmp_path, **options))) == 3
+    assert len(list(samples_from_teacher(pipeline, ["a", "bb", "ccc"], tmp_path, drawing))) == 3
     assert [call["generator"].initial_seed() for call in pipeline.calls] == [9, 10, 11]
     samples = SampleFolder(tmp_path)
-    latents, prompt_embeds, _ = samples.load([0, 1, 2])
-    assert latents.shape == (3, 4, 4, 6) and prompt_embeds[:, 0, 0].tolist() == [1, 2, 3]
+    parts, mask = samples.load([0, 1, 2])
+    latents, prompt_embeds = parts["latents"], parts["prompt_embeds"]
+    assert mask is None and latents.shape == (3, 4, 4, 6) and prompt_embeds[:, 0, 0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +119,3 @@ def test_pictures_are_fitted_to_the_area(size: tuple[int, int], expected: tuple[
     tensor = fitted(picture, 64)
     assert tensor.shape == (1, 3, *expected)
     assert -1 <= tensor.min() < -0.9 and 0.9 < tensor.max() <= 1
-
-
-def test_captions_lie_beside_pictures(tmp_path: Path):
-    image = pytest.importorskip("PIL.Image")
-    for name in ("b.png", "a.jpg"):
-        image.new("RGB", (16, 16)).save(tmp_path / name)
-    (tmp_path / "b.txt").write_text("a cat\n")
-    assert [(path.name, text) for path, text in captioned_pictures(tmp_path)] == [("a.jpg", ""), ("b.png", "a cat")]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no pictures"):
-        captioned_pictures(tmp_path / "empty")
