@@ -1,4 +1,4 @@
-"""``python -m demo.experiments``: distil the tiny FLUX's windows; compare guidance, hybrids and positions."""
+"""``python -m demo.experiments``: windows for the tiny FLUX; guidance, hybrids, positions and distillation compared."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from clear_core import token_grid
 from clear_core.layout import TOKEN_PIXELS
 
+from .baselines.command import add_baselines
+from .distil import add_distillation
 from .guidance import add_guidance
 from .hybrid import add_hybrid
 from .positions import add_positions
@@ -20,7 +22,9 @@ RECORD = Path(__file__).with_name("record.json")
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.experiments", description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="distil | measure | table | guidance | hybrid | positions")
+    commands = parser.add_subparsers(
+        required=True, metavar="distil | measure | table | guidance | hybrid | positions | distillation | baselines"
+    )
     distil = commands.add_parser("distil", help="train the windows' weights")
     distil.add_argument("--out", type=Path, default=Path("out/windows"), help="folder for samples, states and weights")
     distil.add_argument("--samples", type=int, default=240)
@@ -53,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     add_guidance(commands)
     add_hybrid(commands)
     add_positions(commands)
+    add_distillation(commands)
+    add_baselines(commands)
     for command in (distil, measure):
         command.add_argument("--model", type=Path, help="the tiny FLUX's file; the committed one by default")
     options = parser.parse_args(arguments)

@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clear_core import ClearSpec, SequenceLayout, clear_attention
 from clear_core.cost import clear_pairs, dense_pairs
-from clear_core.integrations.diffusers_processor import image_projections, joint_projections
 from clear_core.sdedit.schedule import FLUX_SHIFT
 
 from ..tiny_flux.model import CONFIG
+from .block_processor import BlockProcessor
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -99,8 +98,8 @@ def attend(plan: Plan, grid: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, w
     return out
 
 
-class PlanProcessor(torch.nn.Module):
-    """Attention of one block by the plan of the moment; diffusers calls it.
+class PlanProcessor(BlockProcessor):
+    """Attention of one block by the plan of the moment.
 
     Attributes:
         plan, grid: Of the call.
@@ -111,28 +110,8 @@ class PlanProcessor(torch.nn.Module):
         self.plan, self.weight = plan, weight
         self.grid: tuple[int, int] = (0, 0)
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        from diffusers.models.embeddings import apply_rotary_emb
-
-        if encoder_hidden_states is None:
-            q, k, v = image_projections(attn, hidden_states)
-        else:
-            q, k, v = joint_projections(attn, hidden_states, encoder_hidden_states)
-        rotary: Any = image_rotary_emb
-        q, k = apply_rotary_emb(q, rotary), apply_rotary_emb(k, rotary)
-        assert isinstance(q, Tensor) and isinstance(k, Tensor)
-        out = attend(self.plan, self.grid, q, k, v, self.weight).transpose(1, 2).flatten(2)
-        if encoder_hidden_states is None:
-            return out
-        text = encoder_hidden_states.shape[1]
-        return attn.to_out[1](attn.to_out[0](out[:, text:])), attn.to_add_out(out[:, :text])
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(self.plan, self.grid, q, k, v, self.weight)
 
 
 @contextmanager

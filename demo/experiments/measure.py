@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clear_core import ClearSpec
-from clear_core.distill.student import load_weights, make_student
+from clear_core.integrations.diffusers import apply_clear, load_clear
 from clear_core.integrations.flux_denoiser import FluxDenoiser
 from clear_core.sdedit import sdedit
+from clear_core.weights import read_clear_file
 
 from ..tiny_flux.caption import encode_captions
 from ..tiny_flux.codec import decode, encode
@@ -142,10 +143,19 @@ def judge(bench: Bench, student: FluxTransformer2DModel) -> Quality:
 
 def windowed(spec: ClearSpec, weights: Path | None = None, model: Path | None = None) -> FluxTransformer2DModel:
     """The tiny FLUX with windows, distilled if ``weights`` are given."""
-    student = make_student(load_tiny_flux(model), spec).eval()
-    if weights is not None:
-        load_weights(student, weights)
-    return student.requires_grad_(False)
+    transformer = load_tiny_flux(model)
+    file = None if weights is None else read_clear_file(weights)
+    if file is not None:
+        load_clear(transformer, file)
+    # As in the distillation: nothing is stretched.
+    apply_clear(
+        transformer,
+        spec,
+        spatial_weights=file.spatial_weights() if file and spec.pools else None,
+        ntk_factor=1.0,
+        proportional_attention="off",
+    )
+    return transformer.eval().requires_grad_(False)
 
 
 def layout(image: Tensor, reference: Tensor, cell: int = CELL) -> float:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from clear_core import ClearSpec
+from clear_core.distill.checkpoint import weights_of
 from clear_core.distill.config import TrainConfig, check_config
+from clear_core.distill.outputs import file_name, save_weights
 from clear_core.distill.samples import SampleFolder, sample_path, write_sample
-from clear_core.distill.student import file_name, save_weights
-from clear_core.distill.train import distil, set_up
+from clear_core.distill.set_up import set_up
+from clear_core.distill.train import distil
 
 from ..tiny_flux.caption import encode_captions
 from ..tiny_flux.data import HELD_OUT, draw_latents
@@ -64,10 +66,12 @@ def distil_window(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator()
     out.mkdir(parents=True, exist_ok=True)
-    check_config(out, config, accelerator.num_processes, len(samples))
-    run = set_up(load_tiny_flux(model), samples, config, accelerator)
+    check_config(out, config, accelerator.num_processes, {"samples": len(samples)})
+    transformer: Any = load_tiny_flux(model)
+    # In 16 bits, as a FLUX is trained.
+    run = set_up(transformer.to(torch.bfloat16), samples, config, accelerator)
     distil(run, out, save_every=save_every, on_step=on_step)
     spec = config.spec
     path = out / file_name(spec)
@@ -75,6 +79,5 @@ def distil_window(
         f"distilled by clear_core from this project's tiny FLUX: {spec}, {config.steps} steps of "
         f"{config.batch} drawn scenes, adamw rate {config.rate:g}, seed {config.seed}"
     )
-    state: Any = accelerator.get_state_dict(run.student)
-    save_weights(path, state, run.inner, spec, source, torch.bfloat16)
+    save_weights(path, run.pair, weights_of(run.pair.trained()), source)
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clear_core import ClearSpec
-from clear_core.distill.student import file_name
+from clear_core.distill.outputs import file_name
 
 RADII = (4, 8, 16)
 SPECS = tuple(ClearSpec(radius, down) for down in (1, 4) for radius in RADII)

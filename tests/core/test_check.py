@@ -18,8 +18,10 @@ SLICE = ("pyproject.toml", "clear_core/spec.py", "clear_core/wording.py")  # eno
 CALCULATED = (
     "benchmarks",
     "clear_core",
+    "demo",
     "docs/memory.md",
     "docs/parallel.md",
+    "docs/training.md",
     "README.md",
 )  # what the tables in docs need
 

@@ -58,8 +58,11 @@ def test_a_new_widget_reaches_the_locale_and_the_page(copy: Path):
 def test_a_table_is_filled_in_by_the_environment_with_torch(copy: Path, monkeypatch, capsys):
     sync.main([])
     assert "without .venv the tables in docs stay as they are" in capsys.readouterr().out
-    shutil.copytree(PROJECT / "benchmarks", copy / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    for page in ("docs/memory.md", "docs/parallel.md", "README.md"):
+    for folder in ("benchmarks", "demo"):
+        shutil.copytree(
+            PROJECT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+        )
+    for page in ("docs/memory.md", "docs/parallel.md", "docs/training.md", "README.md"):
         shutil.copy(PROJECT / page, copy / page)
     change(copy / "docs/memory.md", "| 4096 x 4096 | 65536 | 5.1 | 7.0 |", "| 4096 x 4096 | 65536 | 5.2 |\n| more |")
     monkeypatch.setattr(sync, "interpreter_in", lambda environment: Path(sys.executable))

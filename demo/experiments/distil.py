@@ -1,0 +1,60 @@
+"""``python -m demo.experiments distillation``: low rank beside whole weights, and two other families."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).with_name("distil.json")
+
+
+def add_distillation(commands: Any) -> None:
+    """Adds the command to the parsers of ``python -m demo.experiments``."""
+    from .distil_plans import EXTENTS, SUBJECTS
+
+    command = commands.add_parser(
+        "distillation", help="compare low rank with whole weights, and distil for other families; writes a record"
+    )
+    command.add_argument("--out", type=Path, default=Path("out/distillation"), help="folder that keeps every run")
+    command.add_argument("--record", type=Path, default=Path("out/distil.json"))
+    command.add_argument("--extent", choices=EXTENTS, default="full", help="quick: seconds, to see that it works")
+    command.add_argument(
+        "--only", choices=[each.key for each in SUBJECTS], help="only this model's runs, and no record"
+    )
+    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
+    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
+    command.set_defaults(run=run_distillation)
+
+
+def run_distillation(options: argparse.Namespace) -> None:
+    from .distil_table import tables
+
+    if options.table:
+        print(tables(json.loads(RECORD.read_text(encoding="utf-8"))))
+        return
+    import torch
+    from tqdm import tqdm
+
+    from .distil_plans import EXTENTS, SUBJECTS
+    from .distil_record import make_record
+    from .distil_run import Folder, run_all
+
+    torch.set_num_threads(options.threads)
+    extent = EXTENTS[options.extent]
+    folder = Folder(options.out / options.extent, extent)
+    wanted = [each for each in SUBJECTS if options.only in (None, each.key)]
+    with tqdm(total=sum(len(each.radii) * len(each.methods) for each in wanted), unit="row") as bar:
+
+        def done(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        run_all(folder, done, options.only)
+    if options.only:
+        return
+    record = make_record(folder)
+    options.record.parent.mkdir(parents=True, exist_ok=True)
+    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(tables(record))
