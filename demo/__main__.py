@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ from clear_core.cost import FLUX_WIDTH
 
 from .tiny_flux.model import CONFIG
 
+NOT_USED = ("torchao", "bitsandbytes", "diffusers.quantizers", "torch.utils._pytree")
+"""Loggers of libraries that diffusers looks at where they are installed, and that tell what they lack on a CPU."""
+
 NEEDS = ("diffusers", "numpy", "tqdm", "Pillow")
 WIDTH = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
 
@@ -19,6 +23,8 @@ WIDTH = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demo; returns the exit status."""
     options = parse(arguments)
+    for name in NOT_USED:
+        logging.getLogger(name).setLevel(logging.ERROR)
     began = time.perf_counter()
     try:
         from tqdm import tqdm
