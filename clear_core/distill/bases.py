@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..weights.naming import DIFFUSERS, STREAMS
 from .layers import TrainedLayer
 from .pair import Pair
 
@@ -35,8 +36,8 @@ def quantise(pair: Pair, base: str, keep: bool = True) -> None:
 
 def _linears(transformer: nn.Module) -> Any:
     """(parent, name, linear layer) of the frozen layers of all blocks."""
-    for stream in ("transformer_blocks", "single_transformer_blocks"):
-        blocks: Any = getattr(transformer, stream, None)
+    for stream in STREAMS:
+        blocks: Any = getattr(transformer, DIFFUSERS.blocks[stream], None)
         for parent in () if blocks is None else blocks.modules():
             for name, child in parent.named_children():
                 if isinstance(child, nn.Linear) and not (isinstance(parent, TrainedLayer) and name != "base"):

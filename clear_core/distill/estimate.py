@@ -171,8 +171,7 @@ def estimate(
         if side % pixels:
             raise ValueError(f"{name} is {side}; expected a multiple of {pixels} px.")
     if checkpointing or offload:
-        if not pair.teaching.checkpointing:
-            raise ValueError(f"{pair.teaching.family.name} cannot be trained with checkpointing or offload.")
+        pair.teaching.check_recomputes()
         transformer.enable_gradient_checkpointing(functools.partial(_recompute_on_a_card, card))
     quantise(pair, config.base, keep=False)
     on_host = offload_blocks(transformer, META) if offload else []
@@ -198,7 +197,7 @@ def counted(
     held = {id(tensor) for tensor in on_host}
     resident = [p for p in pair.transformer.parameters() if id(p) not in held]
     batch = _batch(pair, config, size, text_tokens, device)
-    guidance = pair.teaching.guidance if config.guidance is None else config.guidance
+    guidance = pair.teaching.scale(config.guidance)
     optimizer = new_optimizer(config, trained)
     peak = 0
     for _ in range(2):

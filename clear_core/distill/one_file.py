@@ -121,36 +121,38 @@ def _rope(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def _flux1(shapes: Shapes) -> Config:
+def _flux_sizes(shapes: Shapes) -> Config:
+    """What FLUX.1, Chroma and FLUX.2 show in the same tensors."""
     width, channels = shapes["img_in.weight"]
     head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
     return {
         "in_channels": channels,
-        "out_channels": shapes["final_layer.linear.weight"][0],
         "num_layers": _count(shapes, "double_blocks"),
         "num_single_layers": _count(shapes, "single_blocks"),
         "attention_head_dim": head,
         "num_attention_heads": width // head,
         "joint_attention_dim": shapes["txt_in.weight"][1],
+    }
+
+
+def _flux1(shapes: Shapes) -> Config:
+    sizes = _flux_sizes(shapes)
+    return {
+        **sizes,
+        "out_channels": shapes["final_layer.linear.weight"][0],
         "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
-        "axes_dims_rope": _rope(head),
+        "axes_dims_rope": _rope(sizes["attention_head_dim"]),
     }
 
 
 def _chroma(shapes: Shapes) -> Config:
-    width, channels = shapes["img_in.weight"]
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    sizes = _flux_sizes(shapes)
     hidden, inputs = shapes["distilled_guidance_layer.in_proj.weight"]
     layers = {key.split(".")[2] for key in shapes if key.startswith("distilled_guidance_layer.layers.")}
     return {
-        "in_channels": channels,
-        "num_layers": _count(shapes, "double_blocks"),
-        "num_single_layers": _count(shapes, "single_blocks"),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["txt_in.weight"][1],
-        "axes_dims_rope": _rope(head),
+        **sizes,
+        "axes_dims_rope": _rope(sizes["attention_head_dim"]),
         "approximator_num_channels": inputs,
         "approximator_hidden_dim": hidden,
         "approximator_layers": len(layers),
@@ -158,20 +160,14 @@ def _chroma(shapes: Shapes) -> Config:
 
 
 def _flux2(shapes: Shapes) -> Config:
-    width, channels = shapes["img_in.weight"]
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    sizes = _flux_sizes(shapes)
     return {
-        "in_channels": channels,
-        "num_layers": _count(shapes, "double_blocks"),
-        "num_single_layers": _count(shapes, "single_blocks"),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["txt_in.weight"][1],
+        **sizes,
         "timestep_guidance_channels": shapes["time_in.in_layer.weight"][1],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
         # Gate and value share the first layer of an MLP.
-        "mlp_ratio": shapes["double_blocks.0.img_mlp.0.weight"][0] / 2 / width,
-        "axes_dims_rope": (head // 4,) * 4,
+        "mlp_ratio": shapes["double_blocks.0.img_mlp.0.weight"][0] / 2 / shapes["img_in.weight"][0],
+        "axes_dims_rope": (sizes["attention_head_dim"] // 4,) * 4,
     }
 
 

@@ -47,7 +47,7 @@ def set_up(
     kind = accelerator.distributed_type.value
     check_together(kind, accelerator, config, offload)
     pair = Pair(transformer, config.spec, rank=config.rank, seed=config.seed, backend=backend)
-    guidance = pair.teaching.guidance if config.guidance is None else config.guidance
+    guidance = pair.teaching.scale(config.guidance)
     samples.check_fits(pair.teaching.needs(transformer.config, guidance), pair.teaching.even)
     if checkpointing or offload:
         recompute(pair)
@@ -91,11 +91,7 @@ def recompute(pair: Pair) -> None:
     Raises:
         ValueError: diffusers does not hand this family's recomputed blocks what windows need.
     """
-    if not pair.teaching.checkpointing:
-        raise ValueError(
-            f"{pair.teaching.family.name} in diffusers hands recomputed blocks no arguments, so windows cannot be "
-            "trained with checkpointing or offload; leave both out, or use a smaller base or rank."
-        )
+    pair.teaching.check_recomputes()
     pair.transformer.enable_gradient_checkpointing()
 
 

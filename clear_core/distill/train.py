@@ -57,7 +57,7 @@ class Distillation:
     @property
     def guidance(self) -> float:
         """Guidance scale of teacher and student."""
-        return self.pair.teaching.guidance if self.config.guidance is None else self.config.guidance
+        return self.pair.teaching.scale(self.config.guidance)
 
     @property
     def is_deepspeed(self) -> bool:

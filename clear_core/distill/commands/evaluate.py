@@ -36,7 +36,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         load_weights(pair, file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     move(pair.transformer, device)
-    guidance = pair.teaching.guidance if options.guidance is None else options.guidance
+    guidance = pair.teaching.scale(options.guidance)
     with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
         errors = velocity_errors(pair, samples, guidance=guidance, device=device)
     by_level = {str(level): error for level, error in errors.items()}

@@ -55,7 +55,7 @@ def run_generate(options: argparse.Namespace) -> None:
     from ..prepare import Drawing, Share, samples_from_teacher
     from ..processes import processes
 
-    guidance = teaching_for_samples(options).guidance if options.guidance is None else options.guidance
+    guidance = teaching_for_samples(options).scale(options.guidance)
     drawing = Drawing(tuple(options.size), options.steps, guidance, options.seed)
     with processes() as state:
         captions = lines_of(options.captions)

@@ -93,6 +93,22 @@ class Teaching:
         """Whether guidance at this scale takes two calls of the model."""
         return self.two_calls and guidance != 1
 
+    def scale(self, guidance: float | None) -> float:
+        """The guidance scale of a training: what was named, or the family's usual one."""
+        return self.guidance if guidance is None else guidance
+
+    def check_recomputes(self) -> None:
+        """Refuse to recompute activations where diffusers does not hand recomputed blocks what windows need.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if not self.checkpointing:
+            raise ValueError(
+                f"{self.family.name} in diffusers hands recomputed blocks no arguments, so windows cannot be trained "
+                "with checkpointing or offload; leave both out, or use a smaller base or rank."
+            )
+
     def input_guidance(self, config: Mapping[str, Any], guidance: float) -> float | None:
         """The scale for the model's guidance input; None for a model without one."""
         return guidance if config.get("guidance_embeds") else None
@@ -120,6 +136,13 @@ class Teaching:
 def seeded(seed: int) -> torch.Generator:
     """A generator on the CPU: the same numbers on every device."""
     return torch.Generator().manual_seed(seed)
+
+
+def sampled(pipeline: Any, size: tuple[int, int], steps: int, seed: int, **inputs: Any) -> Any:
+    """What a pipeline samples, before its VAE; ``inputs`` are the family's own: texts, and the guidance by its name."""
+    return pipeline(
+        height=size[0], width=size[1], num_inference_steps=steps, output_type="latent", generator=seeded(seed), **inputs
+    ).images
 
 
 def full(sigma: Tensor, value: float | None) -> Tensor | None:

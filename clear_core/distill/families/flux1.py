@@ -12,7 +12,7 @@ from ...families import CHROMA, FLUX1
 from ...integrations.flux_denoiser import flux_call, pack_latent, unpack_latent
 from ...integrations.frame import grid_ids
 from ...layout import TOKEN_PIXELS, token_grid
-from .base import Parts, Teaching, Text, full, seeded
+from .base import Parts, Teaching, Text, full, sampled, seeded
 
 TOKEN_CELLS = 4
 """Latent cells of a token, 2 x 2."""
@@ -67,16 +67,15 @@ def picture_of(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _generate(pipeline: Any, parts: Parts, size: tuple[int, int], steps: int, guidance: float, seed: int) -> Tensor:
-    tokens = pipeline(
+    tokens = sampled(
+        pipeline,
+        size,
+        steps,
+        seed,
         prompt_embeds=parts["prompt_embeds"][None],
         pooled_prompt_embeds=parts["pooled"][None],
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
         guidance_scale=guidance,
-        output_type="latent",
-        generator=seeded(seed),
-    ).images
+    )
     return unpack_latent(tokens, token_grid(*size, TOKEN_PIXELS))[0].float()
 
 
@@ -84,18 +83,17 @@ def _chroma_generate(
     pipeline: Any, parts: Parts, size: tuple[int, int], steps: int, guidance: float, seed: int
 ) -> Tensor:
     embeds, negative = parts["prompt_embeds"][None], parts["negative_embeds"][None]
-    tokens = pipeline(
+    tokens = sampled(
+        pipeline,
+        size,
+        steps,
+        seed,
         prompt_embeds=embeds,
         prompt_attention_mask=torch.ones(embeds.shape[:2], device=embeds.device, dtype=torch.bool),
         negative_prompt_embeds=negative,
         negative_prompt_attention_mask=torch.ones(negative.shape[:2], device=embeds.device, dtype=torch.bool),
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
         guidance_scale=guidance,
-        output_type="latent",
-        generator=seeded(seed),
-    ).images
+    )
     return unpack_latent(tokens, token_grid(*size, TOKEN_PIXELS))[0].float()
 
 

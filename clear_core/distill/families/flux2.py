@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...families import FLUX2
 from ...integrations.frame import grid_ids
-from .base import Parts, Teaching, Text, full, seeded
+from .base import Parts, Teaching, Text, full, sampled, seeded
 
 
 def _call(model: Any, noisy: Tensor, sigma: Tensor, text: Text, guidance: float | None) -> Tensor:
@@ -63,14 +63,13 @@ def _generate(pipeline: Any, parts: Parts, size: tuple[int, int], steps: int, gu
         kept[:] = [tensors["latents"]]
         return tensors
 
-    pipeline(
+    sampled(
+        pipeline,
+        size,
+        steps,
+        seed,
         prompt_embeds=parts["prompt_embeds"][None],
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
         guidance_scale=guidance,
-        output_type="latent",
-        generator=seeded(seed),
         callback_on_step_end=keep,
     )
     pixels = FLUX2.token_pixels

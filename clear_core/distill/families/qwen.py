@@ -11,7 +11,7 @@ from torch import Tensor
 from ...families import QWEN_IMAGE
 from ...integrations.flux_denoiser import pack_latent, unpack_latent
 from ...layout import TOKEN_PIXELS, token_grid
-from .base import Parts, Teaching, Text, full, seeded
+from .base import Parts, Teaching, Text, full, sampled, seeded
 
 
 def _call(model: Any, noisy: Tensor, sigma: Tensor, text: Text, guidance: float | None) -> Tensor:
@@ -55,18 +55,17 @@ def _statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _generate(pipeline: Any, parts: Parts, size: tuple[int, int], steps: int, guidance: float, seed: int) -> Tensor:
-    tokens = pipeline(
+    tokens = sampled(
+        pipeline,
+        size,
+        steps,
+        seed,
         prompt_embeds=parts["prompt_embeds"][None],
         prompt_embeds_mask=torch.ones(1, len(parts["prompt_embeds"]), dtype=torch.long),
         negative_prompt_embeds=parts["negative_embeds"][None],
         negative_prompt_embeds_mask=torch.ones(1, len(parts["negative_embeds"]), dtype=torch.long),
         true_cfg_scale=guidance,
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
-        output_type="latent",
-        generator=seeded(seed),
-    ).images
+    )
     return unpack_latent(tokens, token_grid(*size, TOKEN_PIXELS))[0].float()
 
 

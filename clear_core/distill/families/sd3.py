@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...families import SD3
-from .base import Parts, Teaching, Text, seeded
+from .base import Parts, Teaching, Text, sampled
 from .flux1 import latents_of, picture_of
 
 TIMESTEPS = 1000.0
@@ -38,22 +38,18 @@ def _text_of(pipeline: Any, caption: str) -> Parts:
 
 
 def _generate(pipeline: Any, parts: Parts, size: tuple[int, int], steps: int, guidance: float, seed: int) -> Tensor:
-    return (
-        pipeline(
-            prompt_embeds=parts["prompt_embeds"][None],
-            pooled_prompt_embeds=parts["pooled"][None],
-            negative_prompt_embeds=parts["negative_embeds"][None],
-            negative_pooled_prompt_embeds=parts["negative_pooled"][None],
-            height=size[0],
-            width=size[1],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="latent",
-            generator=seeded(seed),
-        )
-        .images[0]
-        .float()
+    latents = sampled(
+        pipeline,
+        size,
+        steps,
+        seed,
+        prompt_embeds=parts["prompt_embeds"][None],
+        pooled_prompt_embeds=parts["pooled"][None],
+        negative_prompt_embeds=parts["negative_embeds"][None],
+        negative_pooled_prompt_embeds=parts["negative_pooled"][None],
+        guidance_scale=guidance,
     )
+    return latents[0].float()
 
 
 def _widths(config: Mapping[str, Any]) -> dict[str, int]:
