@@ -69,7 +69,7 @@ class QwenProcessor(ClearAttnProcessor):
         if rotary is not None:
             image, text = rotary
             turns = torch.cat([call.mask.cut(text, 0), image])
-            query, key = _turned(query, turns), _turned(key, turns)
+            query, key = turned_pairs(query, turns), turned_pairs(key, turns)
         return image_and_text(attn, call, call.attend(self.pooling_weight(), query, key, value))
 
 
@@ -109,7 +109,7 @@ def processor_like(stock: object, spatial_weight: Tensor | None) -> ClearAttnPro
     return _STYLES.get(type(stock).__name__, ClearAttnProcessor)(spatial_weight)
 
 
-def _turned(states: Tensor, turns: Tensor) -> Tensor:
-    """(B, heads, L, D) turned by (L, D/2) complex numbers, in float32 as diffusers does it."""
+def turned_pairs(states: Tensor, turns: Tensor) -> Tensor:
+    """(..., L, D) turned by (..., L, D/2) complex numbers, in float32 as diffusers does it; shapes are broadcast."""
     pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns).flatten(-2).type_as(states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,22 @@ def unpack_latent(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
+def flux_arguments(
+    latent: Tensor, sigma: Tensor, prompt_embeds: Tensor, pooled: Tensor, guidance: Tensor | None
+) -> dict[str, Any]:
+    """Named arguments of a diffusers FLUX.1, which its ControlNets take, too; those of :func:`flux_call`."""
+    return {
+        "hidden_states": pack_latent(latent),
+        "encoder_hidden_states": prompt_embeds,
+        "pooled_projections": pooled,
+        "timestep": sigma,
+        "img_ids": grid_ids(token_grid(*latent.shape[2:])).to(latent.device),
+        "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=latent.device),
+        "guidance": guidance,
+        "return_dict": False,
+    }
+
+
 def flux_call(
     model: nn.Module, latent: Tensor, sigma: Tensor, prompt_embeds: Tensor, pooled: Tensor, guidance: Tensor | None
 ) -> Tensor:
@@ -54,16 +70,7 @@ def flux_call(
     Returns:
         (B, H/2 * W/2, 4 C), the velocity ``noise - image`` as tokens.
     """
-    return model(
-        hidden_states=pack_latent(latent),
-        encoder_hidden_states=prompt_embeds,
-        pooled_projections=pooled,
-        timestep=sigma,
-        img_ids=grid_ids(token_grid(*latent.shape[2:])).to(latent.device),
-        txt_ids=torch.zeros(prompt_embeds.shape[1], 3, device=latent.device),
-        guidance=guidance,
-        return_dict=False,
-    )[0]
+    return model(**flux_arguments(latent, sigma, prompt_embeds, pooled, guidance))[0]
 
 
 @dataclass(frozen=True)

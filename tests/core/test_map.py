@@ -15,6 +15,7 @@ ROOTS = (
     "clear_core/attention/backends",
     "clear_core/distill",
     "clear_core/inspection",
+    "clear_core/inspection/locality",
     "clear_core/integrations",
     "clear_core/parallel",
     "nodes/host",
