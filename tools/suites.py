@@ -20,7 +20,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # pytest's exit status for "nothing was collected": all right where the user's own options left nothing over.
 NOTHING_COLLECTED = 5
 
-# Each holds torch, and a ComfyUI in the host's tests: about 2 GB.
+# Each holds torch, and a ComfyUI in the host's and the front end's tests: about 2 GB.
 MOST_PROCESSES = 4
 
 # Appends the folder named first, so that the host's own packages come before what pytest brings along.
@@ -80,11 +80,12 @@ def run_suites(python: Path, arguments: list[str]) -> int:
                 results.append(
                     run_suite(
                         "frontend",
-                        [str(python), "-m", "pytest"],
+                        [str(python), "-m", "pytest", *side_by_side(options)],
                         wanted,
                         PROJECT,
                         Path(reports),
                         COMFYUI_PATH=os.pathsep.join(map(str, hosts)),
+                        **threads_each(options),
                     )
                 )
             elif hosts:
