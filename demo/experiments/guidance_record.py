@@ -20,7 +20,7 @@ from ..world import Scene, draw_scene
 from .guidance_methods import ABOVE, BASE_SIDE, COMPARED, MAIN, STEPS, Attention, Method, enlarge, scene_noise
 from .guidance_run import ABOVE_START, AT, BEYOND, SPEC, Folder, denoiser_of, several_things, window_of
 from .measure import mean
-from .objects import count_things
+from .objects import count_things, found_share
 from .picture_measures import FINE_CELLS, detail, layout_agreement, seams
 
 Row = dict[str, Any]
@@ -82,7 +82,7 @@ def judged(pictures: Sequence[Tensor], bases: Sequence[Tensor], scenes: Sequence
         # There may be fewer pictures than bases.
         "layout": mean(layout_agreement(*pair) for pair in zip(pictures, bases, strict=False)),
         "form": mean(layout_agreement(*pair, FINE_CELLS) for pair in zip(pictures, bases, strict=False)),
-        "found": sum(count.found for count in counts) / sum(count.wanted for count in counts),
+        "found": found_share(counts),
         "surplus": mean(count.surplus for count in counts),
         "seams": mean(seams(picture) for picture in pictures),
         "detail": mean(

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clear_core import ClearSpec
@@ -29,6 +27,7 @@ from .guidance_methods import (
     make_large,
     scene_noise,
 )
+from .kept import kept
 
 SPEC = ClearSpec(8)
 AT, BEYOND = 1024, 2048
@@ -100,13 +99,12 @@ class Folder:
         return self._kept(f"{index} {side} {attention} {method.name}", make)["latent"]
 
     def _kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        file = self.path / f"{name}.safetensors"
-        if not file.exists():
-            with torch.inference_mode():
-                made = make()
-            save_file({key: value.contiguous() for key, value in made.items()}, file)
+        def announced() -> dict[str, Tensor]:
+            made = make()
             self.on_made(name)
-        return load_file(file)
+            return made
+
+        return kept(self.path / f"{name}.safetensors", announced)
 
 
 def wanted(scenes: int, few: int) -> Iterator[tuple[int, Scene, Attention, Method, int]]:

@@ -59,8 +59,9 @@ def seconds_table(seconds: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def table_head(cells: Sequence[str]) -> list[str]:
-    return [line(cells), "| --- |" + " ---: |" * (len(cells) - 1)]
+def table_head(cells: Sequence[str], left: int = 1) -> list[str]:
+    """The first two lines of a table; the first ``left`` columns hold words."""
+    return [line(cells), "|" + " --- |" * left + " ---: |" * (len(cells) - left)]
 
 
 def line(cells: Sequence[str]) -> str:

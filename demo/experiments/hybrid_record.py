@@ -12,17 +12,16 @@ from torch import Tensor
 from clear_core import SequenceLayout, token_grid
 
 from ..tiny_flux.caption import TOKENS, encode_captions
-from ..tiny_flux.codec import decode
 from ..tiny_flux.data import draw_latents
-from ..tiny_flux.evaluate import psnr, seeded_noise
+from ..tiny_flux.evaluate import seeded_noise
 from ..tiny_flux.model import GUIDANCE, velocity
 from ..world import Scene
 from .guidance_run import several_things
 from .hybrid_attention import Plan, planned
 from .hybrid_plans import DENSE, FLOWS, SETTINGS, Setting, fraction
 from .hybrid_run import Folder, model_of
-from .measure import LEVELS, layout, mean
-from .objects import count_things
+from .measure import LEVELS
+from .picture_measures import judged
 
 Row = dict[str, Any]
 
@@ -88,29 +87,6 @@ def judged_setting(folder: Folder, setting: Setting) -> Row:
             | judged(latents, wanted, scenes)
         )
     return {"setting": setting.name, "scenes": setting.scenes, "steps": len(setting.sigmas) - 1, "rows": rows}
-
-
-def judged(latents: Tensor, wanted: Tensor, scenes: Sequence[Scene]) -> Row:
-    """Measures of some pictures, by scene where they spread.
-
-    Returns:
-        ``psnr`` (dB) and ``layout`` against dense attention's picture, ``latent_mse``, and the ``found`` and
-        ``surplus`` things of the caption; for dense attention itself only the last two.
-    """
-    pictures, dense = (list(decode(each).clamp(0, 1)) for each in (latents, wanted))
-    counts = [count_things(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
-    row: Row = {
-        "found": sum(count.found for count in counts) / sum(count.wanted for count in counts),
-        "surplus": mean(count.surplus for count in counts),
-    }
-    if torch.equal(latents, wanted):
-        return row
-    pairs = list(zip(pictures, dense, strict=True))
-    return row | {
-        "psnr": [psnr(*pair) for pair in pairs],
-        "layout": mean(layout(*pair) for pair in pairs),
-        "latent_mse": (latents - wanted).square().mean((1, 2, 3)).tolist(),
-    }
 
 
 def spread(values: Iterable[float]) -> tuple[float, float]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clear_core import token_grid
-from clear_core.integrations.flux_denoiser import pack_latent, unpack_latent
+from clear_core.integrations.flux_denoiser import flux_arguments, unpack_latent
 from clear_core.integrations.frame import grid_ids
 from clear_core.sdedit import euler, noised
 from clear_core.sdedit.tiles import DEFAULT_OVERLAP, TileLayout
@@ -27,6 +26,7 @@ from .guidance_methods import enlarge, scene_noise
 from .guidance_run import several_things
 from .hybrid_attention import Plan, planned
 from .hybrid_plans import DENSE, TILE_BASE, Setting
+from .kept import kept
 from .windows import window_file
 
 if TYPE_CHECKING:
@@ -67,16 +67,9 @@ class TiledDenoiser:
         context, pooled = encode_captions(self.captions)
         grid, batch = token_grid(*latent.shape[2:]), latent.shape[0]
         self.at(grid, sigma)
-        tokens = self.model(
-            hidden_states=pack_latent(latent),
-            encoder_hidden_states=context,
-            pooled_projections=pooled,
-            timestep=latent.new_full((batch,), sigma),
-            img_ids=ids,
-            txt_ids=torch.zeros(context.shape[1], 3),
-            guidance=latent.new_full((batch,), GUIDANCE),
-            return_dict=False,
-        )[0]
+        sigmas, guidance = latent.new_full((batch,), sigma), latent.new_full((batch,), GUIDANCE)
+        call = flux_arguments(latent, sigmas, context, pooled, guidance)
+        tokens = self.model(**call | {"img_ids": ids})[0]
         return unpack_latent(tokens, grid)
 
 
@@ -111,10 +104,7 @@ class Folder:
     def latents(self, setting: Setting, plan: Plan) -> Tensor:
         """(scenes, 16, h, w)."""
         file = self.path / f"{setting.name}, {plan.name}.safetensors"
-        if not file.exists():
-            with torch.inference_mode():
-                save_file({"latent": self._made(setting, plan).contiguous()}, file)
-        return load_file(file)["latent"]
+        return kept(file, lambda: {"latent": self._made(setting, plan)})["latent"]
 
     def _made(self, setting: Setting, plan: Plan) -> Tensor:
         noise = torch.cat([scene_noise(index, setting.side) for index in range(setting.scenes)])

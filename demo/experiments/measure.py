@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from ..tiny_flux.evaluate import psnr, seeded_noise
 from ..tiny_flux.model import GUIDANCE, velocity
 from ..tiny_flux.weights import load_tiny_flux
 from ..world import Scene, draw_scene
+from .objects import count_things, found_share
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 # Side in px of the cells of ``layout``: a cell's mean colour shows which thing is there, not how it is drawn.
 CELL = 32
+STRENGTH = 0.4
+"""Of the SDEdit pass that makes the pictures, unless a bench is set with another one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Bench:
         flows: The dense model's flow by noise level.
         pictures: (P, 3, H, W), the dense model's SDEdit of the enlarged images of the first scenes.
         starts: (P, 16, h, w) latents of those enlarged images.
+        strength: Of SDEdit, above 0 and up to 1.
     """
 
     scenes: tuple[Scene, ...]
@@ -53,23 +57,31 @@ class Bench:
     flows: dict[float, Tensor]
     pictures: Tensor
     starts: Tensor
+    strength: float = STRENGTH
+
+    @property
+    def found(self) -> float | None:
+        """Share of the captions' things in the dense model's pictures; None without pictures."""
+        return found_in(self.pictures, self.scenes) if len(self.pictures) else None
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One window compared with the dense model.
+    """One window, or another attention, compared with the dense model. What is of pictures is None without pictures.
 
     Attributes:
         velocity_mse: Mean squared distance of the flows by noise level.
         psnr: Mean over the images, dB.
-        ssim: Mean structural similarity of the images, at most 1; None without scikit-image.
+        ssim: Mean structural similarity of the images, at most 1.
         layout: Mean correlation of the images' means over 32 x 32 px, at most 1.
+        found: Share of the captions' things that are in the images, 0 to 1 (``objects.py``).
     """
 
     velocity_mse: dict[float, float]
     psnr: float | None = None
     ssim: float | None = None
     layout: float | None = None
+    found: float | None = None
 
     @property
     def mean_mse(self) -> float:
@@ -98,19 +110,36 @@ def flow_at(
 
 
 @torch.no_grad()
-def redraw(model: FluxTransformer2DModel, scenes: Sequence[Scene], starts: Tensor, noise: Tensor) -> Tensor:
+def redraw(
+    model: FluxTransformer2DModel, scenes: Sequence[Scene], starts: Tensor, noise: Tensor, strength: float = STRENGTH
+) -> Tensor:
     """(P, 3, H, W): an SDEdit pass over enlarged images, one for each start."""
     pictures: list[Tensor] = []
     # There may be fewer starts than scenes.
     for scene, start, grain in zip(scenes, starts, noise, strict=False):
         denoiser = FluxDenoiser(model, *encode_captions([scene.caption]), GUIDANCE)
-        pictures.append(decode(sdedit(denoiser, start[None], grain[None], steps=10, strength=0.4)))
+        pictures.append(decode(sdedit(denoiser, start[None], grain[None], steps=10, strength=strength)))
     return torch.cat(pictures).clamp(0, 1)
 
 
-def set_bench(teacher: FluxTransformer2DModel, scenes: int, pictures: int, size: tuple[int, int] = (512, 512)) -> Bench:
-    """Draws the held-out scenes and runs the dense model."""
-    chosen = tuple(held_out_scenes(scenes))
+def set_bench(
+    teacher: FluxTransformer2DModel,
+    scenes: int,
+    pictures: int,
+    size: tuple[int, int] = (512, 512),
+    *,
+    strength: float = STRENGTH,
+    first: int = 0,
+) -> Bench:
+    """Draws the held-out scenes and runs the dense model.
+
+    Args:
+        scenes: How many, from the one of index ``first`` on.
+        pictures: How many of these become pictures.
+        size: (height, width) in px.
+        strength: Of the SDEdit pass.
+    """
+    chosen = tuple(held_out_scenes(scenes, first))
     latents, noise = draw_latents(chosen, size), seeded_noise(scenes, size, 7)
     flows = {level: flow_at(teacher, chosen, latents, noise, level) for level in LEVELS}
     half = (
@@ -124,8 +153,8 @@ def set_bench(teacher: FluxTransformer2DModel, scenes: int, pictures: int, size:
         else torch.zeros(0, 3, size[0] // 2, size[1] // 2)
     )
     starts = encode(F.interpolate(half, scale_factor=2, mode="bicubic").clamp(0, 1))
-    made = redraw(teacher, chosen, starts, noise) if pictures else torch.zeros(0, 3, *size)
-    return Bench(chosen, size, latents, noise, flows, made, starts)
+    made = redraw(teacher, chosen, starts, noise, strength) if pictures else torch.zeros(0, 3, *size)
+    return Bench(chosen, size, latents, noise, flows, made, starts, strength)
 
 
 def judge(bench: Bench, student: FluxTransformer2DModel) -> Quality:
@@ -136,9 +165,13 @@ def judge(bench: Bench, student: FluxTransformer2DModel) -> Quality:
     }
     if not len(bench.pictures):
         return Quality(mse)
-    mine = redraw(student, bench.scenes, bench.starts, bench.noise)
+    mine = redraw(student, bench.scenes, bench.starts, bench.noise, bench.strength)
     pairs = list(zip(mine, bench.pictures, strict=True))
-    return Quality(mse, mean(psnr(*pair) for pair in pairs), mean_ssim(pairs), mean(layout(*pair) for pair in pairs))
+
+    def over(measure: Callable[[Tensor, Tensor], float]) -> float:
+        return mean(measure(*pair) for pair in pairs)
+
+    return Quality(mse, over(psnr), over(ssim), over(layout), found_in(mine, bench.scenes))
 
 
 def windowed(spec: ClearSpec, weights: Path | None = None, model: Path | None = None) -> FluxTransformer2DModel:
@@ -164,13 +197,18 @@ def layout(image: Tensor, reference: Tensor, cell: int = CELL) -> float:
     return torch.corrcoef(both)[0, 1].item()
 
 
-def mean_ssim(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Mean structural similarity of pairs of images; None without scikit-image."""
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError:
-        return None
-    return mean(structural_similarity(a.numpy(), b.numpy(), channel_axis=0, data_range=1.0) for a, b in pairs)
+def found_in(pictures: Tensor, scenes: Sequence[Scene]) -> float:
+    """Share of the captions' things in (P, 3, H, W) pictures of the first P scenes, 0 to 1."""
+    return found_share([count_things(picture, scene) for picture, scene in zip(pictures, scenes, strict=False)])
+
+
+def ssim(image: Tensor, reference: Tensor) -> float:
+    """Structural similarity of two (3, H, W) images in 0 to 1, at most 1 (Wang et al. 2004), as scikit-image has it."""
+    from skimage.metrics import structural_similarity
+
+    pair = (each.double().numpy() for each in (image, reference))
+    found: Any = structural_similarity(*pair, channel_axis=0, data_range=1.0)
+    return float(found)
 
 
 def mean(values: Iterable[float]) -> float:

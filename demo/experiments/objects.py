@@ -7,6 +7,7 @@ snow, the moon and the sky at the horizon.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,12 @@ def count_things(picture: Tensor, scene: Scene) -> Count:
             left.remove(max(fitting, key=lambda blob: blob.area))
             found += 1
     return Count(len(wanted), found, len(left))
+
+
+def found_share(counts: Sequence[Count]) -> float:
+    """Share of the wanted things that are found, over several pictures, 0 to 1; 1 if nothing is wanted."""
+    wanted = sum(count.wanted for count in counts)
+    return sum(count.found for count in counts) / wanted if wanted else 1.0
 
 
 def fits(blob: Blob, thing: Thing) -> bool:

@@ -1,14 +1,22 @@
-"""Measures of one large picture: its layout against the base picture, seams, and detail that an enlarged base lacks."""
+"""Measures of pictures: against their base, against other ones of the same scenes, seams and detail."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clear_core.layout import TOKEN_PIXELS
 
+from ..tiny_flux.codec import decode
+from ..tiny_flux.evaluate import psnr
+from ..world import Scene
 from .guidance_methods import enlarge
-from .measure import layout
+from .measure import layout, mean, ssim
+from .objects import count_things, found_share
 
 CELLS, FINE_CELLS = 16, 64
 """Cells along a side of a picture of any size. One of 16 shows which thing is there, one of 64 what form and texture it
@@ -42,3 +50,29 @@ def detail(picture: Tensor) -> float:
         picture[None], size=(height // TOKEN_PIXELS, width // TOKEN_PIXELS), mode="bicubic", antialias=True
     )
     return (picture - enlarge(small, width)[0]).square().mean().item()
+
+
+def judged(latents: Tensor, wanted: Tensor, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Measures of some pictures, by scene where they spread.
+
+    Args:
+        latents: (B, 16, h, w).
+        wanted: Those of the pictures they are compared with.
+        scenes: One for each picture.
+
+    Returns:
+        ``psnr`` (dB) by picture, ``ssim``, ``layout``, ``latent_mse`` by picture, and the ``found`` and ``surplus``
+        things of the caption; for the wanted latents themselves only the last two.
+    """
+    pictures, wished = (list(decode(each).clamp(0, 1)) for each in (latents, wanted))
+    counts = [count_things(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+    row: dict[str, Any] = {"found": found_share(counts), "surplus": mean(count.surplus for count in counts)}
+    if torch.equal(latents, wanted):
+        return row
+    pairs = list(zip(pictures, wished, strict=True))
+    return row | {
+        "psnr": [psnr(*pair) for pair in pairs],
+        "ssim": mean(ssim(*pair) for pair in pairs),
+        "layout": mean(layout(*pair) for pair in pairs),
+        "latent_mse": (latents - wanted).square().mean((1, 2, 3)).tolist(),
+    }

@@ -19,7 +19,7 @@ from clear_core.distill.train import distil
 
 from ..tiny_flux.caption import encode_captions
 from ..tiny_flux.data import HELD_OUT, draw_latents
-from ..tiny_flux.weights import load_tiny_flux
+from ..tiny_flux.weights import load_tiny_flux, model_fingerprint
 from ..world import Scene, random_scene
 
 # Grids of 32 x 32 and 24 x 24 tokens: larger than most windows.
@@ -68,7 +68,7 @@ def distil_window(
 
     accelerator = Accelerator()
     out.mkdir(parents=True, exist_ok=True)
-    check_config(out, config, accelerator.num_processes, {"samples": len(samples)})
+    check_config(out, config, accelerator.num_processes, {"model": model_fingerprint(model), **samples.fingerprint()})
     transformer: Any = load_tiny_flux(model)
     # In 16 bits, as a FLUX is trained.
     run = set_up(transformer.to(torch.bfloat16), samples, config, accelerator)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clear_core.integrations import flux_names
+from clear_core.weights.fingerprint import sha256
 
 from .model import CONFIG, new_tiny_flux
 
@@ -53,3 +54,12 @@ def load_tiny_flux(path: Path | None = None) -> FluxTransformer2DModel:
     state = average or diffusers_layout(tensors, model.state_dict())
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return model.eval().requires_grad_(False)
+
+
+def model_fingerprint(path: Path | None = None) -> str:
+    """SHA-256 of the model's file in hexadecimal digits: a record that states it tells which model it is of.
+
+    Args:
+        path: As in :func:`load_tiny_flux`.
+    """
+    return sha256(path or MODEL_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,14 @@ pytest.importorskip("diffusers")
 
 from demo.tiny_flux.model import new_tiny_flux, velocity
 from demo.tiny_flux.train import RECIPE
-from demo.tiny_flux.weights import diffusers_layout, load_tiny_flux, published_layout, save_tiny_flux
+from demo.tiny_flux.weights import (
+    MODEL_FILE,
+    diffusers_layout,
+    load_tiny_flux,
+    model_fingerprint,
+    published_layout,
+    save_tiny_flux,
+)
 from demo.training import Stage, train
 
 
@@ -30,6 +38,14 @@ def noisy_model(seed: int = 0) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model.eval().requires_grad_(False)
+
+
+def test_a_fingerprint_is_the_sha_256_of_the_models_file(tmp_path: Path):
+    content = MODEL_FILE.read_bytes()
+    assert model_fingerprint() == hashlib.sha256(content).hexdigest()
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert model_fingerprint(other) == hashlib.sha256(other.read_bytes()).hexdigest() != model_fingerprint()
 
 
 def test_every_caption_of_the_world_fits():

@@ -1,0 +1,66 @@
+"""``python -m demo.experiments comparison``: the paper's attentions, trained alike and compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..committed import lines_of
+
+RECORD = Path(__file__).parents[1] / "comparison.json"
+
+
+def add_comparison(commands: Any) -> None:
+    """Adds the command to the parsers of ``python -m demo.experiments``."""
+    command = commands.add_parser(
+        "comparison", help="train the paper's attentions alike and compare them; writes a record"
+    )
+    command.add_argument("--out", type=Path, default=Path("out/comparison"), help="folder that keeps every run")
+    command.add_argument("--record", type=Path, default=Path("out/comparison.json"))
+    command.add_argument("--model", type=Path, help="the small FLUX's file; the committed one by default")
+    command.add_argument("--extent", choices=("full", "quick"), default="full", help="quick: seconds, to see it work")
+    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
+    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
+    command.set_defaults(run=run_comparison)
+
+
+def run_comparison(options: argparse.Namespace) -> None:
+    from .table import tables
+
+    if options.table:
+        print("\n".join(lines_of(RECORD, tables)))
+        return
+    if options.model is not None and not options.model.is_file():
+        sys.exit(f"--model is {options.model}; expected a file of a tiny FLUX. Leave it out for the committed one.")
+    if options.threads < 1:
+        sys.exit(f"--threads is {options.threads}; expected 1 or more.")
+    import torch
+    from safetensors import SafetensorError
+    from tqdm import tqdm
+
+    from ...tiny_flux.weights import load_tiny_flux
+    from .plans import EXTENTS, ROWS
+    from .record import make_record
+    from .run import BegunError, Folder, jobs
+    from .students import DivergedError
+
+    torch.set_num_threads(options.threads)
+    try:
+        load_tiny_flux(options.model)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        sys.exit(f"{options.model} is no file of a tiny FLUX ({error}); choose one that demo.tiny_flux.train writes.")
+    try:
+        folder = Folder(options.out / options.extent, EXTENTS[options.extent], options.model)
+        with tqdm(jobs(folder, ROWS), unit="run") as bar:
+            for name, make in bar:
+                bar.set_description(name)
+                make()
+    except (BegunError, DivergedError) as error:
+        sys.exit(str(error))
+    record = make_record(folder, ROWS)
+    options.record.parent.mkdir(parents=True, exist_ok=True)
+    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(tables(record))

@@ -1,0 +1,64 @@
+"""``python -m demo.experiments transfer``: enlarged pictures, a ControlNet and strips, with windows and without."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..committed import lines_of
+from ..subject import add_subject, subject_of
+
+RECORD = Path(__file__).parents[1] / "transfer.json"
+
+
+def add_transfer(commands: Any) -> None:
+    """Adds the command to the parsers of ``python -m demo.experiments``."""
+    from .plans import EXTENTS, PARTS
+
+    command = commands.add_parser(
+        "transfer", help="enlarge, control and cut pictures with windows that were distilled for none of it"
+    )
+    command.add_argument("--out", type=Path, default=Path("out/transfer"), help="folder that keeps every picture made")
+    command.add_argument("--record", type=Path, default=Path("out/transfer.json"))
+    command.add_argument("--extent", choices=EXTENTS, default="full", help="quick: seconds, to see that it works")
+    command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is run (default: all)")
+    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
+    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
+    add_subject(command)
+    command.set_defaults(run=run_transfer)
+
+
+def run_transfer(options: argparse.Namespace) -> None:
+    from .table import tables
+
+    if options.table:
+        print("\n".join(lines_of(RECORD, tables)))
+        return
+    subject = subject_of(options)
+    import torch
+    from tqdm import tqdm
+
+    from .plans import EXTENTS
+    from .record import make_record, total
+
+    torch.set_num_threads(options.threads)
+    extent, steps = EXTENTS[options.extent], 0
+    with tqdm(total=total(extent, options.parts), unit="row") as bar:
+
+        def on_row() -> None:
+            bar.update()
+
+        def on_step() -> None:
+            nonlocal steps
+            steps += 1
+            bar.set_postfix_str(f"step {steps} of the ControlNets' training")
+
+        try:
+            record = make_record(options.out / options.extent, extent, subject, on_row, on_step, options.parts)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+    options.record.parent.mkdir(parents=True, exist_ok=True)
+    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(tables(record))
