@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clear_core.distill.disk import no_half_file
 from clear_core.inspection.locality.kept import Kept
 
 
@@ -28,7 +29,6 @@ def kept(file: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
         with torch.inference_mode():
             made = make()
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        save_file({name: tensor.contiguous() for name, tensor in made.items()}, part)
-        part.replace(file)
+        with no_half_file(file) as part:
+            save_file({name: tensor.contiguous() for name, tensor in made.items()}, part)
     return load_file(file)

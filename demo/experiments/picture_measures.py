@@ -29,6 +29,11 @@ def layout_agreement(picture: Tensor, base: Tensor, cells: int = CELLS) -> float
     return layout(picture, enlarge(base[None], side)[0], side // cells)
 
 
+def levels_apart(one: Tensor, other: Tensor) -> float:
+    """Root mean square difference of two pictures in 0 to 1, in levels of 255."""
+    return 255 * (one - other).square().mean().sqrt().item()
+
+
 def seams(picture: Tensor) -> float:
     """Mean step of brightness across token borders over that across the codec's other borders; 1 is no token grid.
 

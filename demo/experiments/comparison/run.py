@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clear_core.distill.disk import no_half_file
+
 from ...tiny_flux.weights import load_tiny_flux, model_fingerprint
 from ..measure import LEVELS, Bench, Quality, judge, set_bench
 from ..train import make_samples
@@ -189,9 +191,8 @@ class Folder:
 
 def _write(file: Path, figures: Figures) -> None:
     """Writes a file that is whole or absent."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
+    with no_half_file(file) as part:
+        part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def jobs(folder: Folder, rows: Sequence[Row]) -> list[tuple[str, Callable[[], object]]]:

@@ -24,7 +24,7 @@ from ..guidance_run import several_things
 from ..kept import kept
 from ..measure import mean
 from ..objects import count_things, found_share
-from ..picture_measures import FINE_CELLS, detail, layout_agreement
+from ..picture_measures import FINE_CELLS, detail, layout_agreement, levels_apart
 from ..subject import COMMITTED, Subject
 from .plans import Extent, Recipe
 
@@ -116,4 +116,4 @@ def colour_error(picture: Tensor, wanted: Tensor) -> float:
     """Of two (3, H, W) pictures."""
     cell = picture.shape[-1] // 16
     one, other = (torch.nn.functional.avg_pool2d(each, cell) for each in (picture, wanted))
-    return 255 * (one - other).square().mean().sqrt().item()
+    return levels_apart(one, other)

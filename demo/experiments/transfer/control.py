@@ -14,6 +14,7 @@ from clear_core.integrations.flux_denoiser import flux_arguments, pack_latent, u
 
 from ...tiny_flux.codec import encode
 from ...tiny_flux.model import CONFIG, GUIDANCE
+from ..picture_measures import levels_apart
 from .plans import Condition
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def condition_tokens(kind: Condition, pictures: Tensor) -> Tensor:
 def condition_error(kind: Condition, picture: Tensor, wanted: Tensor) -> float:
     """Root mean square difference of two (3, H, W) pictures' conditions, in levels of 255."""
     one, other = (condition_of(kind, each[None]) for each in (picture, wanted))
-    return 255 * (one - other).square().mean().sqrt().item()
+    return levels_apart(one, other)
 
 
 def new_control(model: FluxTransformer2DModel) -> FluxControlNetModel:
