@@ -1,18 +1,22 @@
 """Notices a delta that the model carries already: saved after CLEAR Attention, or loaded as a LoRA before it.
 
-Source: ``ModelPatcher.get_key_patches``, ``comfy.lora.calculate_weight``, in ComfyUI 0.9.0 and later.
+Source: ``comfy.model_patcher.get_key_weight``, ``ModelPatcher.backup``, ``comfy.lora.calculate_weight``, in ComfyUI
+0.9.0 and later. Not ``ModelPatcher.get_key_patches``: in 0.33.0 it fails on a model with quantised layers, of which it
+takes the scales for weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import comfy.lora
 import torch
-from comfy.model_patcher import ModelPatcher
+from comfy.model_patcher import ModelPatcher, get_key_weight
 from torch import Tensor
 
 from ....clear_core.weights import ClearFile
 from ....clear_core.weights.overlap import CARRIED, ROWS, compared_names, overlap
-from .weight_names import PREFIX, places_of
+from .weight_names import places_of
 
 
 def carried_remarks(model: ModelPatcher, file: ClearFile) -> tuple[str, ...]:
@@ -36,23 +40,40 @@ def carried_share(model: ModelPatcher, file: ClearFile) -> float | None:
         return None
     tensors = file.tensors()
     table = places_of(model, compared_names(tensors))
-    patches = model.get_key_patches(PREFIX)
-
-    def weight(name: str) -> Tensor:
-        where = table[name]
-        key, (axis, start, length) = (where, (0, 0, None)) if isinstance(where, str) else where
-        (stored, convert), *entries = patches[key]
-        plain = convert(stored.detach().to("cpu", torch.float32, copy=True), inplace=True)
-        patched = comfy.lora.calculate_weight(entries, plain, key)
-        return patched if length is None else patched.narrow(axis, start, length)
-
-    keys = [place if isinstance(place, str) else place[0] for place in table.values()]
-    if not keys or not all(is_plain(patches[key][0][0]) for key in keys):
+    if not table:
         return None
-    found = overlap(
-        rows for name in table for rows in zip(weight(name).split(ROWS), tensors[name].split(ROWS), strict=True)
-    )
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for name, place in table.items():
+            key, (axis, start, length) = (place, (0, 0, None)) if isinstance(place, str) else place
+            patched = comfy.lora.calculate_weight(model.patches.get(key, []), plain_weight(model, key), key)
+            rows = patched if length is None else patched.narrow(axis, start, length)
+            yield from zip(rows.split(ROWS), tensors[name].split(ROWS), strict=True)
+
+    try:
+        found = overlap(pairs())
+    except UnreadableError:
+        return None
     return None if found is None else found - file.overlap
+
+
+class UnreadableError(ValueError):
+    """A weight does not tell its values."""
+
+
+def plain_weight(model: ModelPatcher, key: str) -> Tensor:
+    """A weight without the model's patches, in float32 on the CPU; a new tensor.
+
+    Raises:
+        UnreadableError: It is of 8 bits without a scale, of another library's quantisation, or left on disk.
+    """
+    stored, _, convert = get_key_weight(model.model, key)
+    stored = getattr(model.backup.get(key), "weight", stored)
+    # Layers that the host quantises know how to undo it.
+    values = stored.detach() if convert is None else convert(stored.detach(), inplace=False)
+    if not is_plain(values):
+        raise UnreadableError(key)
+    return values.to("cpu", torch.float32, copy=True)
 
 
 def is_plain(weight: Tensor) -> bool:
