@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("diffusers")
 
+from clear_core.families import FLUX1
+from clear_core.rope import RopeStretch
 from clear_core.settings import ClearSettings
 from demo.experiments.hybrid import RECORD as HYBRID_RECORD
 from demo.experiments.hybrid_attention import Plan
 from demo.experiments.hybrid_plans import overview, plain
 from demo.experiments.measure import mean
+from demo.experiments.recipe.command import RECORD as RECIPE_RECORD
+from demo.experiments.recipe.plans import Recipe
+from tools.schemas import read_schemas
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 # CLEAR Attention on a model without distilled weights, as it comes out of the menu.
 AS_IT_COMES = ClearSettings.of_widgets(0, 0, None)
@@ -53,3 +61,39 @@ def test_without_weights_no_step_and_no_block_is_dense():
     found, plan = quality(FROM_NOISE), default_plan(128)
     assert found[f"{plan.name}, dense before 0.2"] - found[plan.name] < 3
     assert found[f"{plan.name}, dense blocks 0"] - found[plan.name] < 2
+
+
+def recipes(strength: float) -> dict[str, dict[str, float]]:
+    """The rows of the laboratory of recipes by name, at a share of the schedule."""
+    record: dict[str, Any] = json.loads(RECIPE_RECORD.read_text(encoding="utf-8"))
+    return {row["recipe"]: row for row in record["rows"] if row["strength"] == strength}
+
+
+def default_recipe() -> Recipe:
+    """What CLEAR Attention and CLEAR Upscale do as they come, at twice the side of FLUX.1's training."""
+    grid = (128, 128)
+    stretch = RopeStretch.of(AS_IT_COMES.ntk, AS_IT_COMES.ntk_factor, grid, FLUX1)
+    proportional = AS_IT_COMES.proportional_attention == "auto" and FLUX1.is_hires(grid[0] * grid[1])
+    upscale = next(schema for schema in read_schemas(PROJECT) if schema.node_id == "CLEARUpscale")
+    (color_fix,) = (one.options["default"] for one in upscale.inputs if one.name == "color_fix")
+    return Recipe(stretch.kind, stretch.factor, proportional, color_fix)
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.7])
+def test_past_the_training_a_large_picture_gets_the_recipe_that_keeps_its_layout(strength):
+    default, found = default_recipe(), recipes(strength)
+    plain, own = found["no NTK"], found[default.name]
+    # The stretch: layout and surplus better than without, and than a smaller or a fading one.
+    for other in ("no NTK", "NTK constant 2", "NTK fading, proportional"):
+        assert own["layout"] > found[other]["layout"] + 0.003, other
+        assert own["surplus"] <= found[other]["surplus"] - 1, other
+    # The proportional scale: detail, at little layout; alone it takes layout and gives surplus.
+    stretched = found["NTK constant 10"]
+    assert own["detail"] > 1.2 * stretched["detail"]
+    assert own["layout"] > stretched["layout"] - 0.01
+    assert found["no NTK, proportional"]["layout"] < plain["layout"]
+    # The colour fix would bring every thing back, and hide what went wrong: it is off, and there for who asks for it.
+    assert default.color_fix == "none"
+    fixed = found[f"{default.name}, colour fix"]
+    assert (fixed["found"], fixed["surplus"]) == (1.0, 0.0)
+    assert 0.95 * own["detail"] < fixed["detail"] < own["detail"]
