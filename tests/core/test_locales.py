@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from tools.translations import LANGUAGES as TRANSLATED
+
 PROJECT = Path(__file__).resolve().parents[2]
 LOCALES = PROJECT / "locales"
 PAGES = PROJECT / "web" / "docs"
-LANGUAGES = ("en", "zh")
+LANGUAGES = ("en", *TRANSLATED)
 
 # Files that ComfyUI reads in a language's folder; any other would never be seen.
 READ_BY_THE_HOST = {"main.json", "nodeDefs.json", "commands.json", "settings.json"}
@@ -21,7 +23,16 @@ READ_BY_THE_HOST = {"main.json", "nodeDefs.json", "commands.json", "settings.jso
 # What the front end's translator takes for its own syntax.
 NOT_PLAIN = re.compile(r"[{}@|$%<>]")
 
-CHINESE = re.compile(r"[\u4e00-\u9fff]")
+SCRIPTS = {
+    "zh": re.compile(r"[\u4e00-\u9fff]"),
+    "ja": re.compile(r"[\u3040-\u30ff]"),
+    "ko": re.compile(r"[\uac00-\ud7af]"),
+}
+
+
+# Heads of the first column of a page's tables.
+HEADS = ["input", "output", "输入", "输出"]
+HEADS += [head for words in TRANSLATED.values() if words for head in (words.inputs, words.outputs)]
 
 
 def node_texts(language: str) -> dict[str, Any]:
@@ -66,9 +77,22 @@ def test_every_text_is_there_and_free_of_the_translators_syntax(language):
         assert not NOT_PLAIN.search(text), (place, text)
 
 
-def test_chinese_texts_are_chinese():
-    for place, text in leaves(node_texts("zh")):
-        assert place[-1] == "name" or CHINESE.search(text), (place, text)
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_texts_are_in_their_language(language):
+    for place, text in leaves(node_texts(language)):
+        assert place[-1] == "name" or SCRIPTS[language].search(text), (place, text)
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_a_translation_keeps_the_values_that_the_english_text_names(language):
+    """Numbers and the words of menus: what a tooltip says is to be found on the node."""
+    values = re.compile(r"\d+(?:\.\d+)?|\b(?:auto|none|shift|constant|decay|clipped|fading|wavelet|dense)(?=[:;])")
+    found = dict(leaves(node_texts(language)))
+    for place, text in leaves(ENGLISH):
+        # A megapixel is a hundred times ten thousand pixels in Chinese.
+        told = set(re.findall(r"\d+(?:\.\d+)?|[a-z]+", found[place].replace("200 万", "2 ")))
+        if place[-1] in ("tooltip", "description"):
+            assert set(values.findall(text)) <= told, (place, found[place])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -98,7 +122,7 @@ def test_the_chinese_page_uses_the_names_on_the_node(node):
 def test_the_pages_tables_list_nothing_that_the_node_lacks(node, language):
     text = page_of(node, language).read_text(encoding="utf-8")
     existing = {*ENGLISH[node]["inputs"], *(output["name"] for output in ENGLISH[node]["outputs"].values())}
-    tables = re.findall(r"^\| (?:input|output|输入|输出) \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    tables = re.findall(rf"^\| (?:{'|'.join(HEADS)}) \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert tables
     for row in "".join(tables).splitlines()[1:]:
         assert set(re.findall(r"`(\w+)`", row.split("|")[1])) <= existing, row
@@ -106,7 +130,8 @@ def test_the_pages_tables_list_nothing_that_the_node_lacks(node, language):
 
 def test_no_page_is_without_a_node():
     pages = {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.md")}
-    assert pages == {place for node in ENGLISH for place in (f"{node}.md", f"{node}/en.md", f"{node}/zh.md")}
+    names = ("", *(f"/{language}" for language in LANGUAGES))
+    assert pages == {f"{node}{name}.md" for node in ENGLISH for name in names}
 
 
 @pytest.mark.parametrize("node", ENGLISH)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import sync
+from tools import sync, translations
 from tools.environment import RefusedError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -22,6 +22,8 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("nodes", "clear_core", "locales", "web"):
         shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
     (tmp_path / "docs").mkdir()
+    (tmp_path / "tools").mkdir()
+    shutil.copy(PROJECT / translations.TABLE, tmp_path / translations.TABLE)
     shutil.copy(PROJECT / sync.ARCHITECTURE, tmp_path / sync.ARCHITECTURE)
     monkeypatch.setattr(sync, "PROJECT", tmp_path)
     return tmp_path
@@ -46,13 +48,44 @@ def test_a_new_widget_reaches_the_locale_and_the_page(copy: Path):
     change(copy / "nodes" / "attention.py", 'io.Int.Input(\n                    "radius",\n', f"{widget}),\nRADIUS")
     change(copy / "nodes" / "attention.py", "RADIUS", 'io.Int.Input(\n                    "radius",\n')
     change(copy / "nodes" / "attention.py", "\n\nclass CLEARAttention", "\nMOST = 3\n\nclass CLEARAttention")
-    assert paths(sync.stale(copy)) == [LOCALE.as_posix(), "web/js/settings.js"]
+    with pytest.raises(RefusedError, match=r"lacks 'sharpness' \(CLEARAttention.inputs.sharpness.name\); add it there"):
+        sync.stale(copy)
+    rows = json.loads((copy / translations.TABLE).read_text(encoding="utf-8"))
+    for text in ("sharpness", "At most 3."):
+        rows.append({"en": text, **{language: f"{text} {language}" for language in translations.LANGUAGES}})
+    (copy / translations.TABLE).write_text(json.dumps(rows), encoding="utf-8")
+    made = [f"web/docs/CLEARAttention/{language}.md" for language, words in translations.LANGUAGES.items() if words]
+    locales = [f"locales/{language}/nodeDefs.json" for language in ("en", *translations.LANGUAGES)]
+    assert paths(sync.stale(copy)) == sorted([*locales, *made, "web/js/settings.js"])
     assert sync.main([]) == 0
+    assert "| sharpness ja `sharpness` | At most 3. ja |" in (copy / made[0]).read_text(encoding="utf-8")
     inputs = json.loads((copy / LOCALE).read_text(encoding="utf-8"))["CLEARAttention"]["inputs"]
     assert inputs["sharpness"] == {"name": "sharpness", "tooltip": "At most 3."}
     script = (copy / "web/js/settings.js").read_text(encoding="utf-8")
     assert script.index('"strength"') < script.index('"sharpness"') < script.index('"radius"')
     assert paths(sync.stale(copy)) == []
+
+
+def test_a_text_that_changed_has_to_be_translated_anew(copy: Path):
+    change(copy / "nodes" / "guide.py", "Factor on the whole guidance; 0 is off.", "Factor on all guidance; 0 is off.")
+    with pytest.raises(RefusedError, match="lacks 'Factor on all guidance; 0 is off.'"):
+        sync.stale(copy)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"en": "stray", "zh": "a", "ja": "b", "ko": "c"}, "holds 'stray', which no node says any more"),
+        ({"en": "radius", "zh": "a", "ja": "", "ko": "c"}, "has 'radius' without ja; translate it there"),
+        ({"at": "CLEARGuide.inputs.level.name", "en": "old", "zh": "a", "ja": "b", "ko": "c"}, "lacks 'level'"),
+    ],
+    ids=["unused", "untranslated", "the text of a place changed"],
+)
+def test_the_table_of_translations_has_what_the_nodes_say_and_no_more(copy: Path, row, told):
+    rows = json.loads((copy / translations.TABLE).read_text(encoding="utf-8"))
+    (copy / translations.TABLE).write_text(json.dumps([*rows, row]), encoding="utf-8")
+    with pytest.raises(RefusedError, match=told):
+        sync.stale(copy)
 
 
 def test_a_table_is_filled_in_by_the_environment_with_torch(copy: Path, monkeypatch, capsys):
@@ -62,7 +95,7 @@ def test_a_table_is_filled_in_by_the_environment_with_torch(copy: Path, monkeypa
         shutil.copytree(
             PROJECT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
         )
-    for page in ("docs/memory.md", "docs/parallel.md", "docs/training.md", "README.md"):
+    for page in ("docs/memory.md", "docs/parallel.md", "docs/training.md", "docs/weights.md", "README.md"):
         shutil.copy(PROJECT / page, copy / page)
     change(copy / "docs/memory.md", "| 4096 x 4096 | 65536 | 5.1 | 7.0 |", "| 4096 x 4096 | 65536 | 5.2 |\n| more |")
     monkeypatch.setattr(sync, "interpreter_in", lambda environment: Path(sys.executable))
