@@ -1,8 +1,10 @@
 """Notices a delta that the model carries already: saved after CLEAR Attention, or loaded as a LoRA before it.
 
 Source: ``comfy.model_patcher.get_key_weight``, ``ModelPatcher.backup``, ``comfy.lora.calculate_weight``, in ComfyUI
-0.9.0 and later. Not ``ModelPatcher.get_key_patches``: in 0.33.0 it fails on a model with quantised layers, of which it
-takes the scales for weights.
+0.9.0 and later.
+
+``ModelPatcher.get_key_patches`` would tell the same, but in 0.33.0 it fails on a model with quantised layers, of which
+it takes the scales for weights.
 """
 
 from __future__ import annotations
