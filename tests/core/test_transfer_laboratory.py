@@ -22,7 +22,7 @@ from demo.experiments.subject import COMMITTED, Subject
 from demo.experiments.transfer.command import RECORD
 from demo.experiments.transfer.control import condition_of, condition_tokens, controlled_tokens, new_control
 from demo.experiments.transfer.control_run import trained_control
-from demo.experiments.transfer.plans import EXTENTS
+from demo.experiments.transfer.plans import CONDITIONS, EXTENTS, TEXTS
 from demo.experiments.transfer.record import make_record, total
 from demo.experiments.transfer.strips import in_strips, strip_attention
 from demo.experiments.transfer.table import tables
@@ -148,3 +148,25 @@ def test_in_the_record_distilled_windows_are_nearer_wherever_a_picture_is_enlarg
             own = rows[side, strength, window, "as they are"]
             assert mean(row["psnr"]) > mean(own["psnr"]) + 2, (side, strength, window)
             assert row["ssim"] > own["ssim"] and row["layout"] > own["layout"] and row["found"] >= own["found"]
+
+
+def test_in_the_record_distilled_windows_take_a_controlnet_that_never_saw_them():
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    full = EXTENTS["full"]
+    rows = {(row["condition"], row["window"], row["weights"]): row for row in record["control"]}
+    assert len(rows) == len(CONDITIONS) * (1 + len(full.ways_under_control))
+    for condition in CONDITIONS:
+        (without,) = (row for key, row in rows.items() if key[0] == condition and "no ControlNet" in key[1])
+        for (kind, window, weights), row in rows.items():
+            if kind == condition and weights == "distilled":
+                own = rows[condition, window, "as they are"]
+                assert row["condition_error"] < min(without["condition_error"], own["condition_error"]), window
+                assert mean(row["psnr"]) > mean(own["psnr"]) + 5 and row["found"] >= own["found"], window
+
+
+def test_in_the_record_strips_are_the_whole_picture_only_with_exact_text():
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    cut = [row for row in record["strips"] if row["strips"] > 1]
+    assert {(row["strips"], row["text"]) for row in cut} == {(n, text) for n in EXTENTS["full"].strips for text in TEXTS}
+    for row in cut:
+        assert (mean(row["psnr"]) > 60) == (row["text"] == "exact"), row
