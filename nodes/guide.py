@@ -10,7 +10,7 @@ from ..clear_core.guidance import MOST_LEVEL, MOST_STRENGTH, SCHEDULES, GuideSet
 from .attention import ADVANCED
 from .host.guidance.guide import apply_guide, check_guide
 from .host.number_inputs import with_checked_numbers
-from .host.search_aliases import with_search_aliases
+from .host.later_options import with_search_aliases
 
 CATEGORY = "model/patch"
 ALIASES = ("hires fix", "high resolution", "doubled objects", "structure guidance", "4k", "8k", "clear flux")

@@ -13,7 +13,7 @@ from .guide import ALIASES, CATEGORY, percent_inputs
 from .guide_record import Record
 from .host.guidance.alignment import apply_alignment
 from .host.number_inputs import with_checked_numbers
-from .host.search_aliases import with_search_aliases
+from .host.later_options import with_search_aliases
 
 
 class CLEARGuideAlign(io.ComfyNode):

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from .guide import ALIASES, CATEGORY
 from .host.guidance.recorder import apply_recorder
-from .host.search_aliases import with_search_aliases
+from .host.later_options import with_search_aliases
 
 Record = io.Custom("CLEAR_RECORD")
 

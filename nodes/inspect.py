@@ -17,7 +17,7 @@ from .host.model.family import model_shape
 from .host.model.throughput import last_throughput
 from .host.number_inputs import with_checked_numbers
 from .host.pack import versions
-from .host.search_aliases import with_search_aliases
+from .host.later_options import with_kept_page, with_search_aliases
 
 PLAIN_SIDE = 4096
 
@@ -64,7 +64,7 @@ class CLEARInspect(io.ComfyNode):
             ],
         )
         return with_search_aliases(
-            schema,
+            with_kept_page(schema),
             "debug",
             "info",
             "cost",

@@ -161,3 +161,21 @@ def test_the_pack_adds_no_warning_to_the_log(running_server, tmp_path):
     checkout, python = Path(sys.modules["nodes"].__file__).parent, Path(sys.executable)
     with Server(checkout, python, boot.make_base(tmp_path / "bare"), log_level="WARNING") as bare:
         assert with_pack - complaints(bare.boot_log) == set()
+
+
+def test_inspects_page_survives_a_run_that_does_not_need_it(running_server, server_base):
+    """The button that runs one output alone; without the page the node would be empty after a reload of the tab."""
+    info = running_server.get("/object_info/CLEARInspect")["CLEARInspect"]
+    if "has_intermediate_output" not in info:
+        pytest.skip("this ComfyUI does not know has_intermediate_output")
+    graph = {
+        "1": WORKFLOW["1"],
+        "2": {"class_type": "CLEARInspect", "inputs": {"model": ["1", 0], "upscale_by": 1.0}},
+        "3": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": 0}},
+        "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "alone"}},
+    }
+    page = running_server.run(graph)["outputs"]["2"]
+    graph["3"]["inputs"]["color"] = 255
+    again = running_server.run(graph, partial_execution_targets=["4"])
+    assert again["outputs"]["2"] == page
+    assert page["images"]

@@ -176,7 +176,12 @@ class Server:
         urllib.request.urlopen(request, timeout=ANSWER_SECONDS).close()
 
     def run(
-        self, graph: Graph, seconds: float = 240, pause: float = 0.1, meanwhile: Callable[[], None] | None = None
+        self,
+        graph: Graph,
+        seconds: float = 240,
+        pause: float = 0.1,
+        meanwhile: Callable[[], None] | None = None,
+        **asked: Any,
     ) -> dict[str, Any]:
         """Runs a workflow to its end and returns its entry in the server's history.
 
@@ -185,12 +190,13 @@ class Server:
             seconds: How long it may take.
             pause: Seconds between two questions.
             meanwhile: Called between them.
+            asked: What the front end says of the run beside the workflow, such as ``partial_execution_targets``.
 
         Raises:
             RefusedPromptError: The workflow did not pass the server's checks.
             TimeoutError: It did not end in time.
         """
-        prompt = self.post("/prompt", {"prompt": graph})["prompt_id"]
+        prompt = self.post("/prompt", {"prompt": graph, **asked})["prompt_id"]
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             entry = self.get(f"/history/{prompt}").get(prompt)
