@@ -201,6 +201,17 @@ class CLEARUpscale(io.ComfyNode):
                     tooltip="Strength of guide, 0 to 2; for several stages one number each, such as 0, 1. The last one "
                     "is repeated; 0 is off.",
                 ),
+                io.Int.Input(
+                    "vae_tile_size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Side of the VAE's tiles in pixels, 64 or more. 0: the whole picture if it fits the card, "
+                    "else tiles of 1024 at most. Lower it if memory runs out while encoding or decoding.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The enlarged picture."),

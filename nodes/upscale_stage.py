@@ -48,6 +48,7 @@ class CLEARUpscaleStage(io.ComfyNode):
                 ),
                 io.Float.Input("guide_strength", tooltip="Factor on the guidance."),
                 io.Int.Input("guide_level", tooltip="Guidance level."),
+                io.Int.Input("vae_tile_size", tooltip="Side of the VAE's tiles in pixels; 0 is automatic."),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The picture after this stage."),

@@ -49,6 +49,7 @@ UPSCALE = {
     "shift": 1.25,
     "guide": "shift",
     "guide_strength": "0, 1.5",
+    "vae_tile_size": 512,
 }
 
 BUILD = """([attention, upscale]) => {

@@ -36,6 +36,7 @@ OPTIONAL = [
     "shift",
     "guide",
     "guide_strength",
+    "vae_tile_size",
 ]
 
 

@@ -122,3 +122,24 @@ def test_a_controlnet_that_encodes_its_hint_needs_a_vae_that_fits(upscale, vaes,
         upscale(picture(32, 32), tiny_flux(), positive=other)
     assert_one_sentence(refused, ["ControlNet", "positive", "no vae" if kind == "none" else "4 channels"])
     assert begun == []
+
+
+def test_the_vaes_tiles_are_those_that_were_chosen(upscale, vae, tiny_flux, monkeypatch):
+    """Encoding and decoding get the chosen side; one that is as long as the picture means the whole picture."""
+    asked: list[tuple[str, Any]] = []
+    for name in ("encode", "encode_tiled", "decode", "decode_tiled"):
+        original = getattr(vae, name)
+
+        def watched(*args: Any, name: str = name, original: Any = original, **options: Any) -> Any:
+            asked.append((name, options.get("tile_x")))
+            return original(*args, **options)
+
+        monkeypatch.setattr(vae, name, watched)
+    whole, _, info = upscale(picture(64, 96), tiny_flux(), steps=1, vae_tile_size=192)
+    assert asked == [("encode", None), ("decode", None)] and "VAE whole" in info
+    asked.clear()
+    tiled, _, info = upscale(picture(64, 96), tiny_flux(), steps=1, vae_tile_size=128)
+    assert asked == [("encode_tiled", 128), ("decode_tiled", 128 // 8)] and "VAE in tiles of 128 px" in info
+    assert tiled.shape == whole.shape == (1, 128, 192, 3)
+    with pytest.raises(ValueError, match="vae_tile_size is 32; expected 0 .* or 64 px at least"):
+        upscale(picture(64, 96), tiny_flux(), steps=1, vae_tile_size=32)

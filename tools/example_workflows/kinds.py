@@ -93,6 +93,7 @@ KINDS: Mapping[str, Kind] = {
             "shift": 0.0,
             "guide": "auto",
             "guide_strength": "1.0",
+            "vae_tile_size": 0,
         },
         (360, 720),
         PACK,

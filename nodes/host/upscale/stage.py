@@ -38,6 +38,10 @@ from .vae_work import decode, encode
 
 VAE_TILE = 1024
 LEAST_VAE_TILE = 256
+"""Sides in px of the VAE's tiles if nobody chose one: the largest and the smallest."""
+
+SMALLEST_VAE_TILE = 64
+"""That can be chosen: 8 latent cells of FLUX, one of them overlap."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,16 @@ class StageSettings:
     tile_overlap: int = DEFAULT_OVERLAP
     color_fix: str = "none"
     shift: float = 0.0
+    vae_tile_size: int = 0
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
-        for name in ("tile_width", "tile_height", "tile_overlap"):
+        for name in ("tile_width", "tile_height", "tile_overlap", "vae_tile_size"):
             check_number(name, getattr(self, name), 0, whole=True)
+        if 0 < self.vae_tile_size < SMALLEST_VAE_TILE:
+            raise ValueError(
+                f"vae_tile_size is {self.vae_tile_size}; expected 0 (automatic) or {SMALLEST_VAE_TILE} px at least."
+            )
         for name in ("cfg", "shift"):
             check_number(name, getattr(self, name), 0)
 
@@ -83,8 +92,10 @@ class StageSettings:
         """Side in px of the VAE's tiles, 0 for the whole image."""
         if not hasattr(vae, "memory_used_decode"):
             return 0  # A third-party VAE, which may have nothing but encode and decode.
-        chosen = min((side for side in (self.tile_width, self.tile_height) if side), default=0)
         height, width = stage.padded
+        if self.vae_tile_size:
+            return 0 if self.vae_tile_size >= max(height, width) else self.vae_tile_size
+        chosen = min((side for side in (self.tile_width, self.tile_height) if side), default=0)
         latent = stage.units.latent_shape(stage.grid, getattr(vae, "latent_channels", 16))
         total = comfy.model_management.get_total_memory(vae.device)
         if not chosen and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
