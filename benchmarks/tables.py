@@ -13,7 +13,7 @@ from demo.experiments.recipe import table as recipe_table
 from demo.experiments.transfer import command as transfer
 from demo.experiments.transfer import table as transfer_table
 
-from . import memory_table, model_table, training_memory
+from . import format_table, memory_table, model_table, training_memory
 from .parallel import tables as parallel_tables
 
 
@@ -38,6 +38,7 @@ def pages() -> dict[str, dict[str, list[str]]]:
             "recipes": lines_of(recipe.RECORD, recipe_table.tables),
             "locality": locality_table.tables(local).split("\n"),
         },
+        "docs/weights.md": {"formats": format_table.rows()},
         "README.md": {"models": model_table.rows()},
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.host.support_comfy import formats
 from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 
 SIGMA = 0.6
-GGUF_PACK = "ComfyUI-GGUF"
 
 
 @pytest.fixture(autouse=True)
@@ -128,30 +127,14 @@ def test_an_fp8_base_is_the_merge_in_bf16_cast_to_fp8(
 
 
 def test_a_scaled_fp8_base(host, tiny_file, weights_name, clear_node, predict, record_property):
-    scales: dict[str, torch.Tensor] = {}
-
-    def scaled(key: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not key.endswith(".weight") or tensor.ndim != 2 or "blocks" not in key:
-            return tensor.to(torch.bfloat16)
-        scales[key.removesuffix(".weight")] = scale = tensor.float().abs().max() / 448
-        return (tensor.float() / scale).to(torch.float8_e4m3fn)
-
-    def write(source: dict[str, torch.Tensor], name: str) -> str:
-        tensors = {key: scaled(key, tensor) for key, tensor in source.items()}
-        tensors |= {f"{layer}.scale_weight": scale.reshape(()) for layer, scale in scales.items()}
-        # Two entries: the host computes in full precision, as a CPU needs.
-        tensors["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
-        save_file(
-            {key: tensor.contiguous() for key, tensor in tensors.items()},
-            host.base / "models" / "diffusion_models" / name,
-        )
-        return name
+    def write(source: dict[str, torch.Tensor], name: str) -> Any:
+        return formats.write_model(host, formats.Format("fp8", "scaled"), source, name)()
 
     folder = host.base / "models" / "diffusion_models"
     merged = merged_file(host, weights_name, lambda key, tensor: tensor, load_file(tiny_file), "tiny_f32.safetensors")
     exact = predict(clear_node(load(host, merged), radius=4), noise(), SIGMA, prompt())
-    cast = clear_node(load(host, write(load_file(folder / merged), "tiny_merged_scaled.safetensors")), radius=4)
-    base = load(host, write(load_file(tiny_file), "tiny_scaled.safetensors"))
+    cast = clear_node(write(load_file(folder / merged), "tiny_merged_scaled"), radius=4)
+    base = write(load_file(tiny_file), "tiny_scaled")
     patched = clear_node(base, weights_name=weights_name)
     of_cast = relative_error(predict(cast, noise(), SIGMA, prompt()), exact)
     of_patch = relative_error(predict(patched, noise(), SIGMA, prompt()), exact)
@@ -165,30 +148,10 @@ def test_a_scaled_fp8_base(host, tiny_file, weights_name, clear_node, predict, r
 @pytest.fixture(scope="module")
 def gguf_loader(host, pack) -> type:
     """The GGUF pack's own loader, where that pack is installed in the checkout."""
-    folder = Path(sys.modules["nodes"].__file__).parent / "custom_nodes" / GGUF_PACK
-    if not folder.is_dir():
-        pytest.skip(f"{GGUF_PACK} is not in this checkout's custom_nodes")
-    pytest.importorskip("gguf")
-    assert host.load_pack(folder).accepted
-    return host.stock("UnetLoaderGGUF")
-
-
-def write_gguf(path: Path, tensors: dict[str, torch.Tensor], kind: str) -> str:
-    import gguf
-
-    writer = gguf.GGUFWriter(str(path), arch="flux")
-    quantised = gguf.GGMLQuantizationType[kind]
-    for name, tensor in tensors.items():
-        data = tensor.float().numpy()
-        if tensor.ndim == 2 and "blocks" in name:
-            writer.add_tensor(name, gguf.quants.quantize(data, quantised), raw_dtype=quantised)
-        else:
-            writer.add_tensor(name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path.name
+    loader = formats.gguf_loader(host)
+    if loader is None:
+        pytest.skip(f"{formats.GGUF_PACK} or its library is not in this checkout")
+    return loader
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
@@ -200,7 +163,7 @@ def test_a_gguf_base(host, tiny_file, weights_name, clear_node, predict, gguf_lo
         return run_node(gguf_loader, unet_name=name)[0]
 
     base_tensors = load_file(tiny_file)
-    base = load_gguf(write_gguf(folder / f"tiny_{kind}.gguf", base_tensors, kind))
+    base = load_gguf(formats.write_gguf(folder / f"tiny_{kind}.gguf", base_tensors, kind))
     # The same base as an unquantised model, with the decoded weights.
     import gguf
 

@@ -1,0 +1,74 @@
+"""Distilled weights on models in the formats that people load, in a real ComfyUI on the CPU: errors, not speed.
+
+    COMFYUI_PATH=ComfyUI ComfyUI/.venv/bin/python -m benchmarks.formats --output benchmarks/records/NAME.json
+
+with the Python that runs that ComfyUI; GGUF's rows need the pack ComfyUI-GGUF and its library there. The model is the
+demo's trained FLUX. Every error is that of the model's flow relative to the same graph with the model in bf16, by the
+host's own eager kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .timing import first_line, write_record
+
+# As in overhead.py.
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
+
+from support_comfy import boot, format_rows, formats
+
+
+def measure(host: Any, pack: Any) -> list[dict[str, Any]]:
+    """A row for each format; a format that this ComfyUI has not got states the reason."""
+    laboratory = format_rows.Laboratory(host, pack)
+    rows: list[dict[str, Any]] = []
+    for form in tqdm(formats.FORMATS, unit="format"):
+        lacking = formats.missing(host, form)
+        rows.append({"format": form.name, "lacking": lacking} if lacking else format_rows.as_json(laboratory.row(form)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=first_line(__doc__))
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--output", type=Path, help="write a JSON record here")
+    options = parser.parse_args()
+    found = boot.find_comfyui()
+    if not found:
+        parser.error("there is no ComfyUI; name its folder in COMFYUI_PATH")
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        host = boot.boot(found[0], boot.make_base(Path(folder)))
+        loaded = host.load_pack(boot.install_pack(host.base))
+        if not loaded.accepted:
+            raise SystemExit(f"ComfyUI did not take the pack: {loaded.logged}")
+        merging = found[0] / "comfy_extras" / "nodes_model_merging.py"
+        asyncio.run(host.nodes.load_custom_node(str(merging), module_parent="comfy_extras"))
+        rows = measure(host, loaded.module)
+    for row in rows:
+        print(row)
+    if options.output:
+        versions = {"comfyui": host.version, "comfy-kitchen": version_of("comfy-kitchen"), "gguf": version_of("gguf")}
+        write_record(options.output, torch.device("cpu"), {**versions, "threads": options.threads}, rows)
+
+
+def version_of(package: str) -> str | None:
+    """An installed package's version; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Distilled weights on the formats that people load: int8, nvfp4, mxfp8 and mixed files. fp8 and GGUF: see
+``test_quantised_bases.py``; all formats and all kinds of weights: ``benchmarks.formats``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.host.support_comfy.format_rows import Laboratory, mean_error, unload
+from tests.host.support_comfy.formats import FORMATS, Format, missing, write_model
+
+FAST = ("nvfp4", "int8, convrot", "mixed: fp8 attention, nvfp4 MLP")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inference_mode() -> Iterator[None]:
+    """As the host's executor runs every node; its quantised tensors cannot be patched half in and half out of it."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def laboratory(host, pack, inference_mode) -> Laboratory:
+    file = Path(sys.modules["nodes"].__file__).parent / "comfy_extras" / "nodes_model_merging.py"
+    asyncio.run(host.nodes.load_custom_node(str(file), module_parent="comfy_extras"))
+    return Laboratory(host, pack, side=128, scenes=1)
+
+
+def in_host(host, form: Format) -> Format:
+    """The format; the test is skipped if this host has not got it."""
+    if why := missing(host, form):
+        pytest.skip(why)
+    return form
+
+
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(form, marks=() if form.name in FAST else pytest.mark.slow) for form in FORMATS],
+    ids=lambda form: form.name,
+)
+def test_weights_of_every_kind_on_a_format(host, laboratory, form):
+    """Patching costs at most what stochastic rounding may: twice the variance of rounding to nearest, all else same."""
+    row = laboratory.row(in_host(host, form))
+    own = max(row.own, row.merged)
+    without = mean_error(laboratory.flows(laboratory.windows(laboratory.plain())), laboratory.expected_windowed["whole"])
+    assert without > 1.5 * own, "the weights must matter here"
+    for kind, error in row.patched.items():
+        assert error < 1.8 * own + 1e-6, kind
+        assert row.partial[kind] < 1.2 * own + 1e-6, f"{kind}, loaded in parts: nothing is quantised anew"
+    assert row.lora_order, "a LoRA before and after the node"
+    assert row.lora < 3 * own + 1e-6
+    assert row.patched_size == row.size, "patched weights stay in the model's format"
+    if form.kind == "gguf":
+        return  # Its library keeps the file's tensors and patches them at each use.
+    assert row.saved
+    if form.name == "bf16":
+        assert own == 0 and all(row.partial_is_whole.values())
+
+
+@pytest.mark.parametrize("name", ["int8, convrot"])
+def test_a_delta_that_a_saved_quantised_model_carries_is_noticed(host, laboratory, caplog, name):
+    (form,) = (form for form in FORMATS if form.name == name)
+    load = write_model(host, in_host(host, form), laboratory.tensors, "format_carrying")
+    first = laboratory.clear(load(), "delta")
+    assert "carries about" not in caplog.text
+    laboratory.flows(first)
+    again = laboratory.saved(first)
+    unload()
+    laboratory.clear(again, "delta")
+    assert "carries about 100 % of it already" in caplog.text
