@@ -48,6 +48,7 @@ def run_suites(python: Path, arguments: list[str]) -> int:
     """Runs the suites and prints one line for each, what ran on which ComfyUI, and the sum."""
     options = ["--slow" if argument == "--all" else argument for argument in arguments]
     hosts = find_hosts()
+    find_front_end()  # a wrong folder is refused before anything runs
     results: list[Result] = []
     on_hosts: list[str] = []
     skipped: list[str] = []
@@ -221,6 +222,50 @@ def host_pytest(python: Path, checkout: Path) -> list[str]:
             raise RefusedError(f"pytest could not be fetched for {host}; pip's message above says why.")
         unfinished.rename(folder)
     return [str(host), "-c", RUN_PYTEST, str(folder)]
+
+
+def find_front_end() -> Path | None:
+    """The built front end to test instead of each ComfyUI's own, from ``COMFYUI_FRONT_END``.
+
+    Raises:
+        RefusedError: The variable names a folder that holds no built front end.
+    """
+    named = os.environ.get("COMFYUI_FRONT_END", "")
+    if not named:
+        return None
+    folder = Path(named).expanduser().resolve()
+    # As pip unpacks the host's package, the built files are one folder below.
+    folder = next((each for each in (folder, folder / "static") if (each / "index.html").is_file()), folder)
+    if not (folder / "index.html").is_file():
+        raise RefusedError(
+            f"COMFYUI_FRONT_END names {named}, where there is no index.html; name the folder static of an unpacked "
+            "comfyui-frontend-package."
+        )
+    return folder
+
+
+def front_end_arguments() -> list[str]:
+    """What makes a ComfyUI's server show the front end of ``COMFYUI_FRONT_END``; nothing if it keeps its own."""
+    folder = find_front_end()
+    return ["--front-end-root", str(folder)] if folder else []
+
+
+def front_end_version(checkout: Path) -> str:
+    """The version of the front end that is tested on a ComfyUI, as pip noted it beside the package."""
+    folder = find_front_end()
+    if folder is None:
+        found = subprocess.run(
+            [
+                str(host_interpreter(checkout)),
+                "-c",
+                "from importlib.metadata import version; print(version('comfyui_frontend_package'))",
+            ],
+            capture_output=True,
+            text=True,
+        )
+        return found.stdout.strip() or "of unknown version"
+    notes = sorted(folder.parents[1].glob("comfyui_frontend_package-*.dist-info"))
+    return notes[-1].name.removesuffix(".dist-info").split("-", 1)[1] if notes else f"of unknown version at {folder}"
 
 
 def find_browser() -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.page_hands import skip_the_welcome
-from tools.suites import find_browser, find_hosts, host_interpreter, host_version
+from tools.suites import find_browser, find_hosts, front_end_arguments, front_end_version, host_interpreter, host_version
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -54,10 +54,23 @@ FLAGS = [
 ]
 
 
-def pytest_report_header() -> str | None:
+# Deprecation warnings are printed by the front end's own file: only the stack tells who is meant.
+TELL_WHO_WARNED = """for (const level of ["warn", "error"]) {
+    const print = console[level];
+    console[level] = (...told) => {
+        const frames = new Error().stack.split("\\n").filter(frame => frame.includes("/extensions/"));
+        print.apply(console, frames.length ? [...told, `called by ${frames.map(frame => frame.trim()).join(", ")}`] : told);
+    };
+}"""
+
+# Else the front end prints each of them once in a page, and names only the first script that it meets.
+REPEAT_WARNINGS = "() => { LiteGraph.alwaysRepeatWarnings = true; }"
+
+
+def pytest_report_header() -> str | list[str]:
     if not (BROWSER and HOSTS):
         return "frontend tests are left out: they need a ComfyUI (COMFYUI_PATH) and Chromium or Chrome on the PATH"
-    return None
+    return [f"front end {front_end_version(checkout)} on ComfyUI {host_version(checkout)}" for checkout in HOSTS]
 
 
 @dataclass
@@ -76,12 +89,20 @@ class OpenPage:
         """Complaints that name the pack, its files or its nodes."""
         return [text for text in self.complaints if "clear" in text.lower()]
 
+    def deprecated(self) -> list[str]:
+        """Warnings that a script of ours reads or calls what a later front end will not have."""
+        return [text for text in self.about_us() if "deprecated" in text.lower()]
+
     def alerts(self) -> list[str]:
-        """Texts that the front end shows over the graph: dialogs and messages in a corner."""
+        """Texts that the front end shows over the graph: dialogs and messages in a corner.
+
+        Newer front ends keep an empty element of that role for messages to come.
+        """
         return [
             text
             for role in ("dialog", "alertdialog", "alert")
             for text in self.page.get_by_role(role).all_inner_texts()
+            if text.strip()
         ]
 
     def load(self, workflow: dict[str, Any]) -> None:
@@ -140,7 +161,7 @@ def server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     # No button in these tests may reach the network.
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "1")
-        with Server(checkout, host_interpreter(checkout), base) as running:
+        with Server(checkout, host_interpreter(checkout), base, arguments=front_end_arguments()) as running:
             yield running
 
 
@@ -168,13 +189,16 @@ def opened_page(browser: Browser, server: Server, **options: Any) -> Iterator[Op
                 else None
             ),
         )
+        opened.page.add_init_script(TELL_WHO_WARNED)
         opened.page.on("pageerror", lambda error: opened.complaints.append(f"{error.message}\n{error.stack}"))
         opened.page.on("requestfailed", lambda request: opened.complaints.append(f"{request.url}: {request.failure}"))
         opened.page.goto(server.url)
         opened.page.wait_for_function(
             "() => window.app?.graph && window.LiteGraph?.registered_node_types?.['CLEARAttention']", timeout=90_000
         )
+        opened.page.evaluate(REPEAT_WARNINGS)
         yield opened
+        assert not opened.deprecated(), opened.deprecated()[0]
 
 
 @pytest.fixture

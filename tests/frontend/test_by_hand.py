@@ -97,7 +97,7 @@ def test_a_placed_node_says_which_pack_it_is_from(tab, server, kind):
 
 def test_nodes_of_others_are_left_alone(tab):
     empty_canvas(tab.page)
-    place_from_search(tab.page, "EmptyLatentImage")
+    place_from_search(tab.page, "Empty Latent Image")
     (entry,) = tab.page.evaluate(SAVED)["nodes"]
     assert "cnr_id" not in entry["properties"] or entry["properties"]["cnr_id"] == "comfy-core"
 

@@ -20,7 +20,7 @@ from tests.host.support_comfy import boot
 from tests.host.support_comfy.server import Server
 from tests.support.page_hands import skip_the_welcome
 from tests.support.registry import REAL, Registry, published_files
-from tools.suites import host_interpreter
+from tools.suites import front_end_arguments, host_interpreter
 
 GRAPH = boot.PROJECT / "example_workflows" / "clear_text_to_image_1k_to_4k.json"
 OURS = {"CLEARAttention", "CLEARUpscale", "CLEARInspect"}
@@ -71,7 +71,7 @@ def running(checkout: Path, base: Path, registry: Registry) -> Iterator[Server]:
         checkout,
         host_interpreter(checkout),
         base,
-        arguments=["--enable-manager"],
+        arguments=["--enable-manager", *front_end_arguments()],
         environment={"CLEAR_TEST_REGISTRY": registry.url},
     ) as server:
         yield server

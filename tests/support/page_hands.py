@@ -42,8 +42,9 @@ WIDGET = """([id, name]) => {
 }"""
 
 
-# The front end's dialogs for a first visit would cover the graph.
-SETTINGS = '{"Comfy.TutorialCompleted": true, "Comfy.Release.Status": "skipped"}'
+# The front end's dialogs for a first visit would cover the graph, or the form of an app.
+SETTINGS = """{"Comfy.TutorialCompleted": true, "Comfy.Release.Status": "skipped",
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"]}"""
 
 
 def skip_the_welcome(base: Path) -> None:
