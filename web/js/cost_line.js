@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { enlargedSize, lookAgain, sampledSize } from "./frame_size.js";
-import { allGraphs, isOff, sourceOfType, valueOf } from "./graph.js";
+import { allGraphs, isLinked, isOff, sourceOfType, valueOf } from "./graph.js";
 import { SETTINGS } from "./settings.js";
 import "./get_weights.js";  // so that its button is above the line in every front end
 
@@ -24,18 +24,17 @@ let answers = new Map();  // question: its answer, or a promise of it
 
 const UNSEEN = "the model's source is only known when it runs";
 
-const isLinked = (input) => input.link != null;
 const takesModel = (input) => input.type === "MODEL";
 
 // A node at which models begin: it is fed with nothing but values of its widgets, and is no alias of another node.
-const isLoader = (node) => !node.isVirtualNode && !node.inputs?.some((input) => isLinked(input) && !input.widget);
+const isLoader = (node) => !node.isVirtualNode && !node.inputs?.some((input, at) => !input.widget && isLinked(node, at));
 
 // The nearest CLEAR Attention before a node: null where there is none, a text where that cannot be told. Only a run can
 // follow a switch, a merge, or an alias that another pack resolves by its own means.
 function attentionBefore(node) {
   for (let at = node, step = 0; step < 100; step++) {
     if (!at.inputs?.some(takesModel)) return isLoader(at) ? null : UNSEEN;
-    if (at.inputs.filter((input) => takesModel(input) && isLinked(input)).length > 1) return UNSEEN;
+    if (at.inputs.filter((input, index) => takesModel(input) && isLinked(at, index)).length > 1) return UNSEEN;
     at = sourceOfType(at, "MODEL");
     if (!at) return "connect a model";
     if (at.comfyClass === ATTENTION) return at;

@@ -1,5 +1,8 @@
 // Which node feeds an input and which inputs an output feeds, as the run will see it: through reroutes, bypassed nodes
 // and the borders of subgraphs; a muted node feeds nothing.
+//
+// Only this file reads links. Newer front ends warn of scripts that read `input.link` or `output.links`; the calls below
+// are in every front end of the supported hosts.
 const MUTED = 2;
 const BYPASSED = 4;
 const SUBGRAPH_INPUTS = -10;
@@ -9,6 +12,22 @@ export const isOff = (node) => node.mode === MUTED || node.mode === BYPASSED;
 
 const passesOn = (node) => node.mode === BYPASSED || node.type === "Reroute";
 const fits = (one, other) => one === other || one === "*" || other === "*";
+
+// The link into the input at this index, or undefined. A node that holds a subgraph has its own `getInputLink`, which
+// follows an output inwards, so every node is asked by the call that they all inherit.
+function linkInto(node, index) {
+  if (!node.graph || !node.inputs?.[index]) return undefined;
+  return LiteGraph.LGraphNode.prototype.getInputLink.call(node, index) ?? undefined;
+}
+
+// The links out of the output at this index. The front end offers the nodes at their ends, but these leave out the
+// border of a subgraph and the input that a link goes to.
+function linksOutOf(node, index) {
+  const links = [...(node.graph?.links?.values() ?? [])];
+  return links.filter((link) => String(link.origin_id) === String(node.id) && link.origin_slot === index);
+}
+
+export const isLinked = (node, index) => linkInto(node, index) !== undefined;
 
 // All graphs of the open workflow, subgraphs included.
 export function allGraphs(root) {
@@ -49,13 +68,12 @@ function origin(graph, link) {
 
 // The node that feeds the input at this index, or undefined.
 export function source(node, index) {
-  const link = node.inputs?.[index]?.link;
-  return link == null ? undefined : origin(node.graph, node.graph?.getLink(link));
+  return origin(node.graph, linkInto(node, index));
 }
 
 // The node that feeds the first connected input of a type.
 export function sourceOfType(node, ...types) {
-  const index = node.inputs?.findIndex((input) => types.includes(input.type) && input.link != null) ?? -1;
+  const index = node.inputs?.findIndex((input, at) => types.includes(input.type) && isLinked(node, at)) ?? -1;
   return index < 0 ? undefined : source(node, index);
 }
 
@@ -81,7 +99,7 @@ function* arrivals(graph, link) {
 
 // The nodes that the output at this index feeds.
 export function* targets(node, index) {
-  for (const link of node.outputs?.[index]?.links ?? []) yield* arrivals(node.graph, node.graph?.getLink(link));
+  for (const link of linksOutOf(node, index)) yield* arrivals(node.graph, link);
 }
 
 const widgetValue = (node, name) => node?.widgets?.find((widget) => widget.name === name)?.value;
@@ -89,10 +107,10 @@ const widgetValue = (node, name) => node?.widgets?.find((widget) => widget.name 
 // What a widget will send: its own value, that of the primitive that feeds it, or that of the widget by which a subgraph
 // shows it outside; undefined where only a run can tell.
 export function valueOf(node, name) {
-  const index = node.inputs?.findIndex((input) => input.name === name && input.link != null) ?? -1;
-  if (index < 0) return widgetValue(node, name);
-  const link = node.graph?.getLink(node.inputs[index].link);
-  if (Number(link?.origin_id) !== SUBGRAPH_INPUTS) return widgetValue(source(node, index), "value");
+  const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  const link = linkInto(node, index);
+  if (!link) return widgetValue(node, name);
+  if (Number(link.origin_id) !== SUBGRAPH_INPUTS) return widgetValue(source(node, index), "value");
   const host = hostOf(node.graph);
   return host && valueOf(host, host.inputs[link.origin_slot]?.name);
 }
