@@ -8,9 +8,10 @@
 ``demo``, ``test`` and ``check`` make a virtual environment in ``.venv`` (once, and again when the requirements change).
 ``test`` runs three suites: the core, the pack inside every ComfyUI found, and ComfyUI's front end in a browser. ComfyUI
 is looked for in ``COMFYUI_PATH`` (several folders with the system's path separator between them), else in
-``~/ComfyUI``. ``--all`` includes the tests that take long. ``check`` runs no test: style, format, types, imports, and
-the files that ``sync`` writes from the code. ``--without-torch`` checks in a small environment of its own, all but the
-tables in ``docs`` that torch is needed to calculate.
+``~/ComfyUI``; ``COMFYUI_FRONT_END`` names another front end than each ComfyUI's own. ``--all`` includes the tests that
+take long. ``check`` runs no test: style, format, types, imports, and the files that ``sync`` writes from the code.
+``--without-torch`` checks in a small environment of its own, all but the tables in ``docs`` that torch is needed to
+calculate.
 """
 
 from __future__ import annotations

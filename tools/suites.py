@@ -1,4 +1,8 @@
-"""``dev.py test``: the core, the pack inside every ComfyUI that is found, and ComfyUI's front end in a browser."""
+"""``dev.py test``: the core, the pack inside every ComfyUI that is found, and ComfyUI's front end in a browser.
+
+``COMFYUI_FRONT_END`` names a built front end to test instead of each ComfyUI's own: the folder ``static`` of the host's
+package for it.
+"""
 
 from __future__ import annotations
 

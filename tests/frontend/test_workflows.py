@@ -75,7 +75,11 @@ def stocked(server) -> Any:
 
 @pytest.fixture(scope="module")
 def seen(stocked, lasting_tab, workflow, tmp_path_factory) -> Seen:
-    """An example, opened, saved, opened again, and photographed in light and dark and in both renderers."""
+    """An example, opened, saved, opened again, and photographed in light and dark and in both renderers.
+
+    An app too is opened as the graph that it is; ``test_app_mode.py`` opens it as an app.
+    """
+    workflow = {**workflow, "extra": {**workflow["extra"], "linearMode": False}}
     tab, page = lasting_tab, lasting_tab.page
     before = len(tab.about_us())
     tab.load(workflow)

@@ -17,6 +17,7 @@ TENTH, WHOLE = 10, 64
 SIZES = {
     "clear_text_to_image_1k_to_4k": [(384, 192)],
     "clear_upscale_faithful": [(192, 128)],
+    "clear_upscale_faithful.app": [(192, 128)],
     "clear_upscale_as_in_the_paper": [(384, 256)],
     "clear_8k_in_stages_with_tiles": [(768, 384)],
     "clear_controlnet_tile_4k": [(384, 256)],

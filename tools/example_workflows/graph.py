@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,17 +135,45 @@ class Group:
         return self.corner[1] + self.height
 
 
+@dataclass(frozen=True)
+class App:
+    """A workflow as ComfyUI's App mode shows it: a form and the results, without the graph.
+
+    Attributes:
+        inputs: Nodes and names of their widgets to the words shown with them, from top to bottom.
+        outputs: Nodes whose results are shown.
+    """
+
+    inputs: Mapping[tuple[Node, str], str]
+    outputs: Sequence[Node]
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What the front end saves of it; one that is older than App mode shows every widget, or the graph."""
+        return {
+            "linearMode": True,
+            "linearData": {
+                "inputs": [
+                    [str(node.number), widget, {"description": words}] for (node, widget), words in self.inputs.items()
+                ],
+                "outputs": [str(node.number) for node in self.outputs],
+            },
+        }
+
+
 @dataclass
 class Graph:
     """A workflow.
 
     Attributes:
-        name: File name without its extension.
+        name: File name without its extension; that of an app ends with ``.app``, as the front end names it.
         needs: First ComfyUI that runs it, if that is not the oldest one supported.
+        app: What App mode shows, in which it opens; None for a graph.
     """
 
     name: str
     needs: str | None = None
+    app: App | None = None
     nodes: list[Node] = field(default_factory=list[Node])
     groups: list[Group] = field(default_factory=list[Group])
 
@@ -238,7 +266,11 @@ class Graph:
                 for number, group in enumerate(self.groups, start=1)
             ],
             "config": {},
-            "extra": {"ds": self.view(), "workflowRendererVersion": "LG"},
+            "extra": {
+                "ds": self.view(),
+                "workflowRendererVersion": "LG",
+                **(self.app.saved if self.app else {}),
+            },
             "version": 0.4,
         }
 

@@ -43,12 +43,9 @@ def text_to_image(studio: Studio) -> Image:
     return labelled(with_insets(fitted(large), fitted(studio.small(MEADOW), SIDE // 3)), "1x, 3x")
 
 
-def upscale_faithful(studio: Studio) -> Image:
+def upscale_faithful(studio: Studio, words: str = "enlarged | redone, denoise 0.35") -> Image:
     small = studio.small(SNOW)
-    return labelled(
-        halves(fitted(enlarged(small, 2)), fitted(studio.larger(SNOW, small, 2, 0.35))),
-        "enlarged | redone, denoise 0.35",
-    )
+    return labelled(halves(fitted(enlarged(small, 2)), fitted(studio.larger(SNOW, small, 2, 0.35))), words)
 
 
 def upscale_paper(studio: Studio) -> Image:
@@ -147,6 +144,7 @@ def refine(studio: Studio) -> Image:
 PICTURES: Mapping[str, Callable[[Studio], Image]] = {
     "clear_text_to_image_1k_to_4k": text_to_image,
     "clear_upscale_faithful": upscale_faithful,
+    "clear_upscale_faithful.app": partial(upscale_faithful, words="an app: picture, size, strength"),
     "clear_upscale_as_in_the_paper": upscale_paper,
     "clear_8k_in_stages_with_tiles": eight_k,
     "clear_controlnet_tile_4k": controlnet,

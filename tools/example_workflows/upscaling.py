@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .graph import Graph
+from .graph import App, Graph
 from .models import CLIP_L, CONTROLNET, FLUX_DEV, T5, VAE, clear_weights
 from .parts import ANY_PICTURE, SCENE, WINDOWS, about, begin, result, small_picture, windows
 
@@ -13,7 +13,7 @@ from .parts import ANY_PICTURE, SCENE, WINDOWS, about, begin, result, small_pict
 def upscale_any(
     name: str, heading: str, stem: str, guidance: float, paragraphs: Sequence[str], **widgets: Any
 ) -> Graph:
-    """Any picture, made larger by the node."""
+    """Any picture, made larger by the node; as an app if the name ends with ``.app``."""
     graph = Graph(name)
     parts = begin(graph, ANY_PICTURE, guidance)
     picture = graph.add("LoadImage", title="Your picture")
@@ -31,17 +31,28 @@ def upscale_any(
     graph.column(("Models", parts.loaders), (WINDOWS, [clear]))
     graph.column(("Your picture", [picture, parts.prompt, parts.guidance]))
     graph.column(("Enlarge", [upscale]))
-    graph.column(("Result", result(graph, upscale, name.replace("clear", "CLEAR", 1))))
+    shown = result(graph, upscale, name.removesuffix(".app").replace("clear", "CLEAR", 1))
+    graph.column(("Result", shown))
+    if name.endswith(".app"):
+        # The form shows about 32 letters of each.
+        inputs = {
+            (picture, "image"): "Your picture",
+            (parts.prompt, "text"): "What the picture shows",
+            (upscale, "upscale_by"): "Size: times as wide and high",
+            (upscale, "denoise"): "Strength: 0.2 little, 0.5 a lot",
+        }
+        graph.app = App(inputs, shown[:1])
     return graph
 
 
-def upscale_faithful() -> Graph:
+def upscale_faithful(name: str = "clear_upscale_faithful", *paragraphs: str) -> Graph:
     return upscale_any(
-        "clear_upscale_faithful",
+        name,
         "Any picture, twice as large, faithfully",
         "clear_local_16",
         3.5,
         [
+            *paragraphs,
             "The picture is enlarged, a little noise is added, and FLUX takes it away again. At *denoise* 0.35 things "
             "stay what and where they are; texture and edges become crisp.",
             "- Say in the prompt what the picture shows; the better it fits, the better the detail.\n"
@@ -54,6 +65,14 @@ def upscale_faithful() -> Graph:
         steps=10,
         denoise=0.35,
         stage_denoise="",
+    )
+
+
+def upscale_faithful_app() -> Graph:
+    return upscale_faithful(
+        "clear_upscale_faithful.app",
+        "This is the graph behind the app: ComfyUI's App mode shows the picture, its prompt, the size and the strength "
+        "alone. Whatever you change here, the app does as well.",
     )
 
 

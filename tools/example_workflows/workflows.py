@@ -9,7 +9,7 @@ from .graph import Graph, Node
 from .guided import guided_4k, guided_8k, late_lora
 from .models import CLIP_L, FLUX_DEV, T5, T5_FP8, VAE, clear_weights
 from .parts import SCENE, WINDOWS, about, begin, result, small_picture, windows
-from .upscaling import controlnet, eight_k, upscale_faithful, upscale_paper
+from .upscaling import controlnet, eight_k, upscale_faithful, upscale_faithful_app, upscale_paper
 
 
 def text_to_image() -> Graph:
@@ -197,6 +197,7 @@ def side_by_side() -> Graph:
 EXAMPLES: Sequence[Callable[[], Graph]] = (
     text_to_image,
     upscale_faithful,
+    upscale_faithful_app,
     upscale_paper,
     eight_k,
     controlnet,
