@@ -9,9 +9,9 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "web" / "js"
 
-# `input.link` and `output.links`, and `node.outputs[0]["links"]`: newer front ends warn of whoever reads them.
+# `input.link` and `output.links`: newer front ends warn of whoever reads them.
 DEPRECATED = re.compile(r"""(?:\b(?:in|out)puts?|slot)\b[^;\n]*?(?:\.|\[["'])links?\b|\binput\.link\b""")
-READS_LINKS = re.compile(r"""\.links?\b|\[["']links?["']\]|\bgetInputLink\b|\bgetOutputNodes\b|\bgetLink\b|\blinkIds\b""")
+READS_LINKS = re.compile(r"""\.links?\b|\[["']links?["']\]|\b(?:getInputLink|getOutputNodes|getLink|linkIds)\b""")
 
 
 def code(text: str) -> str:

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.page_hands import skip_the_welcome
-from tools.suites import find_browser, find_hosts, front_end_arguments, front_end_version, host_interpreter, host_version
+from tools.suites import (
+    find_browser,
+    find_hosts,
+    front_end_arguments,
+    front_end_version,
+    host_interpreter,
+    host_version,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -36,6 +43,7 @@ SLOW = {
     "clear_krea_2_to_4k",
     "clear_refine_after_esrgan",
     "clear_sdxl_to_4k",
+    "clear_upscale_faithful.app",
 }
 
 BROWSER, HOSTS = find_browser(), find_hosts()
@@ -59,7 +67,8 @@ TELL_WHO_WARNED = """for (const level of ["warn", "error"]) {
     const print = console[level];
     console[level] = (...told) => {
         const frames = new Error().stack.split("\\n").filter(frame => frame.includes("/extensions/"));
-        print.apply(console, frames.length ? [...told, `called by ${frames.map(frame => frame.trim()).join(", ")}`] : told);
+        const callers = frames.map(frame => frame.trim()).join(", ");
+        print.apply(console, callers ? [...told, `called by ${callers}`] : told);
     };
 }"""
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.host.support_comfy import boot
 from tests.host.support_comfy.server import output_files
+from tests.support.page_hands import run_to_the_end
 from tests.support.tiny_examples import PICTURE, tiny, write_picture
 from tools.suites import front_end_version
 
@@ -57,18 +58,6 @@ def with_tiny_flux(route: Any) -> None:
         route.continue_()
 
 
-def run_to_the_end(page: Any, server: Any) -> dict[str, Any]:
-    """Presses Run and waits for the server's entry in its history."""
-    before = set(server.get("/history"))
-    page.get_by_role("button", name="Run").last.click()
-    for _ in range(600):
-        page.wait_for_timeout(200)
-        for prompt, entry in server.get("/history").items():
-            if prompt not in before and entry["status"]["status_str"] in ("success", "error"):
-                return entry
-    raise TimeoutError(server.log)
-
-
 def test_it_opens_shows_its_form_runs_and_is_saved_unchanged(picture, tab, server, checkout, tmp_path):
     page = tab.page
     open_template(page)
@@ -83,7 +72,7 @@ def test_it_opens_shows_its_form_runs_and_is_saved_unchanged(picture, tab, serve
         assert page.get_by_role("button", name="Open Workflow").is_visible()
     opened = page.evaluate(SAVED)
     page.route("**/prompt", with_tiny_flux)
-    (made,) = output_files(run_to_the_end(page, server), server.base)
+    (made,) = output_files(run_to_the_end(page, server, 240), server.base)
     page.wait_for_timeout(2000)
     page.screenshot(path=tmp_path / "run.png")
     assert made.name.startswith("CLEAR_upscale_faithful_")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.host.support_comfy.boot import PROJECT
 from tests.host.support_comfy.sampling import Graph
-from tests.support.page_hands import connect, edit_widget, empty_canvas, place_from_search
+from tests.support.page_hands import connect, edit_widget, empty_canvas, place_from_search, run_to_the_end
 
 NODES = {
     "CLEARAttention": "CLEAR Attention",
@@ -135,23 +135,11 @@ def tiny_workflow(steps: int | None = None) -> Graph:
     return graph
 
 
-def run_to_the_end(tab: Any, server: Any, seconds: float) -> dict[str, Any]:
-    """Presses Run and waits for the server's entry in its history."""
-    before = set(server.get("/history"))
-    tab.page.get_by_role("button", name="Run", exact=True).first.click()
-    for _ in range(int(seconds * 2)):
-        tab.page.wait_for_timeout(500)
-        for prompt, entry in server.get("/history").items():
-            if prompt not in before and entry["status"]["status_str"] in ("success", "error"):
-                return entry
-    raise TimeoutError(f"the workflow did not end within {seconds} s")
-
-
 @pytest.mark.parametrize("steps", [1, pytest.param(None, marks=pytest.mark.slow)], ids=["one step", "as it is"])
 def test_the_tiny_workflow_runs(tab, server, tmp_path, steps):
     tab.load(tiny_workflow(steps))
     assert tab.alerts() == []
-    entry = run_to_the_end(tab, server, 400)
+    entry = run_to_the_end(tab.page, server, 400)
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
     (shown,) = [output["images"] for output in entry["outputs"].values() if "images" in output]
     assert Path(server.base / "output" / shown[0]["filename"]).stat().st_size > 100_000

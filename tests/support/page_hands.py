@@ -122,3 +122,15 @@ def edit_widget(page: Any, node: Any, name: str, value: Any) -> None:
     asked.first.wait_for(state="detached")
     # The front end takes a click soon after another for the second half of a double click.
     page.wait_for_timeout(SETTLE)
+
+
+def run_to_the_end(page: Any, server: Any, seconds: float) -> dict[str, Any]:
+    """Presses Run and waits for the server's entry in its history."""
+    before = set(server.get("/history"))
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    for _ in range(int(seconds * 2)):
+        page.wait_for_timeout(500)
+        for prompt, entry in server.get("/history").items():
+            if prompt not in before and entry["status"]["status_str"] in ("success", "error"):
+                return entry
+    raise TimeoutError(f"the workflow did not end within {seconds} s")

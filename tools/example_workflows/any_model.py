@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .graph import Graph, Node
+from .graph import Graph
 from .models import (
     ESRGAN,
     FLUX2_KLEIN,
@@ -22,6 +22,7 @@ from .models import (
     Z_IMAGE,
     Model,
 )
+from .node import Node
 from .parts import ANY_PICTURE, SCENE, result
 
 WITHOUT_WINDOWS = (

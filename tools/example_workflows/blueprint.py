@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .graph import Graph, Node, pack_version
+from .graph import Graph
 from .kinds import PACK
+from .node import Node, pack_version
 from .parts import ANY_PICTURE, WINDOWS, begin, windows
 
 NAME = "Upscale image, FLUX + CLEAR"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .graph import Graph, Node
+from .graph import Graph
 from .models import CLIP_L, FLUX_DEV, T5, VAE, Model, clear_weights
+from .node import Node
 
 SCENE = (
     "A wide alpine valley at first light, a wooden bridge over a clear river, wild flowers in the meadow, snow on "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .graph import App, Graph
+from .graph import Graph
 from .models import CLIP_L, CONTROLNET, FLUX_DEV, T5, VAE, clear_weights
+from .node import App
 from .parts import ANY_PICTURE, SCENE, WINDOWS, about, begin, result, small_picture, windows
 
 

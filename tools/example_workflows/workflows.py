@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .any_model import flux2_klein_4k, krea_2_4k, qwen_image_4k, refine, sdxl_4k, z_image_4k
-from .graph import Graph, Node
+from .graph import Graph
 from .guided import guided_4k, guided_8k, late_lora
 from .models import CLIP_L, FLUX_DEV, T5, T5_FP8, VAE, clear_weights
+from .node import Node
 from .parts import SCENE, WINDOWS, about, begin, result, small_picture, windows
 from .upscaling import controlnet, eight_k, upscale_faithful, upscale_faithful_app, upscale_paper
 
