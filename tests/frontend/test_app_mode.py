@@ -20,6 +20,9 @@ FORM = {"image": "Your picture", "text": "shows", "upscale_by": "Size", "denoise
 FIRST_WITH_APPS = (1, 40)
 """The front end of ComfyUI 0.9 has a forerunner: it opens the same file, and its form holds every widget."""
 
+LOADING = 90_000
+"""Milliseconds: the browser of templates begins with the pictures of hundreds."""
+
 SAVED = "() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))"
 KEYS = "all => all.map(one => one.dataset.widgetKey.split(':').pop())"
 CUT_OFF = """all => all.flatMap(one => [one, ...one.querySelectorAll("*")])
@@ -37,9 +40,9 @@ def picture(server) -> None:
 def open_template(page: Any) -> None:
     """As a user does it: the browser of templates, a search, a click on the card."""
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_role("dialog").get_by_role("textbox").first.fill(NAME.removesuffix(".app"))
+    page.get_by_role("dialog").get_by_role("textbox").first.fill(NAME.removesuffix(".app"), timeout=LOADING)
     card = page.get_by_test_id(f"template-workflow-{NAME}").first
-    card.click()
+    card.click(timeout=LOADING)
     card.wait_for(state="detached")
     page.wait_for_function("count => app.rootGraph.nodes.length === count", arg=len(written()["nodes"]))
     page.wait_for_timeout(1500)
@@ -81,6 +84,9 @@ def test_it_opens_shows_its_form_runs_and_is_saved_unchanged(picture, tab, serve
     assert {name: saved["extra"][name] for name in ("linearMode", "linearData")} == {
         name: written()["extra"][name] for name in ("linearMode", "linearData")
     }
-    assert [node["widgets_values"] for node in saved["nodes"]] == [node["widgets_values"] for node in opened["nodes"]]
+    for before, after in zip(opened["nodes"], saved["nodes"], strict=True):
+        # The front end of ComfyUI 0.9 saves the last line of progress behind them.
+        values = before.get("widgets_values", [])
+        assert (after["id"], after.get("widgets_values", [])[: len(values)]) == (before["id"], values)
     assert saved["links"] == opened["links"]
     assert tab.about_us() == [] and tab.alerts() == []
