@@ -4,6 +4,7 @@
     python3 dev.py test [--all] [options of pytest]
     python3 dev.py check [--without-torch]
     python3 dev.py sync
+    python3 dev.py archive [--release]
 
 ``demo``, ``test`` and ``check`` make a virtual environment in ``.venv`` (once, and again when the requirements change).
 ``test`` runs three suites: the core, the pack inside every ComfyUI found, and ComfyUI's front end in a browser. ComfyUI
@@ -11,7 +12,8 @@ is looked for in ``COMFYUI_PATH`` (several folders with the system's path separa
 ``~/ComfyUI``; ``COMFYUI_FRONT_END`` names another front end than each ComfyUI's own. ``--all`` includes the tests that
 take long. ``check`` runs no test: style, format, types, imports, and the files that ``sync`` writes from the code.
 ``--without-torch`` checks in a small environment of its own, all but the tables in ``docs`` that torch is needed to
-calculate.
+calculate. ``archive`` writes the file that a release ships to ``out``, or says what must not be in it; ``--release``
+also asks for what is filled in at the first release.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import subprocess
 import sys
 
 OLDEST_PYTHON = (3, 10)
-COMMANDS = ("demo", "test", "check", "sync")
+COMMANDS = ("demo", "test", "check", "sync", "archive")
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +31,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if command in ("-h", "--help") else 2
     # Not above: what these modules are written in, an older Python may not understand.
-    from tools import check, suites, sync
+    from tools import archive, check, suites, sync
     from tools.environment import PROJECT, RefusedError, prepare_environment
 
     try:
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
             return suites.run_suites(prepare_environment(), rest)
         if command == "check":
             return check.main(rest)
-        return sync.main(rest)
+        return sync.main(rest) if command == "sync" else archive.main(rest)
     except RefusedError as refusal:
         sys.exit(f"dev: {refusal}")
 

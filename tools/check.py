@@ -1,4 +1,4 @@
-"""``dev.py check``: style, format, types, imports, length of files, and generated files; no test is run.
+"""``dev.py check``: style, format, types, imports, lengths, generated files, what a release ships; no test is run.
 
 Nothing is fetched once the environment is there: the wheel of pyright brings pyright and its Node along.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools import sync
+from tools import archive, sync
 from tools.environment import PROJECT, RefusedError, prepare_environment, prepare_tools
 from tools.import_rules import WINGS, Project
 
@@ -74,6 +74,7 @@ def steps(project: Path, python: Path, with_torch: bool = True) -> list[Step]:
         Step("imports", Project(project).offences, "tools/import_rules.py lists the rules and their reasons"),
         Step("generated files", lambda: stale_lines(project, sync.stale(project)), "run python3 dev.py sync"),
         *([tables] if with_torch else []),
+        Step("release", lambda: archive.offences(project), "tools/archive.py and archive_rules.py list the rules"),
         Step("length", lambda: long_files(project), "one file, one idea: give the second one a file of its own"),
         Step(
             "ruff check",

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
+from ..environment import variable
+
 logger = logging.getLogger(__name__)
 
 MOST_ENTRIES = 256
@@ -23,11 +25,11 @@ _writing = Lock()
 def user_cache_folder() -> Path:
     """This system's folder for files that programs can make again."""
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        base = variable("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = variable("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "clear-flux"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ..environment import variable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,7 +22,7 @@ def new_accelerator(cpu: bool, **options: Any) -> Accelerator:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     on_cpu = cpu or not torch.cuda.is_available()
-    if on_cpu and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    if on_cpu and variable("ACCELERATE_USE_DEEPSPEED").lower() == "true":
         # With ``cpu`` accelerate leaves DeepSpeed out without a word, and without a backend it counts one process.
         return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")], mixed_precision="no", **options)
     return Accelerator(cpu=cpu, mixed_precision="no", **options)

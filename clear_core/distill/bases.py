@@ -48,7 +48,7 @@ def _fp8() -> Any:
     try:
         from torchao.quantization import Float8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise ImportError("base fp8 needs the package torchao: pip install torchao.") from error
+        raise ImportError("base fp8 needs the package torchao; install it with pip.") from error
 
     def change(linear: nn.Linear) -> nn.Module:
         quantize_(linear, Float8WeightOnlyConfig())
@@ -62,7 +62,7 @@ def _nf4() -> Any:
         from bitsandbytes.functional import quantize_4bit
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
     except ImportError as error:
-        raise ImportError("base nf4 needs the package bitsandbytes: pip install bitsandbytes.") from error
+        raise ImportError("base nf4 needs the package bitsandbytes; install it with pip.") from error
 
     # The library keeps its tables where it is first used, which must not be "meta".
     quantize_4bit(torch.zeros(1, 256), quant_type="nf4", compress_statistics=True)

@@ -161,7 +161,7 @@ def estimate(
     check_number("text_tokens", text_tokens, 1, whole=True)
     card = OnACard(dtype != torch.float32, norms)
     with META:
-        transformer: Any = build().to(dtype).eval()
+        transformer: Any = build().to(dtype).train(False)
     # Without its windows the student is the teacher's call with other weights; a window's kernel keeps as much.
     pair = Pair(transformer, ClearSpec(config.radius), rank=config.rank)
     pair.handle.remove()

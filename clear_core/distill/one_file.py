@@ -68,7 +68,7 @@ def load_one_file(path: Path, dtype: torch.dtype) -> Any:
             f"{name} looks like a {family.name} but {odd[0]} is missing or of another size; use a whole model's file."
         )
     model.load_state_dict(state, assign=True)
-    return model.to(dtype).eval()
+    return model.to(dtype).train(False)
 
 
 def read_config(path: Path) -> tuple[Family, Config]:

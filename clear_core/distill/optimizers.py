@@ -21,7 +21,7 @@ def new_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.
         try:
             from prodigyopt import Prodigy
         except ImportError as error:
-            raise ImportError("optimizer prodigy needs the package prodigyopt: pip install prodigyopt.") from error
+            raise ImportError("optimizer prodigy needs the package prodigyopt; install it with pip.") from error
         return Prodigy(
             parameters,
             lr=config.full_rate,
@@ -34,6 +34,6 @@ def new_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.
         try:
             from bitsandbytes.optim.adamw import AdamW8bit
         except ImportError as error:
-            raise ImportError("optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes.") from error
+            raise ImportError("optimizer adamw8bit needs the package bitsandbytes; install it with pip.") from error
         return AdamW8bit(parameters, lr=config.full_rate, weight_decay=WEIGHT_DECAY)
     return torch.optim.AdamW(parameters, lr=config.full_rate, weight_decay=WEIGHT_DECAY)

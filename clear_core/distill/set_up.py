@@ -54,7 +54,7 @@ def set_up(
     quantise(pair, config.base)
     if kind == "FSDP":
         pair.keep_originals()  # No process will have whole ones.
-    transformer.eval()
+    transformer.train(False)
     if offload:
         offload_blocks(transformer, accelerator.device)
     else:
@@ -76,7 +76,7 @@ def set_up(
     # Everything is where it belongs; accelerate would bring offloaded weights to the card. DeepSpeed places by itself.
     placement = None if kind == "DEEPSPEED" else [False, False]
     student, optimizer = accelerator.prepare(transformer, new_optimizer(config, parameters), device_placement=placement)
-    student.eval()
+    student.train(False)
     order = Order(
         samples.shapes_for(pair.teaching.masks),
         config.batch * config.accumulation * accelerator.num_processes,

@@ -57,7 +57,7 @@ def family_of(transformer: Any) -> Family:
         import diffusers
     except ImportError as error:
         raise ImportError(
-            "clear_core.integrations.diffusers needs diffusers 0.32 or later: pip install 'diffusers>=0.32'."
+            "clear_core.integrations.diffusers needs diffusers 0.32 or later; install it, or a newer one, with pip."
         ) from error
     for family in IN_DIFFUSERS:
         # Older versions lack the newer classes.

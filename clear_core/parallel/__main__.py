@@ -8,7 +8,6 @@ diffusers, torch.distributed and the windows, on this machine and its links. It 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Generator
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..environment import variables
 from ..integrations.diffusers import ClearHandle, apply_clear
 from ..integrations.flux_denoiser import FluxDenoiser
 from ..number_checks import check_number
@@ -36,7 +36,7 @@ START = "python -m torch.distributed.run --nproc-per-node=2 -m clear_core.parall
 def main(arguments: list[str] | None = None) -> int:
     """One rank's part; returns the exit status."""
     options = parse(arguments)
-    if "RANK" not in os.environ:
+    if "RANK" not in variables():
         print(f"this is one of several processes; start them by: {START}", file=sys.stderr)
         return 1
     try:
@@ -115,7 +115,7 @@ def small_flux(options: argparse.Namespace, device: torch.device) -> tuple[FluxD
         )
         prompt, pooled = torch.randn(1, 64, 64), torch.randn(1, 32)
         noise = torch.randn(1, 16, options.height // 8, options.width // 8)
-    denoiser = FluxDenoiser(model.eval().to(device), prompt.to(device), pooled.to(device))
+    denoiser = FluxDenoiser(model.train(False).to(device), prompt.to(device), pooled.to(device))
     return denoiser, noise.to(device)
 
 

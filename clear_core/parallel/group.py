@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 import torch.distributed as dist
+
+from ..environment import variable
 
 
 def join_group() -> torch.device:
@@ -15,7 +15,7 @@ def join_group() -> torch.device:
         The card that is this process's own, or the processor.
     """
     cards = torch.cuda.device_count()
-    local, needed = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local, needed = int(variable("LOCAL_RANK", "0")), int(variable("LOCAL_WORLD_SIZE", "1"))
     if cards < needed:
         dist.init_process_group("gloo")
         return torch.device("cpu")

@@ -5,10 +5,10 @@ Source: the table in the README of the reference repository, github.com/Huage001
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from ..environment import variable
 from ..families import FLUX1
 from .errors import ClearFileError, printable
 from .naming import STREAMS, TRAINED
@@ -31,7 +31,7 @@ def hub_address() -> str:
     A value that is no address of the web is passed over here; ``fetch`` says what is wrong with it.
     """
     try:
-        given = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+        given = urlsplit(variable("HF_ENDPOINT"))
         if given.scheme not in ("http", "https") or not given.hostname or not given.geturl().isprintable():
             return HUB
     except ValueError:

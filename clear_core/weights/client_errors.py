@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.request
+from urllib import request
 from urllib.parse import urlsplit
 
+from ..environment import variable, variables
 from .catalogue import REPOSITORY, hub_address
 from .errors import printable
 
@@ -94,7 +95,7 @@ def wrong_transfer(said: str) -> str | None:
 
 def wrong_timeout(said: str) -> str | None:
     for name in TIMEOUTS:
-        value = os.environ.get(name)
+        value = variable(name)
         if (
             value
             and not re.fullmatch(r"\s*\+?0*[1-9][0-9]{0,5}\s*", value)
@@ -126,7 +127,7 @@ def wrong_token(said: str) -> str | None:
 
 def token_source() -> str:
     """Where the client has its token from, for a sentence."""
-    given = next((name for name in ("HF_OIDC_RESOURCE", *TOKENS) if os.environ.get(name)), None)
+    given = next((name for name in ("HF_OIDC_RESOURCE", *TOKENS) if variable(name)), None)
     if given:
         return f"in {given}"
     try:
@@ -139,9 +140,9 @@ def token_source() -> str:
 
 def wrong_proxy(said: str) -> str | None:
     """A proxy's address may hold a password, so only its setting and the beginning are shown."""
-    if urllib.request.proxy_bypass(urlsplit(hub_address()).hostname or ""):
+    if request.proxy_bypass(urlsplit(hub_address()).hostname or ""):
         return None
-    for kind, address in urllib.request.getproxies().items():
+    for kind, address in request.getproxies().items():
         if kind not in ("http", "https", "all"):
             continue
         begin, between, _ = address.partition("://")
@@ -161,7 +162,7 @@ def wrong_proxy(said: str) -> str | None:
 
 
 def wrong_endpoint(said: str) -> str | None:
-    value = os.environ.get("HF_ENDPOINT")
+    value = variables().get("HF_ENDPOINT")
     if value is None or (web_address(value) and value.partition("://")[0] in ("http", "https")):
         return None
     return f"HF_ENDPOINT is {discreet(printable(value, 200))!r}; expected an address like https://huggingface.co"
@@ -169,7 +170,7 @@ def wrong_endpoint(said: str) -> str | None:
 
 def wrong_certificates(said: str) -> str | None:
     for name in CERTIFICATES:
-        value = os.environ.get(name)
+        value = variable(name)
         if value and not os.path.exists(value) and any(word in said for word in ("certificate", "filenotfound", "ssl")):
             return f"{name} is {printable(value, 200)!r}, which does not exist; correct or unset it"
         if value and ("sslerror" in said or "certificate" in said):
@@ -179,7 +180,7 @@ def wrong_certificates(said: str) -> str | None:
 
 def wrong_number(said: str) -> str | None:
     """Any other variable of the client whose value it could not read as a number."""
-    for name, value in os.environ.items():
+    for name, value in variables().items():
         ours = name.startswith(("HF_", "HUGGING")) and name not in TOKENS and value
         if ours and "valueerror" in said and repr(value).lower() in said:
             return f"{name} is {printable(value)!r}, which huggingface_hub does not take; correct or unset it"

@@ -1,10 +1,9 @@
-"""What the Manager and the Registry read: pyproject.toml, requirements, changelog, icon and banner, what is served."""
+"""What the Manager and the Registry read: pyproject.toml, requirements, changelog, icon and banner."""
 
 from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +14,9 @@ try:
 except ModuleNotFoundError:  # Python 3.10, where pytest brings it
     import tomli as tomllib
 
+from tools.archive import SERVED
+from tools.release import EXPECTED
+
 PROJECT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 COMFY = PYPROJECT["tool"]["comfy"]
@@ -23,41 +25,10 @@ PICTURES = PROJECT / "docs" / "pictures"
 # What must never be installed into somebody's ComfyUI: its own torch would be replaced.
 TORCHS_OWN = re.compile(r"torch|triton|xformers|nvidia|flash.attn", re.IGNORECASE)
 
-# What a user of the nodes gets.
-SERVED = {
-    "CHANGELOG.md",
-    "LICENSE",
-    "README.md",
-    "__init__.py",
-    "clear_core",
-    "docs",
-    "example_workflows",
-    "locales",
-    "nodes",
-    "pyproject.toml",
-    "requirements.txt",
-    "web",
-}
-SERVED_WHERE_THERE = {"subgraphs"}
-
 
 def requirement_lines(name: str) -> list[str]:
     lines = (line.split("#")[0].strip() for line in (PROJECT / name).read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
-
-
-def top_level() -> set[str]:
-    """Files and folders of the project itself, without what git ignores where this is a checkout."""
-    if (PROJECT / ".git").exists():
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        return {path.split("/")[0] for path in listed}
-    return {path.name for path in PROJECT.iterdir()}
 
 
 def test_the_name_is_one_the_registry_takes():
@@ -115,7 +86,7 @@ def test_icon_and_banner_are_as_the_registry_wants_them(name, ratio, largest):
 
 
 def test_addresses_are_all_empty_or_all_right():
-    """They are unknown until the first release, and the publishing workflow refuses while they are."""
+    """They are unknown until the first release, and a release is refused while they are."""
     urls = PYPROJECT["project"]["urls"]
     known = {
         "Repository": urls["Repository"],
@@ -124,9 +95,7 @@ def test_addresses_are_all_empty_or_all_right():
         "Icon": COMFY["Icon"],
         "Banner": COMFY["Banner"],
     }
-    workflow = (PROJECT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
-    (refused,) = re.findall(r"\^\(([\w|]+)\) = ", workflow)
-    assert set(refused.split("|")) == set(known)
+    assert set(EXPECTED) == set(known)
     if not any(known.values()):
         return
     repository = urlsplit(known["Repository"])
@@ -138,11 +107,8 @@ def test_addresses_are_all_empty_or_all_right():
         assert known[name].startswith(start) and (PROJECT / known[name].removeprefix(start)).is_file()
 
 
-def test_the_registry_serves_what_users_need_and_no_more():
-    top = top_level()
-    lines = requirement_lines(".comfyignore")
-    assert not any(set(line) & set("*?[!") for line in lines), "this test understands plain names only"
-    left_out = {line.rstrip("/") for line in lines if "/" not in line.rstrip("/")}
-    assert top - left_out - SERVED_WHERE_THERE == SERVED
-    deeper = {line for line in lines if "/" in line.rstrip("/")}
-    assert all((PROJECT / line).exists() for line in deeper)
+def test_what_is_served_is_there_and_what_is_left_out_too():
+    assert [name for name in sorted(SERVED) if not (PROJECT / name).exists()] == []
+    ignored = [line.strip("/") for line in requirement_lines(".comfyignore")]
+    made = {".venv", "out"}  # by dev.py
+    assert [name for name in ignored if name not in made and not (PROJECT / name).exists()] == []

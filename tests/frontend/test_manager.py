@@ -19,7 +19,8 @@ import pytest
 from tests.host.support_comfy import boot
 from tests.host.support_comfy.server import Server
 from tests.support.page_hands import skip_the_welcome
-from tests.support.registry import REAL, Registry, published_files
+from tests.support.registry import REAL, Registry
+from tools.archive import shipped
 from tools.suites import front_end_arguments, host_interpreter
 
 GRAPH = boot.PROJECT / "example_workflows" / "clear_text_to_image_1k_to_4k.json"
@@ -168,7 +169,7 @@ def test_offered_installed_used_and_taken_away(checkout, base, registry, browser
                 path.relative_to(folder).as_posix()
                 for path in folder.rglob("*")
                 if path.is_file() and path.suffix != ".pyc"
-            } == {*published_files(), ".tracking"}
+            } == {*shipped(boot.PROJECT), ".tracking"}
         with open_page(browser, server, registry) as page:
             wait_for_nodes(page, "CLEARAttention")
             page.evaluate("graph => window.app.loadGraphData(graph)", graph())

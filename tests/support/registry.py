@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import subprocess
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +17,7 @@ except ModuleNotFoundError:  # Python 3.10, where pytest brings it
     import tomli as tomllib
 
 from tests.support import PROJECT
+from tools.archive import archive, shipped
 
 REAL = "https://api.comfy.org"
 """The registry that the front end and the Manager ask by themselves."""
@@ -62,34 +60,6 @@ def entry(pack: str, version: str) -> dict[str, Any]:
     }
 
 
-def published_files() -> list[str]:
-    """The files of this checkout that publishing takes: those that git tracks, but for .comfyignore's.
-
-    Raises:
-        RuntimeError: The project is not a checkout of git, or there is no git.
-    """
-
-    def listed(*which: str) -> set[str]:
-        try:
-            done = subprocess.run(
-                ["git", "ls-files", "-z", *which], cwd=PROJECT, capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise RuntimeError(f"git does not list the project's files: {error}") from None
-        return set(done.stdout.split("\0")) - {""}
-
-    return sorted(listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore"))
-
-
-def archive() -> bytes:
-    """The zip file that a Manager downloads."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
-        for name in published_files():
-            file.write(PROJECT / name, name)
-    return packed.getvalue()
-
-
 class Registry:
     """A registry that has one pack, this one, and a Manager's channel that has none.
 
@@ -111,7 +81,7 @@ class Registry:
         route, query = address.path, parse_qs(address.query)
         version = self.pack["latest_version"] | {"downloadUrl": f"{self.url}/node.zip"}
         if route == "/node.zip":
-            return archive()
+            return archive(PROJECT, shipped(PROJECT))
         if "/comfy-nodes/" in route or route == f"/nodes/{self.pack['id']}":  # a node's name was looked up, or a pack
             return self.pack
         if route == f"/nodes/{self.pack['id']}/install":

@@ -31,7 +31,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     samples = SampleFolder(options.data, first=-options.held_out)
     if file is not None:
         check_held_out(options, samples)
-    pair = Pair(load_transformer(options).eval(), spec)
+    pair = Pair(load_transformer(options).train(False), spec)
     if file is not None:
         load_weights(pair, file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

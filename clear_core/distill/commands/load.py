@@ -151,7 +151,7 @@ def load_vae(options: argparse.Namespace) -> Any:
             "the folder of a whole pipeline, or leave the pictures out."
         )
     vae = getattr(diffusers, name).from_pretrained(options.model, subfolder="vae", **load_options(options))
-    return vae.to("cuda" if torch.cuda.is_available() and not options.cpu else "cpu").eval()
+    return vae.to("cuda" if torch.cuda.is_available() and not options.cpu else "cpu").train(False)
 
 
 def teaching_for_samples(options: argparse.Namespace) -> Teaching:

@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     subject = Subject(skeleton, pictures_of(samples, settings.seed, device), settings, getattr(torch, options.dtype))
     if not options.download:  # A model that is not here yet has no content to compare the folder by.
         Run(subject, options.out / KEPT, about(options, samples, device))
-    subject.transformer = load_transformer(options).eval()
+    subject.transformer = load_transformer(options).train(False)
     move(subject.transformer, device)
     with tqdm(unit="call") as bar:
         measured = Run(subject, options.out / KEPT, about(options, samples, device), bar.update)

@@ -11,7 +11,7 @@ Source: ``server.create_origin_only_middleware`` and ``create_cors_middleware``;
 from __future__ import annotations
 
 import ipaddress
-import socket
+import platform
 from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import web
@@ -77,5 +77,5 @@ def is_own_name(name: str) -> bool:
         pass
     else:
         return True
-    own = {socket.gethostname().lower(), *(part.strip().lower() for part in args.listen.split(","))}
+    own = {platform.node().lower(), *(part.strip().lower() for part in args.listen.split(","))}
     return name in own or "." not in name or name.endswith(tuple(f".{end}" for end in UNOWNED))

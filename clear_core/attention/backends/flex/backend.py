@@ -6,7 +6,6 @@ attention call of their own. Permuting into tile order happens here, so the mode
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -228,16 +227,18 @@ def _told(device: torch.device, kind: _KernelKind) -> Generator[None]:
 
 def _is_compiled(kind: _KernelKind) -> bool:
     """Whether torch holds some compiled form of the kernel; also where it cannot be asked."""
-    eval_frame: Any = importlib.import_module("torch._dynamo.eval_frame")
+    from torch._dynamo import eval_frame  # pyright: ignore[reportPrivateUsage]
+
     entries = getattr(eval_frame, "_debug_get_cache_entry_list", None)
     return entries is None or bool(entries(_function(kind).__code__))
 
 
 def _guards_in_python() -> AbstractContextManager[object]:
     """torch 2.8 and 2.9 compile guards on sizes with a C++ compiler, which Windows lacks (pytorch issue 157458)."""
-    dynamo: Any = importlib.import_module("torch._dynamo.config")
-    if getattr(dynamo, "enable_cpp_symbolic_shape_guards", False):
-        return dynamo.patch(enable_cpp_symbolic_shape_guards=False)
+    from torch._dynamo import config
+
+    if getattr(config, "enable_cpp_symbolic_shape_guards", False):
+        return config.patch(enable_cpp_symbolic_shape_guards=False)
     return nullcontext()
 
 

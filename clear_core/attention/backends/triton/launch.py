@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ....environment import variable
 from ...call import padded_head_dim
 from ...overview_table import overview_table
 from ...tiling.order import KEY_TILE_SIDE, QUERY_BLOCK, query_tile_size
@@ -53,7 +53,7 @@ class BlockShape:
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, which works on a CPU and is slow."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return variable("TRITON_INTERPRET") == "1"
 
 
 class KernelTensors(NamedTuple):
