@@ -69,6 +69,13 @@ def test_what_people_read_is_there():
     assert (PROJECT / PYPROJECT["project"]["readme"]).is_file()
 
 
+def test_no_device_is_warned_of_and_every_system_is_named():
+    """The front end takes accelerators that are listed for the only ones, and CPUs cannot be listed."""
+    assert PYPROJECT["project"]["classifiers"] == ["Operating System :: OS Independent"]
+    workflow = (PROJECT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    assert all(f"{system}-latest" in workflow for system in ("ubuntu", "windows", "macos"))
+
+
 def test_scripts_are_served_once():
     """With ``web`` in pyproject.toml beside WEB_DIRECTORY, hosts serve every script under two names."""
     assert "web" not in COMFY
