@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+
+from clear_core.progress import bar, note
 
 from .emitted_kernels import emitted_kernels
 from .flex_code import Code, read_code
@@ -49,12 +50,13 @@ def main() -> None:
     name = f"{options.dtype}-{options.head_dim}"
     results: list[dict[str, Any]] = []
     print(f"{'card':>5} {'form':>7} {'masked':>7} {'whole':>6} {'spills in loops':>15} {'registers':>9} {'shared':>7}")
-    for capability in tqdm([int(one) for one in options.capability.split(",")], desc="compiling", leave=False):
+    capabilities = [int(one) for one in options.capability.split(",")]
+    for capability in bar(capabilities, unit="card", desc="compiling", leave=False):
         codes = read_code(sys.executable, capability, (f"{name}-before", name))
         for form, code in zip(("before", "after"), codes.values(), strict=True):
             one = loops(code, capability)
             results.append({"capability": capability, "form": form, **one})
-            tqdm.write(
+            note(
                 f"{capability / 10:>5} {form:>7} {one['masked']:>7} {one['whole']:>6} {one['spills_in_loops']:>15} "
                 f"{one['registers']:>9} {one['shared_bytes'] // 1024:>4} KB"
             )

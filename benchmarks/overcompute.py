@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from clear_core import ClearSpec, SequenceLayout, cost
 from clear_core.attention.tiling.plan import tile_plan
+from clear_core.progress import bar
 
 from .row_major import visited_pairs
 from .timing import first_line, write_record
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 def measure(text: int) -> list[dict[str, Any]]:
     """One row for each grid and radius; the plan's time is the best of five new constructions."""
     rows: list[dict[str, Any]] = []
-    for name, grid in tqdm(GRIDS.items(), desc="grids", leave=False):
+    for name, grid in bar(GRIDS.items(), unit="grid", leave=False):
         for radius in RADII:
             layout, spec = SequenceLayout(text, grid), ClearSpec(radius)
             plan, exact = tile_plan(layout, spec, CPU), cost.clear_pairs(layout, spec)

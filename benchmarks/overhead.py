@@ -24,7 +24,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from tqdm import tqdm
+
+from clear_core.progress import bar
 
 from .timing import first_line, write_record
 
@@ -214,7 +215,7 @@ def measure(node: type, size: Size, rounds: int, calls: int, watch: OwnTime) -> 
     models = variants(node, size)
     steps: dict[str, list[float]] = {name: [] for name in models}
     ours: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-    for number in tqdm(range(rounds), desc=size.purpose, leave=False):
+    for number in bar(range(rounds), unit="round", desc=size.purpose, leave=False):
         # The first of a round meets the caches of the last round, so the order rotates.
         for name in list(models)[number % 3 :] + list(models)[: number % 3]:
             taken, passages = time_calls(models[name], size, calls, watch)

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,8 @@ from statistics import median
 from typing import Any
 
 import torch
+
+from clear_core.progress import bar
 
 
 def first_line(text: str | None) -> str:
@@ -36,7 +38,7 @@ def interleaved(
         clock: ``time.process_time`` excludes other programs and adds up the threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in shown(range(rounds)):
+    for _ in bar(range(rounds), unit="round", leave=False):
         for name, function in functions.items():
             synchronize(device)
             start = clock()
@@ -44,15 +46,6 @@ def interleaved(
             synchronize(device)
             seconds[name].append(clock() - start)
     return seconds
-
-
-def shown(rounds: range) -> Iterable[int]:
-    """The rounds, with a bar if there is tqdm: a card's machine may have nothing but torch and Triton."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return rounds
-    return tqdm(rounds, desc="rounds", leave=False)
 
 
 @contextmanager

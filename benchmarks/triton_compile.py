@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from clear_core.attention.backends.triton.block_shapes import candidate_shapes
 from clear_core.attention.backends.triton.launch import BlockShape, OverviewLists, kernel_constants
+from clear_core.progress import bar
 
 from .timing import first_line, write_record
 
@@ -157,7 +157,7 @@ def main() -> None:
         for shape in candidate_shapes("cuda", divmod(int(one), 10), getattr(torch, options.dtype), options.head_dim)
     ]
     results: list[dict[str, Any]] = []
-    for capability, shape in tqdm(wanted, desc="compiling", leave=False):
+    for capability, shape in bar(wanted, unit="kernel", desc="compiling", leave=False):
         start = time.perf_counter()
         compiled = compile_kernel(capability, options.dtype, options.head_dim, shape)
         results.append(

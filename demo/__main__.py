@@ -27,20 +27,19 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     began = time.perf_counter()
     try:
-        from tqdm import tqdm
-
         from clear_core.inspection.window_figure import draw_window
+        from clear_core.progress import bar
 
         from .job import run_job, total_calls
         from .model import ABOUT, CAPTION
         from .sheet import contact_sheet
 
         caption = options.caption or CAPTION
-        with tqdm(total=total_calls(), unit="step", desc="starting") as bar:
+        with bar(total=total_calls(), unit="step", desc="starting") as steps:
 
             def on_call(name: str) -> None:
-                bar.set_description(name)
-                bar.update()
+                steps.set_description(name)
+                steps.update()
 
             rows = run_job(caption, options.size, options.spec, on_call)
         pictures = {"sheet.png": contact_sheet(rows, caption), "window.png": draw_window(rows[-1].layout, options.spec)}

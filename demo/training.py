@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from clear_core.progress import bar
+
 from .tiny_flux.data import Batch, training_batch
 
 WARM_UP = 100
@@ -203,8 +205,6 @@ def train(
         compiled: Whether to use torch.compile, about twice as fast.
         device: The CPU by default.
     """
-    from tqdm import tqdm
-
     out.mkdir(parents=True, exist_ok=True)
     device = device or torch.device("cpu")
     model, stages = recipe.new_model(seed), recipe.stages
@@ -220,7 +220,7 @@ def train(
     with ThreadPoolExecutor(1) as drawing, (out / "log.jsonl").open("a") as log:
         # One batch is drawn ahead.
         waiting = deque([drawing.submit(step_batch, seed, first, stages)] if first < total else [])
-        for step in tqdm(range(first, total), initial=first, total=total, unit="step"):
+        for step in bar(range(first, total), initial=first, total=total, unit="step"):
             batch = waiting.popleft().result().to(device)
             if step + 1 < total:
                 waiting.append(drawing.submit(step_batch, seed, step + 1, stages))

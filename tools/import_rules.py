@@ -60,6 +60,13 @@ RULES = (
         not_in=("clear_core.inspection",),
     ),
     Rule(
+        "clear_core/progress alone draws bars",
+        "in a log file, too, a command then ends its bar on one line",
+        inside=("clear_core", "nodes", "demo", "benchmarks", "tools"),
+        never=("tqdm",),
+        not_in=("clear_core.progress",),
+    ),
+    Rule(
         "only nodes/host touches the host; a node's own file knows comfy_api alone",
         "a new version of the host then changes one folder",
         inside=("nodes",),

@@ -15,8 +15,9 @@ if not __package__:  # Run by its path, as an isolated Python (Windows portable)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     __package__ = "clear_core.weights"
 
+from ..progress import bar
 from .catalogue import CATALOGUE, LICENCE, REPOSITORY, find_release, hub_address
-from .download import fetch
+from .download import fetch, silence_client
 from .errors import ClearFileError, FetchError, first_few, printable
 from .trained_set import FIRST, TRAINED_SETS
 
@@ -27,18 +28,13 @@ STORED_AS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float3
 
 
 @contextmanager
-def tensor_bar(label: str) -> Generator[OnTensor | None, None, None]:
-    """A progress bar as an ``on_tensor`` callback; silent without tqdm or a terminal."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield None
-        return
-    with tqdm(desc=label, unit="tensor", disable=None) as bar:
+def tensor_bar(label: str) -> Generator[OnTensor]:
+    """A progress bar as an ``on_tensor`` callback."""
+    with bar(desc=label, unit="tensor") as tensors:
 
         def on_tensor(count: int, total: int) -> None:
-            bar.total = total
-            bar.update(count - bar.n)
+            tensors.total = total
+            tensors.update(count - tensors.n)
 
         yield on_tensor
 
@@ -54,7 +50,15 @@ def list_releases(args: argparse.Namespace) -> None:
 def get(args: argparse.Namespace) -> None:
     release = find_release(args.name)
     print(LICENCE)
-    print(fetch(release.stem, args.to))
+    silence_client()
+    with bar(desc=release.stem, unit="megabyte") as megabytes:
+
+        def on_block(count: int, total: int) -> None:
+            megabytes.total = total // 10**6
+            megabytes.update(count // 10**6 - megabytes.n)
+
+        path = fetch(release.stem, args.to, on_block)
+    print(path)
 
 
 def inspect(args: argparse.Namespace) -> None:

@@ -167,6 +167,14 @@ def client_errors() -> Generator[None, None, None]:
         raise FetchError(explanation(error)) from error
 
 
+def silence_client() -> None:
+    """Turns the client's own bars off, which end on many lines in a log file."""
+    with suppress(ImportError):  # ``fetch`` says that it is missing.
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+
+
 def stream(remote: RemoteFile, part: PartFile, progress: Progress | None) -> None:
     """Appends to ``part`` until it has the announced size."""
     from huggingface_hub.file_download import http_get

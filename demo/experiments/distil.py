@@ -35,7 +35,8 @@ def run_distillation(options: argparse.Namespace) -> None:
         print(tables(json.loads(RECORD.read_text(encoding="utf-8"))))
         return
     import torch
-    from tqdm import tqdm
+
+    from clear_core.progress import bar
 
     from .distil_plans import EXTENTS, SUBJECTS
     from .distil_record import make_record
@@ -45,11 +46,11 @@ def run_distillation(options: argparse.Namespace) -> None:
     extent = EXTENTS[options.extent]
     folder = Folder(options.out / options.extent, extent)
     wanted = [each for each in SUBJECTS if options.only in (None, each.key)]
-    with tqdm(total=sum(len(each.radii) * len(each.methods) for each in wanted), unit="row") as bar:
+    with bar(total=sum(len(each.radii) * len(each.methods) for each in wanted), unit="row") as rows:
 
         def done(name: str) -> None:
-            bar.set_description(name)
-            bar.update()
+            rows.set_description(name)
+            rows.update()
 
         run_all(folder, done, options.only)
     if options.only:

@@ -28,14 +28,14 @@ def run_guidance(options: argparse.Namespace) -> None:
     if options.table:
         print(tables(json.loads(RECORD.read_text())))
         return
-    from tqdm import tqdm
+    from clear_core.progress import bar
 
     from .guidance_record import make_record
     from .guidance_run import Folder, wanted
     from .guidance_sheet import sheet
 
     folder = Folder(options.out)
-    for index, scene, attention, method, side in tqdm([*wanted(options.scenes, options.few)], unit="picture"):
+    for index, scene, attention, method, side in bar([*wanted(options.scenes, options.few)], unit="picture"):
         folder.large(index, scene, attention, method, side)
     record = make_record(folder, options.scenes, options.few)
     options.record.parent.mkdir(parents=True, exist_ok=True)

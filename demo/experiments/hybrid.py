@@ -26,7 +26,7 @@ def run_hybrid(options: argparse.Namespace) -> None:
     if options.table:
         print(tables(json.loads(RECORD.read_text())))
         return
-    from tqdm import tqdm
+    from clear_core.progress import bar
 
     from .hybrid_plans import SETTINGS, wanted
     from .hybrid_record import make_record
@@ -34,7 +34,7 @@ def run_hybrid(options: argparse.Namespace) -> None:
     from .hybrid_sheet import sheet
 
     folder = Folder(options.out)
-    for setting, plan in tqdm(wanted(SETTINGS), unit="row"):
+    for setting, plan in bar(wanted(SETTINGS), unit="row"):
         folder.latents(setting, plan)
     record = make_record(folder)
     for path in (options.record, options.sheet):

@@ -32,9 +32,8 @@ def run_locality(options: argparse.Namespace) -> None:
     if options.table:
         print(tables(json.loads(RECORD.read_text(encoding="utf-8"))))
         return
-    from tqdm import tqdm
-
     from clear_core.inspection.locality.page import draw_sheet, html_page
+    from clear_core.progress import bar
 
     from .locality_run import EXTENTS, check_side, laboratory_record, measure_side
 
@@ -43,8 +42,8 @@ def run_locality(options: argparse.Namespace) -> None:
         check_side(side)
     found: list[tuple[dict[str, Any], Any]] = []
     for side in sides:
-        with tqdm(unit="call", desc=f"{side} px") as bar:
-            found.append(measure_side(side, options.model, options.out, bar))
+        with bar(unit="call", desc=f"{side} px") as calls:
+            found.append(measure_side(side, options.model, options.out, calls))
     for path in (options.record, options.picture):
         path.parent.mkdir(parents=True, exist_ok=True)
     for side, (record, maps) in zip(sides, found, strict=True):

@@ -29,6 +29,7 @@ from clear_core.inspection.locality.summary import (
     window_errors,
 )
 from clear_core.layout import TOKEN_PIXELS
+from clear_core.progress import Bar
 
 from ..tiny_flux.caption import encode_captions
 from ..tiny_flux.data import draw_latents
@@ -71,14 +72,14 @@ def pictures(side: int) -> list[Batch]:
     return found
 
 
-def measure_side(side: int, model: Path | None, out: Path, bar: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def measure_side(side: int, model: Path | None, out: Path, bar: Bar[Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The record of a size, and the maps of its middle query.
 
     Args:
         side: In px.
         model: The tiny FLUX's file; None is the committed one.
         out: Keeps what is done, a folder for each size.
-        bar: A bar of tqdm, which counts calls of the model.
+        bar: Counts calls of the model.
     """
     file = model or MODEL_FILE
     spec = ClearSpec(side // TOKEN_PIXELS // OF_THE_SIDE)

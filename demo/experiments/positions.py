@@ -30,7 +30,7 @@ def run_positions(options: argparse.Namespace) -> None:
     if options.table:
         print(tables(json.loads(RECORD.read_text())))
         return
-    from tqdm import tqdm
+    from clear_core.progress import bar
 
     from ..tiny_sd3.weights import load_tiny_sd3
     from .positions_methods import wanted
@@ -39,7 +39,7 @@ def run_positions(options: argparse.Namespace) -> None:
     from .positions_sheet import sheet
 
     folder = Folder(options.out, load_tiny_sd3(options.model))
-    for setting, method in tqdm(wanted(), unit="row"):
+    for setting, method in bar(wanted(), unit="row"):
         folder.latents(setting, method)
     record = make_record(folder, Folder(options.out, load_tiny_sd3(options.before)) if options.before else None)
     for path in (options.record, options.sheet):

@@ -45,7 +45,8 @@ def add_quality(commands: Any) -> None:
 
 def run_distil(options: argparse.Namespace) -> None:
     import torch
-    from tqdm import tqdm
+
+    from clear_core.progress import bar, losses_told
 
     from .train import distil_window, make_samples, train_config
     from .windows import SPECS, recipe_of
@@ -60,11 +61,11 @@ def run_distil(options: argparse.Namespace) -> None:
         steps, rate, sides = options.steps or recipe.steps, options.rate or recipe.rate, options.sides or recipe.sides
         folder = options.out / "samples" / " ".join(map(str, sides))
         samples = make_samples(folder, options.samples, [(side, side) for side in sides])
-        with tqdm(total=steps, unit="step", desc=str(spec)) as bar:
+        with bar(total=steps, unit="step", desc=str(spec)) as done:
 
             def on_step(step: int, losses: dict[str, float]) -> None:
-                bar.update(step - bar.n)
-                bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
+                done.update(step - done.n)
+                done.set_postfix_str(losses_told(losses))
 
             path = distil_window(
                 train_config(spec, steps, rate=rate),
@@ -84,7 +85,8 @@ def run_measure(options: argparse.Namespace) -> None:
         if side < 16 or side % 16:
             raise SystemExit(f"--sides has {side}; expected multiples of 16 px.")
     import torch
-    from tqdm import tqdm
+
+    from clear_core.progress import bar
 
     from .quality_record import judged, make_record
     from .quality_table import tables
@@ -92,11 +94,11 @@ def run_measure(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
-    with tqdm(total=2 * len(SPECS) * len(options.sides), unit="window") as bar:
+    with bar(total=2 * len(SPECS) * len(options.sides), unit="window") as done:
         for side in options.sides:
             for row in judged(side, options.scenes, options.pictures, subject):
                 rows.append(row)
-                bar.update()
+                done.update()
     record = make_record(rows, options.scenes, options.pictures, subject)
     options.record.parent.mkdir(parents=True, exist_ok=True)
     options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...progress import bar
 from ..sample_files import sample_path
 from .load import load_pipeline, teaching_for_samples
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 
 def run_images(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from ..folder_record import read_record
     from ..inputs import checked_pictures, folders_inside, items_of, pictures_of, sources_of
     from ..prepare import Share, check_pixels, samples_from_pictures
@@ -34,7 +33,7 @@ def run_images(options: argparse.Namespace) -> None:
                 sources_of(options.folder),
                 skip_damaged=options.skip_damaged,
                 known=begun.digests if begun else (),
-                progress=lambda sources: tqdm(sources, unit="picture", desc="looking"),
+                progress=lambda sources: bar(sources, unit="picture", desc="looking"),
             )
             for remark in [*remarks, *folders_inside(options.folder)]:
                 print(remark, file=sys.stderr)
@@ -108,9 +107,7 @@ def is_complete(out: Path, total: int) -> bool:
 
 def show(made: Iterator[Path], total: int, state: PartialState) -> None:
     """Runs through the samples with a bar of the main process, which counts its own."""
-    from tqdm import tqdm
-
     mine = len(range(state.process_index, total, state.num_processes))
-    many = f"1 of {state.num_processes} processes" if state.num_processes > 1 else None
-    for _ in tqdm(made, total=mine, unit="sample", desc=many, disable=not state.is_main_process):
+    many = f"1 of {state.num_processes} processes" if state.num_processes > 1 else ""
+    for _ in bar(made, total=mine, unit="sample", desc=many, shown=state.is_main_process):
         pass

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...number_checks import check_number
+from ...progress import bar, losses_told
 from ..config import TrainConfig
 from ..training_log import TrainingLog
 from .estimate import run_estimate
@@ -58,8 +59,6 @@ class Session:
         self.pictures: Validation | None = None
 
     def run(self) -> None:
-        from tqdm import tqdm
-
         from ..checkpoint import still_to_fit
         from ..disk import check_space
         from ..order import remarks
@@ -96,18 +95,18 @@ class Session:
             accelerator.init_trackers("clear", dataclasses.asdict(self.config))
         with (
             TrainingLog(self.out, accelerator.is_main_process) as log,
-            tqdm(total=self.config.steps, unit="step", disable=not accelerator.is_main_process) as bar,
+            bar(total=self.config.steps, unit="step", shown=accelerator.is_main_process) as steps,
         ):
 
             def on_start(step: int) -> None:
                 log.begin(step)
                 self.start, self.before = step, self.judge(step)
                 self.after = self.before  # If no step is left to run.
-                bar.update(step - bar.n)
+                steps.update(step - steps.n)
 
             def on_step(step: int, losses: dict[str, float]) -> None:
-                bar.update(step - bar.n)
-                bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
+                steps.update(step - steps.n)
+                steps.set_postfix_str(losses_told(losses))
                 self._log(log, step, losses)
                 if self.pictures is not None and step % options.pictures_every == 0:
                     with self.training.autocast():

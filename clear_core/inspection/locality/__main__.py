@@ -89,12 +89,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from ...distill.commands.load import load_transformer, move, transformer_builder
     from ...distill.families import teaching_of
     from ...distill.samples import SampleFolder
     from ...number_checks import check_number
+    from ...progress import bar
     from .kept import make_folder
     from .measure import Subject
     from .page import html_page
@@ -120,9 +119,9 @@ def run(options: argparse.Namespace) -> None:
         Run(subject, options.out / KEPT, about(options, samples, device))
     subject.transformer = load_transformer(options).train(False)
     move(subject.transformer, device)
-    with tqdm(unit="call") as bar:
-        measured = Run(subject, options.out / KEPT, about(options, samples, device), bar.update)
-        bar.reset(measured.total)
+    with bar(unit="call") as calls:
+        measured = Run(subject, options.out / KEPT, about(options, samples, device), calls.update)
+        calls.reset(measured.total)
         record = measured.record()
     (options.out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (options.out / PAGE).write_text(html_page(record, measured.maps), encoding="utf-8")

@@ -39,7 +39,8 @@ def run_comparison(options: argparse.Namespace) -> None:
         sys.exit(f"--threads is {options.threads}; expected 1 or more.")
     import torch
     from safetensors import SafetensorError
-    from tqdm import tqdm
+
+    from clear_core.progress import bar
 
     from ...tiny_flux.weights import load_tiny_flux
     from .plans import EXTENTS, ROWS
@@ -54,9 +55,9 @@ def run_comparison(options: argparse.Namespace) -> None:
         sys.exit(f"{options.model} is no file of a tiny FLUX ({error}); choose one that demo.tiny_flux.train writes.")
     try:
         folder = Folder(options.out / options.extent, EXTENTS[options.extent], options.model)
-        with tqdm(jobs(folder, ROWS), unit="run") as bar:
-            for name, make in bar:
-                bar.set_description(name)
+        with bar(jobs(folder, ROWS), unit="run") as runs:
+            for name, make in runs:
+                runs.set_description(name)
                 make()
     except (BegunError, DivergedError) as error:
         sys.exit(str(error))

@@ -40,7 +40,8 @@ def run_recipe(options: argparse.Namespace) -> None:
         return
     subject = subject_of(options)
     import torch
-    from tqdm import tqdm
+
+    from clear_core.progress import bar
 
     from ..kept import begin
     from .plans import EXTENTS
@@ -64,7 +65,7 @@ def run_recipe(options: argparse.Namespace) -> None:
         "scenes": extent.scenes,
         "steps": extent.steps,
         "window": str(extent.spec),
-        "rows": list(tqdm(rows(folder, extent, subject), total=total, unit="row")),
+        "rows": list(bar(rows(folder, extent, subject), total=total, unit="row")),
     }
     for path in (options.record, options.sheet):
         path.parent.mkdir(parents=True, exist_ok=True)

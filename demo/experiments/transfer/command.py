@@ -38,22 +38,23 @@ def run_transfer(options: argparse.Namespace) -> None:
         return
     subject = subject_of(options)
     import torch
-    from tqdm import tqdm
+
+    from clear_core.progress import bar
 
     from .plans import EXTENTS
     from .record import make_record, total
 
     torch.set_num_threads(options.threads)
     extent, steps = EXTENTS[options.extent], 0
-    with tqdm(total=total(extent, options.parts), unit="row") as bar:
+    with bar(total=total(extent, options.parts), unit="row") as rows:
 
         def on_row() -> None:
-            bar.update()
+            rows.update()
 
         def on_step() -> None:
             nonlocal steps
             steps += 1
-            bar.set_postfix_str(f"step {steps} of the ControlNets' training")
+            rows.set_postfix_str(f"step {steps} of the ControlNets' training")
 
         try:
             record = make_record(options.out / options.extent, extent, subject, on_row, on_step, options.parts)

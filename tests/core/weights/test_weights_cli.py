@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from contextlib import redirect_stderr
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clear_core.weights import TRAINED_SETS, ClearHeader, read_clear_file, save_clear_lora
 from clear_core.weights.__main__ import main
+from clear_core.weights.fingerprint import Progress
 from tests.support import PROJECT
 from tests.support.golden_files import BASE
 from tests.support.trained_files import random_factors, random_tensors
@@ -45,6 +49,33 @@ def test_cli_save_takes_the_trained_tensors_out_of_a_whole_model(tmp_path, capsy
     file, base = read_clear_file(out), load_file(BASE)
     assert (file.radius, file.down_factor, file.dtypes, file.source) == (8, 1, {torch.bfloat16}, "base.safetensors")
     assert all(torch.equal(tensor, base[name].bfloat16()) for name, tensor in file.tensors().items())
+
+
+def test_a_log_file_gets_whole_lines_of_a_command(tmp_path):
+    log = tmp_path / "log.txt"
+    arguments = ["save", "--state", str(BASE), "--radius", "8", "--out", str(tmp_path / "mine.safetensors")]
+    with log.open("w", newline="") as file, redirect_stderr(file):
+        assert main(arguments) == 0
+    count = len(read_clear_file(tmp_path / "mine.safetensors").tensors())
+    assert re.fullmatch(rf"saving: {count} of {count} tensors in \d+ s\n", log.read_text())
+
+
+def test_cli_get_tells_its_megabytes_and_silences_the_client(tmp_path, monkeypatch, capsys):
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+
+    def download(name: str, folder: Path, progress: Progress) -> Path:
+        for done in (10, 20, 35):
+            progress(done * 10**6, 35 * 10**6)
+        return folder / name
+
+    monkeypatch.setattr("clear_core.weights.__main__.fetch", download)
+    try:
+        code, out, err = cli("get", "clear_local_16", "--to", tmp_path, capsys=capsys)
+        assert are_progress_bars_disabled()
+    finally:
+        enable_progress_bars()
+    assert code == 0 and out.endswith(f"{tmp_path / 'clear_local_16'}\n")
+    assert re.fullmatch(r"clear_local_16: 35 of 35 megabytes in \d+ s\n", err)
 
 
 def test_cli_save_of_another_family_and_what_inspect_says_of_it(tmp_path, capsys):
