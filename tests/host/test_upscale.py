@@ -13,31 +13,10 @@ from tests.host.support_comfy.golden import TOLERANCE, GoldenCase
 from tests.host.support_comfy.pictures import picture, write_upscale_model
 from tests.host.support_comfy.sampling import conditioning, relative_error, run_node
 from tests.host.support_comfy.upscaling import lanczos, prompt, stock_graph
+from tests.support.frozen import FROZEN
 
 SOCKETS = ["image", "model", "positive", "vae"]
-OPTIONAL = [
-    "negative",
-    "upscale_model",
-    "mask",
-    "later_model",
-    "upscale_by",
-    "seed",
-    "steps",
-    "cfg",
-    "sampler_name",
-    "scheduler",
-    "denoise",
-    "stages",
-    "stage_denoise",
-    "tile_width",
-    "tile_height",
-    "tile_overlap",
-    "color_fix",
-    "shift",
-    "guide",
-    "guide_strength",
-    "vae_tile_size",
-]
+OPTIONAL = FROZEN["CLEARUpscale"]["inputs"][len(SOCKETS) :]
 
 
 def test_inputs_are_in_their_frozen_order_and_explained(host, pack):

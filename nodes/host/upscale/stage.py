@@ -287,8 +287,11 @@ def memory_advice(doing: str, stage: Stage, advice: str) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        is_oom = getattr(comfy.model_management, "is_oom", None)
-        if not (is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)):
+        try:
+            out_of_memory = comfy.model_management.is_oom(error)
+        except AttributeError:  # an older ComfyUI
+            out_of_memory = isinstance(error, comfy.model_management.OOM_EXCEPTION)
+        if not out_of_memory:
             raise
         # The traceback keeps the failed call's tensors alive.
         error.__traceback__ = None

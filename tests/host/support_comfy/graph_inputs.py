@@ -6,23 +6,11 @@ from typing import Any
 
 import torch
 
+from tests.support.frozen import FROZEN
+
 from .sampling import conditioning
 
-CLEAR_WIDGETS = [
-    "weights_name",
-    "strength",
-    "radius",
-    "ntk_factor",
-    "proportional_attention",
-    "start_percent",
-    "end_percent",
-    "dense_blocks",
-    "min_tokens",
-    "controlnet",
-    "backend",
-    "down_factor",
-    "ntk",
-]
+CLEAR_WIDGETS = FROZEN["CLEARAttention"]["inputs"][1:]
 """Widgets of CLEARAttention in their frozen order: saved workflows restore them by position."""
 
 
