@@ -55,7 +55,7 @@ def bar(
         leave: Whether the last state stays to be seen.
         shown: Whether there is anything to be seen.
     """
-    if shown and sys.stderr.isatty():
+    if shown and in_terminal():
         try:
             from tqdm import tqdm
         except ImportError:
@@ -66,6 +66,18 @@ def bar(
     return Lines(items, unit, total, initial, desc, leave and shown, BETWEEN_LINES if shown else float("inf"))
 
 
+def in_terminal() -> bool:
+    """Whether standard error is a terminal, in which a bar can be drawn over and over on its line."""
+    return sys.stderr.isatty()
+
+
+def silence_libraries() -> None:
+    """Turns off the bars of diffusers and transformers, as far as they are loaded, where they cannot be drawn."""
+    for name in ("diffusers.utils.logging", "transformers.utils.logging"):
+        if name in sys.modules and not in_terminal():
+            sys.modules[name].disable_progress_bar()
+
+
 def losses_told(losses: Mapping[str, float]) -> str:
     """Losses after the count of a bar's steps."""
     return ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
@@ -73,7 +85,7 @@ def losses_told(losses: Mapping[str, float]) -> str:
 
 def note(text: str) -> None:
     """Prints a line to standard output, above a bar that is drawn at this moment."""
-    if "tqdm" in sys.modules and sys.stderr.isatty():
+    if "tqdm" in sys.modules and in_terminal():
         sys.modules["tqdm"].tqdm.write(text)
     else:
         print(text, flush=True)

@@ -1,14 +1,18 @@
-"""The pack through ComfyUI-Manager itself: offered for a graph that lacks it, installed, used and taken away again.
+"""The pack through ComfyUI-Manager itself: offered for a graph that lacks it, installed, used, updated, taken away.
 
-Only the registry is a stand-in, with the archive that publishing this checkout would give. The Manager is the one that
+Only the registry is a stand-in, with the archive that publishing this checkout would give, and one
+of an older version, made up of it. The Manager is the one that
 the host names in its ``manager_requirements.txt``; where it is not installed, these tests skip and say so.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,8 +23,8 @@ import pytest
 from tests.host.support_comfy import boot
 from tests.host.support_comfy.server import Server
 from tests.support.page_hands import skip_the_welcome
-from tests.support.registry import REAL, Registry
-from tools.archive import shipped
+from tests.support.registry import REAL, Registry, pack_id
+from tools.archive import archive, shipped
 from tools.suites import front_end_arguments, host_interpreter
 
 GRAPH = boot.PROJECT / "example_workflows" / "clear_text_to_image_1k_to_4k.json"
@@ -111,6 +115,45 @@ def graph() -> dict[str, Any]:
     return saved
 
 
+RENAMED, NOW = "ntk_scale", "ntk_factor"
+"""A widget of CLEAR Attention as the made-up older version calls it, and as it is called now."""
+
+GONE = "nodes/gone.py"
+"""A file of the older version that is no more."""
+
+
+def older_archive(packed: bytes) -> bytes:
+    """Version 0.0.9, as it might have been: one widget has another name, and there is one file more."""
+    older = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(packed)) as now, zipfile.ZipFile(older, "w") as then:
+        for name in now.namelist():
+            content = now.read(name)
+            if name == "pyproject.toml":
+                content = re.sub(rb'(?m)^version = ".*"', b'version = "0.0.9"', content)
+            if name == "nodes/attention.py":
+                assert content.count(f'"{NOW}"'.encode()) == 1
+                content = content.replace(f'"{NOW}"'.encode(), f'"{RENAMED}"'.encode())
+            then.writestr(name, content)
+        then.writestr(GONE, "")
+    return older.getvalue()
+
+
+def installed_files(folder: Path) -> set[str]:
+    """What lies in a pack's folder, without what Python writes there."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
+SET_AND_SAVE = """([name, value]) => {
+    const node = app.rootGraph.nodes.find(node => node.type === "CLEARAttention");
+    node.widgets.find(widget => widget.name === name).value = value;
+    return app.rootGraph.serialize();
+}"""
+
+WIDGETS = """() => Object.fromEntries(app.rootGraph.nodes.find(node => node.type === "CLEARAttention")
+    .widgets.map(widget => [widget.name, widget.value]))"""
+
+
 def install_and_restart(page: Any, pictures: Path) -> None:
     """Presses the buttons that a graph with missing nodes offers."""
     page.evaluate("graph => window.app.loadGraphData(graph)", graph())
@@ -141,42 +184,57 @@ def wait_for_restart(server: Server, seconds: float = 120) -> None:
     raise TimeoutError(f"no nodes of ours within {seconds} s:\n{server.log}")
 
 
-def take_away(page: Any, pack: str) -> None:
-    """Orders the Manager to remove a pack, as its panel does; starting its queue was a GET before it became a POST."""
+def order(page: Any, kind: str, params: dict[str, Any]) -> None:
+    """Orders something of the Manager, as its panel does; starting its queue was a GET before it became a POST."""
     page.evaluate(
-        """async pack => {
-        const order = {kind: "uninstall", ui_id: "away", client_id: "test",
-            params: {node_name: pack, is_unknown: false}};
+        """async ([kind, params]) => {
+        const order = {kind, ui_id: kind, client_id: "test", params};
         const headers = {"Content-Type": "application/json"};
         await fetch("/v2/manager/queue/task", {method: "POST", headers, body: JSON.stringify(order)});
         const started = await fetch("/v2/manager/queue/start", {method: "POST", headers, body: "{}"});
         if (!started.ok) await fetch("/v2/manager/queue/start");
     }""",
-        pack,
+        [kind, params],
     )
 
 
 @pytest.mark.slow
-def test_offered_installed_used_and_taken_away(checkout, base, registry, browser, tmp_path):
-    pack = registry.pack["id"]
+def test_offered_installed_used_updated_and_taken_away(checkout, base, registry, browser, tmp_path):
+    pack, version = pack_id()
     folder = base / "custom_nodes" / pack
+    packed = archive(boot.PROJECT, shipped(boot.PROJECT))
+    registry.publish("0.0.9", older_archive(packed))
     with running(checkout, base, registry) as server:
         with open_page(browser, server, registry) as page:
             assert not OURS & server.get("/object_info").keys()
             install_and_restart(page, tmp_path)
             wait_for_restart(server)
-            assert {
-                path.relative_to(folder).as_posix()
-                for path in folder.rglob("*")
-                if path.is_file() and path.suffix != ".pyc"
-            } == {*shipped(boot.PROJECT), ".tracking"}
+            assert installed_files(folder) == {*shipped(boot.PROJECT), ".tracking", GONE}
         with open_page(browser, server, registry) as page:
             wait_for_nodes(page, "CLEARAttention")
             page.evaluate("graph => window.app.loadGraphData(graph)", graph())
             page.wait_for_timeout(2000)
             page.screenshot(path=tmp_path / "used.png")
             assert named_nodes(page) == {"CLEARAttention": pack, "CLEARUpscale": pack}
-            take_away(page, pack)
+            saved = page.evaluate(SET_AND_SAVE, [RENAMED, 4.5])
+            registry.publish(version, packed)
+            order(page, "update", {"node_name": pack, "node_ver": "0.0.9"})
+            for _ in range(60):
+                page.wait_for_timeout(500)
+                if f"Installation reserved: {pack}" in server.log:
+                    break
+            assert f"Installation reserved: {pack}" in server.log  # for the next start
+    with running(checkout, base, registry) as server:
+        # Managers 4.0 to 4.2 look for files that are no more in the wrong folder, and leave them.
+        assert installed_files(folder) - {GONE} == {*shipped(boot.PROJECT), ".tracking"}
+        with open_page(browser, server, registry) as page:
+            wait_for_nodes(page, "CLEARAttention")
+            page.evaluate("graph => window.app.loadGraphData(graph)", saved)
+            page.wait_for_timeout(2000)
+            page.screenshot(path=tmp_path / "updated.png")
+            widgets = page.evaluate(WIDGETS)
+            assert widgets[NOW] == 4.5 and RENAMED not in widgets
+            order(page, "uninstall", {"node_name": pack, "is_unknown": False})
             for _ in range(60):
                 page.wait_for_timeout(500)
                 if not folder.exists():

@@ -1,4 +1,4 @@
-"""A stand-in for the registry: one pack, this checkout's, as an archive of what would be published."""
+"""A stand-in for the registry: one pack, this checkout's, as archives of what was and what would be published."""
 
 from __future__ import annotations
 
@@ -65,29 +65,40 @@ class Registry:
 
     Attributes:
         url: Where it answers.
-        pack: Its entry of the pack.
+        pack: Its entry of the pack, with the newest version.
+        archives: Versions that were published here, with their archives; the checkout's own needs no entry.
         asked: Requested paths.
     """
 
     def __init__(self) -> None:
         self.pack = entry(*pack_id())
+        self.archives: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.url = ""
+
+    def publish(self, version: str, packed: bytes) -> None:
+        """Serves a version from now on, as the newest."""
+        self.archives[version] = packed
+        self.pack["latest_version"]["version"] = version
+
+    def version(self, number: str) -> dict[str, Any]:
+        """The registry's entry of a version."""
+        return self.pack["latest_version"] | {"version": number, "downloadUrl": f"{self.url}/archives/{number}"}
 
     def answer(self, path: str) -> Any:
         """The JSON of an address, or the archive's bytes; None where there is nothing."""
         self.asked.append(path)
         address = urlsplit(path)
         route, query = address.path, parse_qs(address.query)
-        version = self.pack["latest_version"] | {"downloadUrl": f"{self.url}/node.zip"}
-        if route == "/node.zip":
-            return archive(PROJECT, shipped(PROJECT))
+        newest = self.pack["latest_version"]["version"]
+        if route.startswith("/archives/"):
+            return self.archives.get(route.rpartition("/")[2]) or archive(PROJECT, shipped(PROJECT))
         if "/comfy-nodes/" in route or route == f"/nodes/{self.pack['id']}":  # a node's name was looked up, or a pack
             return self.pack
         if route == f"/nodes/{self.pack['id']}/install":
-            return version
+            return self.version(query.get("version", [newest])[0])
         if route == f"/nodes/{self.pack['id']}/versions":
-            return [version]
+            return [self.version(number) for number in {**self.archives, newest: b""}]
         if route.startswith("/channel/"):  # lists of packs and models outside the registry
             return {"custom_nodes": [], "models": [], "items": []}
         if "bulk" in route:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...progress import silence_libraries
 from ...wording import quoted
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def load_pipeline(options: argparse.Namespace) -> Any:
     index = _pipeline_index(options)
     teaching_for_samples(options).check_inputs(_config(options, "transformer"))
     kind: Any = getattr(diffusers, str(index["_class_name"]))
+    silence_libraries()
     pipeline = kind.from_pretrained(options.model, **load_options(options))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
