@@ -13,6 +13,7 @@ from .locality import add_locality
 from .positions import add_positions
 from .quality import add_quality
 from .recipe.command import add_recipe
+from .sparse.command import add_sparse
 from .transfer.command import add_transfer
 
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_distillation(commands)
     add_recipe(commands)
     add_transfer(commands)
+    add_sparse(commands)
     add_baselines(commands)
     add_comparison(commands)
     options = parser.parse_args(arguments)

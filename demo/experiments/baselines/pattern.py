@@ -27,10 +27,14 @@ class Pattern(Attention):
     def axis_pairs(self, side: int, block: int) -> int:
         """How many that are, counted without the mask."""
 
+    def seen(self, layout: SequenceLayout, block: int = 0) -> Tensor:
+        """Which keys the image queries see: bool (N, L)."""
+        return _mask(self, layout, block)
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, block: int, weight: Tensor | None
     ) -> Tensor:
-        mask = _mask(self, layout, block).to(q.device)
+        mask = self.seen(layout, block).to(q.device)
         seen = F.scaled_dot_product_attention(q[:, :, layout.image_slice], k, v, attn_mask=mask)
         return joined(seen, F.scaled_dot_product_attention(outside(q, layout), k, v), layout)
 
@@ -42,7 +46,6 @@ class Pattern(Attention):
 # Each block of each step asks again; a laboratory has a few sizes.
 @lru_cache(maxsize=32)
 def _mask(pattern: Pattern, layout: SequenceLayout, block: int) -> Tensor:
-    """bool (N, L) of the image queries."""
     rows, columns = (pattern.axis(side, block) for side in layout.grid)
     image = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1).flatten(1)
     mask = torch.ones(layout.image, layout.length, dtype=torch.bool)

@@ -1,0 +1,1 @@
+"""The laboratory of sparse attention: windows beside squares and chosen blocks, at equal keys per query."""
