@@ -10,6 +10,8 @@ from demo.experiments.comparison import command as comparison
 from demo.experiments.comparison import table as comparison_table
 from demo.experiments.recipe import command as recipe
 from demo.experiments.recipe import table as recipe_table
+from demo.experiments.sparse import command as sparse
+from demo.experiments.sparse import table as sparse_table
 from demo.experiments.transfer import command as transfer
 from demo.experiments.transfer import table as transfer_table
 
@@ -25,6 +27,7 @@ def pages() -> dict[str, dict[str, list[str]]]:
     return {
         "docs/memory.md": {"one call": memory_table.whole_frame_rows(), "cards": memory_table.card_rows()},
         "docs/parallel.md": parallel_tables.tables(),
+        "docs/sparse.md": {"sparse attention": lines_of(sparse.RECORD, sparse_table.short_tables)},
         "docs/training.md": {
             "training": training_memory.rows(),
             "tiny training": training_memory.tiny_rows(),
@@ -36,6 +39,7 @@ def pages() -> dict[str, dict[str, list[str]]]:
             "comparison": lines_of(comparison.RECORD, comparison_table.tables),
             "transfers": lines_of(transfer.RECORD, transfer_table.tables),
             "recipes": lines_of(recipe.RECORD, recipe_table.tables),
+            "sparse attention": lines_of(sparse.RECORD, sparse_table.tables),
             "locality": locality_table.tables(local).split("\n"),
         },
         "docs/weights.md": {"formats": format_table.rows()},

@@ -21,6 +21,7 @@ CALCULATED = (
     "demo",
     "docs/memory.md",
     "docs/parallel.md",
+    "docs/sparse.md",
     "docs/training.md",
     "README.md",
 )  # what the tables in docs need

@@ -16,10 +16,10 @@ def tables(record: dict[str, Any]) -> str:
     return "\n\n".join(table(part, part["rows"]) for part in record["sizes"])
 
 
-def short_rows(record: dict[str, Any]) -> list[str]:
-    """The table of docs/sparse.md: the largest size, without the rows that explain ``sol_attn``."""
+def short_tables(record: dict[str, Any]) -> str:
+    """The table of docs/sparse.md: the largest size, without the row that explains ``sol_attn``'s averages."""
     part = record["sizes"][-1]
-    return table(part, [row for row in part["rows"] if "no averages" not in row["way"]]).split("\n")
+    return table(part, [row for row in part["rows"] if "no averages" not in row["way"]])
 
 
 def table(part: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
