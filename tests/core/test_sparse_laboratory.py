@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from clear_core import ClearSpec, SequenceLayout
 from clear_core.inspection.locality.attentions import AttentionId, BlockTokens
 from demo.experiments.__main__ import main
 from demo.experiments.baselines.neighbourhood import Neighbourhood
+from demo.experiments.measure import mean
 from demo.experiments.sparse.blocks import BLOCK, Blocks
 from demo.experiments.sparse.command import RECORD
 from demo.experiments.sparse.plans import EXTENTS
@@ -217,3 +219,44 @@ def test_the_record_is_of_the_committed_model_and_has_every_way():
     for part, size in zip(record["sizes"], EXTENTS["full"].sizes, strict=True):
         assert [row["radius"] for row in part["rows"]] == [way.radius for way in size.ways(COMMITTED)]
         assert (part["side"], tuple(part["levels"]), part["scenes"]) == (size.side, size.levels, size.scenes)
+
+
+def kinds_of(part: dict[str, Any]) -> dict[tuple[int, str], dict[str, Any]]:
+    """Rows of a size by radius and name without numbers of tokens; "distilled" stands before the name."""
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in part["rows"]:
+        words = re.sub(r",|radius \d+|\d+ x \d+|\d+ best blocks?", "", row["way"]).split()
+        name = " ".join((["distilled"] if row["weights"] == "distilled" else []) + words)
+        rows[row["radius"], name] = row | {"error": mean(row["errors"])}
+    assert len(rows) == len(part["rows"])
+    return rows
+
+
+def test_the_record_says_what_the_pages_say():
+    """demo/experiments/README.md and docs/sparse.md, claim by claim."""
+    small, large = map(kinds_of, json.loads(RECORD.read_text(encoding="utf-8"))["sizes"])
+    for rows in (small, large):
+        radii = sorted({radius for radius, _ in rows} - {0})
+        for radius in radii:
+            names = ("CLEAR", "CLEAR overview", "square", "sol_attn", "sol_attn tiles")
+            circle, overview, square, blocks, tiles = (rows[radius, name] for name in names)
+            assert abs(circle["mass"] - square["mass"]) < 0.015 and 0.6 < square["error"] / circle["error"] < 1.1
+            assert overview["error"] < circle["error"] / 5, "windows alone are far from dense attention"
+            assert tiles["error"] > blocks["error"] / 1.1, "square tiles are no better"
+            if blocks["keys"] < 1.1 * circle["keys"]:
+                assert blocks["mass"] > circle["mass"] + 0.07 and blocks["error"] < overview["error"]
+            if (radius, "distilled CLEAR") in rows:
+                distilled = rows[radius, "distilled CLEAR"]
+                assert distilled["mass"] < circle["mass"] and distilled["error"] < circle["error"]
+        assert rows[0, "sol_attn tau 1.3 as the node calls it"]["error"] > 3 * rows[0, "sol_attn tau 1.3"]["error"]
+        assert rows[radii[1], "sol_attn no averages"]["error"] > rows[radii[1], "sol_attn"]["error"]
+
+    def error(rows: dict[tuple[int, str], dict[str, Any]], radius: int, name: str) -> float:
+        return rows[radius, name]["error"]
+
+    fewest = min(error(large, 8, name) for name in ("sol_attn", "sol_attn tiles"))
+    assert max(error(large, 8, name) for name in ("CLEAR overview", "distilled CLEAR")) < fewest
+    assert large[8, "CLEAR overview"]["averages"] > 3 * large[8, "sol_attn"]["averages"]
+    assert error(small, 4, "CLEAR overview") > error(small, 8, "sol_attn") > error(small, 8, "CLEAR overview")
+    assert small[8, "sol_attn"]["keys"] > small[0, "dense"]["keys"] / 4
+    assert error(large, 16, "distilled CLEAR") > 4 * error(large, 8, "distilled CLEAR"), "never saw this size"
