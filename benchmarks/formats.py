@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+
+from clear_core.progress import bar
 
 from .timing import first_line, write_record
 
@@ -32,9 +33,12 @@ def measure(host: Any, pack: Any) -> list[dict[str, Any]]:
     """A row for each format; a format that this ComfyUI has not got states the reason."""
     laboratory = format_rows.Laboratory(host, pack)
     rows: list[dict[str, Any]] = []
-    for form in tqdm(formats.FORMATS, unit="format"):
-        lacking = formats.missing(host, form)
-        rows.append({"format": form.name, "lacking": lacking} if lacking else format_rows.as_json(laboratory.row(form)))
+    with bar(total=len(formats.FORMATS), unit="format") as shown:
+        for form in formats.FORMATS:
+            lacking = formats.missing(host, form)
+            found = {"format": form.name, "lacking": lacking} if lacking else format_rows.as_json(laboratory.row(form))
+            rows.append(found)
+            shown.update()
     return rows
 
 

@@ -10,10 +10,10 @@ from ..clear_core.attention import BACKENDS
 from ..clear_core.rope import NTK
 from ..clear_core.settings import CONTROLNET, PROPORTIONAL, ClearSettings
 from ..clear_core.weights import read_clear_file
+from .host.later_options import with_search_aliases
 from .host.model.apply import apply_clear
 from .host.number_inputs import with_checked_numbers
 from .host.parallel.strips import add_strips
-from .host.later_options import with_search_aliases
 from .host.server.weight_files import NO_WEIGHTS, installed_name, installed_names, missing_sentence, namesakes, path_of
 
 ADVANCED = {"advanced": True}  # As extra_dict: older hosts do not know the argument.

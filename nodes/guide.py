@@ -9,8 +9,8 @@ from comfy_api.latest import io
 from ..clear_core.guidance import MOST_LEVEL, MOST_STRENGTH, SCHEDULES, GuideSettings
 from .attention import ADVANCED
 from .host.guidance.guide import apply_guide, check_guide
-from .host.number_inputs import with_checked_numbers
 from .host.later_options import with_search_aliases
+from .host.number_inputs import with_checked_numbers
 
 CATEGORY = "model/patch"
 ALIASES = ("hires fix", "high resolution", "doubled objects", "structure guidance", "4k", "8k", "clear flux")

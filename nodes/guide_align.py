@@ -12,8 +12,8 @@ from .attention import ADVANCED
 from .guide import ALIASES, CATEGORY, percent_inputs
 from .guide_record import Record
 from .host.guidance.alignment import apply_alignment
-from .host.number_inputs import with_checked_numbers
 from .host.later_options import with_search_aliases
+from .host.number_inputs import with_checked_numbers
 
 
 class CLEARGuideAlign(io.ComfyNode):

@@ -13,11 +13,11 @@ from ..clear_core.families import FLUX1
 from ..clear_core.inspection.page import draw_note, draw_sheet
 from ..clear_core.inspection.report import note, report
 from .host.inspect.read_model import inspect_model
+from .host.later_options import with_kept_page, with_search_aliases
 from .host.model.family import model_shape
 from .host.model.throughput import last_throughput
 from .host.number_inputs import with_checked_numbers
 from .host.pack import versions
-from .host.later_options import with_kept_page, with_search_aliases
 
 PLAIN_SIDE = 4096
 

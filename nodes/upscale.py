@@ -10,9 +10,9 @@ from torch import Tensor
 from ..clear_core.sdedit import AUTO, COLOR_FIXES, DEFAULT_OVERLAP, GUIDES
 from ..clear_core.sdedit.guides import GUIDED_ABOVE
 from .attention import ADVANCED
+from .host.later_options import with_search_aliases
 from .host.number_inputs import with_checked_numbers
 from .host.samplers import sampler_names, scheduler_names
-from .host.later_options import with_search_aliases
 from .host.upscale.run import run_upscale
 
 MOST_PIXELS = 65536

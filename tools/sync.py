@@ -1,9 +1,9 @@
 """``dev.py sync``: writes the files that repeat what the code says. ``dev.py check`` tells which of them are stale.
 
-The names and tooltips of the nodes go to ``locales/en``, their translations from ``tools/translations.json`` to the other
-languages, the names of CLEAR Attention's widgets to ``web/js``, the English help pages to the place where languages
-without one find them, and the host's hooks to ``docs/architecture.md``. The tables that ``benchmarks/tables.py``
-calculates go to their pages in ``docs``, if there is an environment with torch.
+The names and tooltips of the nodes go to ``locales/en``, their translations from ``tools/translations.json`` to the
+other languages, the names of CLEAR Attention's widgets to ``web/js``, the English help pages to the place where
+languages without one find them, and the host's hooks to ``docs/architecture.md``. The tables that
+``benchmarks/tables.py`` calculates go to their pages in ``docs``, if there is an environment with torch.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def translated(project: Path, english: Locale) -> dict[str, Locale]:
     for row in json.loads((project / TABLE).read_text(encoding="utf-8")):
         lacking = [language for language in LANGUAGES if not row.get(language, "").strip()]
         if lacking:
-            raise RefusedError(f"{TABLE.as_posix()} has {row['en']!r} without {', '.join(lacking)}; translate it there.")
+            raise RefusedError(
+                f"{TABLE.as_posix()} has {row['en']!r} without {', '.join(lacking)}; translate it there."
+            )
         if "at" in row:
             special[row["at"]] = row
         else:

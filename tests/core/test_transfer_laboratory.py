@@ -167,6 +167,8 @@ def test_in_the_record_distilled_windows_take_a_controlnet_that_never_saw_them()
 def test_in_the_record_strips_are_the_whole_picture_only_with_exact_text():
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     cut = [row for row in record["strips"] if row["strips"] > 1]
-    assert {(row["strips"], row["text"]) for row in cut} == {(n, text) for n in EXTENTS["full"].strips for text in TEXTS}
+    assert {(row["strips"], row["text"]) for row in cut} == {
+        (n, text) for n in EXTENTS["full"].strips for text in TEXTS
+    }
     for row in cut:
         assert (mean(row["psnr"]) > 60) == (row["text"] == "exact"), row

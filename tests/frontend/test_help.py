@@ -62,8 +62,7 @@ def open_help(tab: Any, place: tuple[float, float], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "language",
-    [pytest.param(language, marks=pytest.mark.slow if language in SLOW else ()) for language in LANGUAGES],
+    "language", [pytest.param(language, marks=pytest.mark.slow if language in SLOW else ()) for language in LANGUAGES]
 )
 def test_names_and_help_are_in_the_users_language(language, open_tab, tmp_path):
     tab = open_tab(locale=LANGUAGES[language])

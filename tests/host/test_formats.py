@@ -47,7 +47,9 @@ def test_weights_of_every_kind_on_a_format(host, laboratory, form):
     """Patching costs at most what stochastic rounding may: twice the variance of rounding to nearest, all else same."""
     row = laboratory.row(in_host(host, form))
     own = max(row.own, row.merged)
-    without = mean_error(laboratory.flows(laboratory.windows(laboratory.plain())), laboratory.expected_windowed["whole"])
+    without = mean_error(
+        laboratory.flows(laboratory.windows(laboratory.plain())), laboratory.expected_windowed["whole"]
+    )
     assert without > 1.5 * own, "the weights must matter here"
     for kind, error in row.patched.items():
         assert error < 1.8 * own + 1e-6, kind

@@ -37,7 +37,8 @@ def run_sparse(options: argparse.Namespace) -> None:
         return
     subject = subject_of(options)
     import torch
-    from tqdm import tqdm
+
+    from clear_core.progress import bar
 
     from .plans import EXTENTS
     from .run import make_record
@@ -45,8 +46,8 @@ def run_sparse(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     extent = EXTENTS[options.extent]
     try:
-        with tqdm(total=sum(len(size.ways(subject)) for size in extent.sizes), unit="row") as bar:
-            record = make_record(options.out / options.extent, extent, subject, bar.update)
+        with bar(total=sum(len(size.ways(subject)) for size in extent.sizes), unit="row") as rows:
+            record = make_record(options.out / options.extent, extent, subject, lambda: rows.update())
     except ValueError as error:
         raise SystemExit(str(error)) from None
     options.record.parent.mkdir(parents=True, exist_ok=True)

@@ -34,14 +34,7 @@ from .sigma_shift import with_shift
 from .stage_mask import StageMask
 from .tiled_model import TiledModel
 from .vae_fit import check_latent
-from .vae_work import decode, encode
-
-VAE_TILE = 1024
-LEAST_VAE_TILE = 256
-"""Sides in px of the VAE's tiles if nobody chose one: the largest and the smallest."""
-
-SMALLEST_VAE_TILE = 64
-"""That can be chosen: 8 latent cells of FLUX, one of them overlap."""
+from .vae_work import SMALLEST_VAE_TILE, decode, encode, tile_side
 
 
 @dataclass(frozen=True)
@@ -90,19 +83,7 @@ class StageSettings:
 
     def vae_tile(self, vae: Any, stage: Stage) -> int:
         """Side in px of the VAE's tiles, 0 for the whole image."""
-        if not hasattr(vae, "memory_used_decode"):
-            return 0  # A third-party VAE, which may have nothing but encode and decode.
-        height, width = stage.padded
-        if self.vae_tile_size:
-            return 0 if self.vae_tile_size >= max(height, width) else self.vae_tile_size
-        chosen = min((side for side in (self.tile_width, self.tile_height) if side), default=0)
-        latent = stage.units.latent_shape(stage.grid, getattr(vae, "latent_channels", 16))
-        total = comfy.model_management.get_total_memory(vae.device)
-        if not chosen and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
-            return 0
-        tile = min(chosen or VAE_TILE, VAE_TILE)
-        tile = max(tile, LEAST_VAE_TILE)
-        return 0 if tile >= max(height, width) else tile
+        return tile_side(vae, stage, self.vae_tile_size, (self.tile_width, self.tile_height))
 
 
 @dataclass(frozen=True)

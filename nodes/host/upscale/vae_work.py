@@ -1,18 +1,47 @@
 """Encoding and decoding of a stage's pictures, whole or in tiles, with VAEs for pictures and for videos.
 
 Source: what the stock nodes VAEEncode, VAEEncodeTiled, VAEDecode and VAEDecodeTiled call; ``comfy.sd.VAE.encode``,
-which takes the pictures of a batch for the frames of a video if its latents have an axis of time; ComfyUI 0.9.0 and
-later.
+which takes the pictures of a batch for the frames of a video if its latents have an axis of time;
+``VAE.memory_used_decode``, ``comfy.model_management.get_total_memory``; ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
 from ....clear_core.sdedit import Stage
+
+VAE_TILE = 1024
+LEAST_VAE_TILE = 256
+"""Sides in px of the VAE's tiles if nobody chose one: the largest and the smallest."""
+
+SMALLEST_VAE_TILE = 64
+"""That can be chosen: 8 latent cells of FLUX, one of them overlap."""
+
+
+def tile_side(vae: Any, stage: Stage, chosen: int, tiles: Iterable[int]) -> int:
+    """Side in px of the VAE's tiles, 0 for the whole picture.
+
+    Args:
+        chosen: The user's; 0 is automatic: whole if it takes half of the card at most.
+        tiles: Width and height of the picture's tiles as set, 0 for automatic.
+    """
+    if not hasattr(vae, "memory_used_decode"):
+        return 0  # A third-party VAE, which may have nothing but encode and decode.
+    longest = max(stage.padded)
+    if not chosen:
+        side = min(filter(None, tiles), default=0)
+        latent = stage.units.latent_shape(stage.grid, getattr(vae, "latent_channels", 16))
+        total = comfy.model_management.get_total_memory(vae.device)
+        if not side and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
+            return 0
+        chosen = max(min(side or VAE_TILE, VAE_TILE), LEAST_VAE_TILE)
+    return 0 if chosen >= longest else chosen
 
 
 def encode(vae: Any, image: Tensor, tile: int, has_frames: bool = False) -> Tensor:

@@ -240,7 +240,7 @@ def unload() -> None:
 
 @contextmanager
 def loaded_in_parts() -> Iterator[None]:
-    """The usual path on cards that hold less than the model: weights are patched each time that they are cast for use."""
+    """The usual path on cards that hold less than the model: weights are patched each time they are cast for use."""
     management: Any = import_module("comfy.model_management")
     load: Callable[..., Any] = management.LoadedModel.model_load
 
