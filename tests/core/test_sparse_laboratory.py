@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -260,3 +261,10 @@ def test_the_record_says_what_the_pages_say():
     assert error(small, 4, "CLEAR overview") > error(small, 8, "sol_attn") > error(small, 8, "CLEAR overview")
     assert small[8, "sol_attn"]["keys"] > small[0, "dense"]["keys"] / 4
     assert error(large, 16, "distilled CLEAR") > 4 * error(large, 8, "distilled CLEAR"), "never saw this size"
+
+
+def test_the_page_quotes_the_rule_of_the_log():
+    project = Path(__file__).resolve().parents[2]
+    rule = runpy.run_path(str(project / "nodes" / "host" / "model" / "host_sparse.py"))["RULE"]
+    page = (project / "docs" / "sparse.md").read_text(encoding="utf-8")
+    assert rule in " ".join(page.replace("\n> ", " ").split())

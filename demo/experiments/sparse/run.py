@@ -111,7 +111,7 @@ def rows(folder: Path, size: Size, subject: Subject) -> Iterator[dict[str, Any]]
 
 
 def make_record(
-    folder: Path, extent: Extent, subject: Subject = COMMITTED, on_row: Callable[[], None] = lambda: None
+    folder: Path, extent: Extent, subject: Subject = COMMITTED, on_row: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
     """Measures what the folder lacks.
 

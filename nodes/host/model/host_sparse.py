@@ -12,7 +12,8 @@ RULE = (
 
 
 def is_host_sparse(override: Callable[..., Any] | None) -> bool:
-    """Whether an attention override is that of Model Sparse Attention (node BlockSparseAttention), anew at every step.
+    """Whether an attention override is that of Model Sparse Attention (the node BlockSparseAttention), which
+    installs it anew at every step.
 
     Source: ``comfy_extras/nodes_sparse_attention.py``, ComfyUI 0.36 and later; the loader names the
     module by its path. That node acts before the model is called, so an APPLY_MODEL wrapper can still replace its
