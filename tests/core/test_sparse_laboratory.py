@@ -257,6 +257,10 @@ def test_the_record_says_what_the_pages_say():
 
     fewest = min(error(large, 8, name) for name in ("sol_attn", "sol_attn tiles"))
     assert max(error(large, 8, name) for name in ("CLEAR overview", "distilled CLEAR")) < fewest
+    assert (
+        large[8, "sol_attn"]["mass"] < large[8, "CLEAR"]["mass"]
+        and large[8, "sol_attn"]["keys"] > large[8, "CLEAR"]["keys"]
+    )
     assert large[8, "CLEAR overview"]["averages"] > 3 * large[8, "sol_attn"]["averages"]
     assert error(small, 4, "CLEAR overview") > error(small, 8, "sol_attn") > error(small, 8, "CLEAR overview")
     assert small[8, "sol_attn"]["keys"] > small[0, "dense"]["keys"] / 4
