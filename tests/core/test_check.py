@@ -23,8 +23,12 @@ CALCULATED = (
     "docs/parallel.md",
     "docs/sparse.md",
     "docs/training.md",
+    "docs/weights.md",
     "README.md",
 )  # what the tables in docs need
+
+# What the generated files are made of, and where they are.
+GENERATED = ("nodes", "clear_core", "locales", "web", "docs/architecture.md", "tools/translations.json")
 
 
 def copy_of(names: tuple[str, ...], root: Path) -> None:
@@ -67,7 +71,7 @@ def run_step(name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> tuple
         ),
         pytest.param(
             "generated files",
-            ("nodes", "clear_core", "locales", "web", "docs/architecture.md"),
+            GENERATED,
             "locales/en/nodeDefs.json",
             "\n",
             r"locales/en/nodeDefs\.json:\d+: stale",
@@ -75,7 +79,7 @@ def run_step(name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> tuple
         ),
         pytest.param(
             "generated files",
-            ("nodes", "clear_core", "locales", "web", "docs/architecture.md"),
+            GENERATED,
             "web/docs/CLEARAttention/en.md",
             "\nMore.\n",
             r"web/docs/CLEARAttention\.md:\d+: stale",
@@ -122,7 +126,7 @@ def test_a_planted_fault_is_named(step, names, file, fault, line, tmp_path, caps
 
 
 def test_a_stale_file_is_mended_by_sync(tmp_path, capsys):
-    copy_of(("nodes", "clear_core", "locales", "web", "docs/architecture.md"), tmp_path)
+    copy_of(GENERATED, tmp_path)
     (tmp_path / "web/js/settings.js").unlink()
     _, out = run_step("generated files", tmp_path, capsys)
     assert "  web/js/settings.js:1: stale\n  To mend: run python3 dev.py sync\n" in out
@@ -177,5 +181,6 @@ def test_ci_checks_before_it_tests():
     assert 0 < text.index("dev.py check") < text.index("dev.py test")
     workflow = (PROJECT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     assert "dev.py check --without-torch" in workflow
-    assert workflow.count("    needs: check\n") == 2
+    jobs = dict(re.findall(r"^  ([a-z-]+):\n((?: {4}.*\n|\n)+)", workflow.partition("\njobs:\n")[2], re.MULTILINE))
+    assert {"core", "test", "front-end", "installed"} <= {job for job, text in jobs.items() if "needs: check\n" in text}
     assert "python3 dev.py check" in (PROJECT / ".pre-commit-config.yaml").read_text(encoding="utf-8")

@@ -136,6 +136,7 @@ def test_the_small_flux2_is_a_teacher_in_the_record():
     assert teacher["caption_match"] > 0.8
 
 
+@pytest.mark.slow
 def test_an_error_before_can_be_measured_again(tmp_path: Path):
     """Of the tiny SD3, whose calls are cheap, with all the record's scenes."""
     (subject,) = (each for each in SUBJECTS if each.key == "sd3")

@@ -12,7 +12,7 @@ from tests.host.support_comfy.boot import PROJECT
 
 # Both front ends follow the browser's language; we have no French texts.
 LANGUAGES = {"en": "en-US", "zh": "zh-CN", "ja": "ja-JP", "ko": "ko-KR", "fr": "fr-FR"}
-SLOW = ("zh", "ko")
+SLOW = ("zh", "ja", "ko")
 
 NODES = ("CLEARAttention", "CLEARUpscale", "CLEARInspect", "CLEARGuide", "CLEARGuideRecord", "CLEARGuideAlign")
 

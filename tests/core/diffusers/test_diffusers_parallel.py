@@ -127,7 +127,7 @@ def test_refuses_another_way(flux: Any) -> None:
 @pytest.mark.parametrize(
     ("way", "ranks"),
     [
-        ("strips", 2),
+        pytest.param("strips", 2, marks=pytest.mark.slow),
         pytest.param("strips", 4, marks=pytest.mark.slow),
         pytest.param("heads", 4, marks=pytest.mark.slow),
     ],

@@ -233,7 +233,7 @@ def test_too_little_room_is_said_after_the_first_sample(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two processes of a launch would share one card")
-@pytest.mark.parametrize("kind", ["images", "generate"])
+@pytest.mark.parametrize("kind", ["images", pytest.param("generate", marks=pytest.mark.slow)])
 def test_two_processes_make_what_one_makes(
     pictures: Path, captions: Path, tmp_path: Path, model: Path, made: Path, kind: str
 ):

@@ -29,12 +29,12 @@ from .sampling import conditioning, predict, relative_error, run_node
 Weights = Literal["whole", "delta", "low rank"]
 KINDS: tuple[Weights, ...] = ("whole", "delta", "low rank")
 FILES: dict[Weights, str] = {
-    "whole": "clear_local_8.safetensors",
-    "delta": "clear_local_8_delta.safetensors",
-    "low rank": "clear_local_8_lora.safetensors",
+    "whole": "format_whole.safetensors",
+    "delta": "format_delta.safetensors",
+    "low rank": "format_lora.safetensors",
 }
 RADIUS, RANK, SIGMA = 8, 64, 0.6
-LORA, LORA_STRENGTH = "format_lora.safetensors", 0.8
+LORA, LORA_STRENGTH = "format_user_lora.safetensors", 0.8
 TINY = PROJECT / "demo" / "tiny_flux"
 
 
@@ -84,7 +84,7 @@ class Laboratory:
         self.tensors = load_file(TINY / "tiny_flux.safetensors")
         base = models / "diffusion_models" / "format_base.safetensors"
         save_file(self.tensors, base)
-        shutil.copy(TINY / "windows" / FILES["whole"], models / "clear" / FILES["whole"])
+        shutil.copy(TINY / "windows" / "clear_local_8.safetensors", models / "clear" / FILES["whole"])
         weights: Any = import_module(f"{pack.__name__}.clear_core.weights.delta")
         lora: Any = import_module(f"{pack.__name__}.clear_core.weights.lora")
         whole, delta, low_rank = (models / "clear" / FILES[kind] for kind in KINDS)
