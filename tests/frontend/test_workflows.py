@@ -101,6 +101,8 @@ def seen(stocked, lasting_tab, workflow, tmp_path_factory) -> Seen:
     finally:
         page.evaluate(SET, ["Comfy.VueNodes.Enabled", False])
         page.evaluate(SET, ["Comfy.ColorPalette", "dark"])
+        # Elements that are still there would give the next graph's nodes their sizes.
+        page.wait_for_function("() => !document.querySelector('.lg-node[data-node-id]')")
     return Seen(workflow, state, sent, saved, saved_again, drawn, alerts, tab.about_us()[before:])
 
 
