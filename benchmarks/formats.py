@@ -10,23 +10,19 @@ host's own eager kernels.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# On the path since in_host was imported.
+from support_comfy import format_rows, formats
+
 from clear_core.progress import bar
 
+from .in_host import host_with_pack
 from .timing import first_line, write_record
-
-# As in overhead.py.
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
-
-from support_comfy import boot, format_rows, formats
 
 
 def measure(host: Any, pack: Any) -> list[dict[str, Any]]:
@@ -47,18 +43,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
-    found = boot.find_comfyui()
-    if not found:
-        parser.error("there is no ComfyUI; name its folder in COMFYUI_PATH")
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        host = boot.boot(found[0], boot.make_base(Path(folder)))
-        loaded = host.load_pack(boot.install_pack(host.base))
-        if not loaded.accepted:
-            raise SystemExit(f"ComfyUI did not take the pack: {loaded.logged}")
-        merging = found[0] / "comfy_extras" / "nodes_model_merging.py"
-        asyncio.run(host.nodes.load_custom_node(str(merging), module_parent="comfy_extras"))
-        rows = measure(host, loaded.module)
+    with host_with_pack(parser) as (host, pack), torch.inference_mode():
+        rows = measure(host, pack)
     for row in rows:
         print(row)
     if options.output:

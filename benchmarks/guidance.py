@@ -11,8 +11,6 @@ with; its memory is the bytes of the tensors that are alive at once, counted in 
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,13 +20,12 @@ from typing import Any
 
 import torch
 
-from .timing import first_line, write_record
-
-# As in overhead.py.
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
-
-from support_comfy import boot, flux, sampling
+# On the path since in_host was imported.
+from support_comfy import flux, sampling
 from support_comfy.live_bytes import LiveBytes
+
+from .in_host import host_with_pack
+from .timing import first_line, write_record
 
 STEPS = 4
 WIDTH, HEADS, DOUBLE, SINGLE, TEXT, RADIUS = 256, 2, 1, 2, 64, 8
@@ -155,16 +152,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
-    found = boot.find_comfyui()
-    if not found:
-        parser.error("there is no ComfyUI; name its folder in COMFYUI_PATH")
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        base = boot.make_base(Path(folder))
-        host = boot.boot(found[0], base)
-        loaded = host.load_pack(boot.install_pack(base))
-        if not loaded.accepted:
-            raise SystemExit(f"ComfyUI did not take the pack: {loaded.logged}")
+    with host_with_pack(parser) as (host, _):
         results: list[dict[str, Any]] = []
         for side in SIDES:
             results.append(measure(host, side, options.rounds))

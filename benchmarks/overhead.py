@@ -12,8 +12,6 @@ which other programs on the machine hardly affect. Steps are in CPU seconds of t
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,15 +23,13 @@ from typing import Any
 
 import torch
 
+# On the path since in_host was imported.
+from support_comfy import flux, sampling
+
 from clear_core.progress import bar
 
+from .in_host import host_with_pack
 from .timing import first_line, write_record
-
-# The tests start a ComfyUI inside a process and make a small FLUX for it. Not by their full name: ComfyUI's environment
-# has a package `tests` of its own.
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
-
-from support_comfy import boot, flux, sampling
 
 STOCK, DELEGATING, WINDOWS = "stock", "delegating", "windows"
 
@@ -269,18 +265,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     options = parser.parse_args()
-    found = boot.find_comfyui()
-    if not found:
-        parser.error("there is no ComfyUI; name its folder in COMFYUI_PATH")
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        base = boot.make_base(Path(folder))
-        host = boot.boot(found[0], base)
-        loaded = host.load_pack(boot.install_pack(base))
-        if not loaded.accepted:
-            raise SystemExit(f"ComfyUI did not take the pack: {loaded.logged}")
+    with host_with_pack(parser) as (host, pack):
         watch = OwnTime()
-        watch.watch(loaded.module)
+        watch.watch(pack)
         results: list[dict[str, Any]] = []
         for size in SIZES:
             results.append(measure(host.stock("CLEARAttention"), size, options.rounds, options.calls, watch))

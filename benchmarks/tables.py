@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 from demo.experiments import distil, distil_table, locality, locality_table, quality, quality_table
-from demo.experiments.committed import lines_of
 from demo.experiments.comparison import command as comparison
 from demo.experiments.comparison import table as comparison_table
 from demo.experiments.recipe import command as recipe
 from demo.experiments.recipe import table as recipe_table
+from demo.experiments.record_file import lines_of
 from demo.experiments.sparse import command as sparse
 from demo.experiments.sparse import table as sparse_table
 from demo.experiments.transfer import command as transfer

@@ -1,4 +1,4 @@
-"""The environment's variables. Every other module asks here: who reviews a release finds all such reads in one file."""
+"""The environment's variables. Every other module asks here, so that a reviewer finds all such reads in one file."""
 
 from __future__ import annotations
 

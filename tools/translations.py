@@ -1,8 +1,8 @@
 """The nodes' texts in other languages, from one table: ``tools/translations.json``.
 
 A row holds an English text and what it is in each language; ``at`` names the one place that a row is for, if the same
-English text is something else there. A row belongs to the text, not to a place: who changes an English text has to
-translate it anew, and ``dev.py check`` says so.
+English text is something else there. A row belongs to the text, not to a place: an English text that changes has to be
+translated anew, and ``dev.py check`` says so.
 """
 
 from __future__ import annotations

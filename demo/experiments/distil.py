@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from .record_file import add_record_options, print_committed, write_record
 
 RECORD = Path(__file__).with_name("distil.json")
 
@@ -17,14 +18,10 @@ def add_distillation(commands: Any) -> None:
     command = commands.add_parser(
         "distillation", help="compare low rank with whole weights, and distil for other families; writes a record"
     )
-    command.add_argument("--out", type=Path, default=Path("out/distillation"), help="folder that keeps every run")
-    command.add_argument("--record", type=Path, default=Path("out/distil.json"))
-    command.add_argument("--extent", choices=EXTENTS, default="full", help="quick: seconds, to see that it works")
+    add_record_options(command, "distil", "distillation", "every run", EXTENTS)
     command.add_argument(
         "--only", choices=[each.key for each in SUBJECTS], help="only this model's runs, and no record"
     )
-    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
     command.set_defaults(run=run_distillation)
 
 
@@ -32,7 +29,7 @@ def run_distillation(options: argparse.Namespace) -> None:
     from .distil_table import tables
 
     if options.table:
-        print(tables(json.loads(RECORD.read_text(encoding="utf-8"))))
+        print_committed(RECORD, tables)
         return
     import torch
 
@@ -56,6 +53,5 @@ def run_distillation(options: argparse.Namespace) -> None:
     if options.only:
         return
     record = make_record(folder)
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.record, record)
     print(tables(record))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from .record_file import add_record_options, print_committed, write_record
 
 RECORD = Path(__file__).with_name("guidance.json")
 
@@ -15,10 +16,8 @@ def add_guidance(commands: Any) -> None:
     command = commands.add_parser("guidance", help="compare ways to a large picture; writes a record and a sheet")
     command.add_argument("--scenes", type=int, default=4)
     command.add_argument("--few", type=int, default=2, help="of these, the scenes with every attention and size")
-    command.add_argument("--out", type=Path, default=Path("out/guidance"), help="folder that keeps every picture made")
-    command.add_argument("--record", type=Path, default=Path("out/guidance.json"))
+    add_record_options(command, "guidance", "guidance", "every picture made")
     command.add_argument("--sheet", type=Path, default=Path("out/guidance.jpg"))
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
     command.set_defaults(run=run_guidance)
 
 
@@ -26,7 +25,7 @@ def run_guidance(options: argparse.Namespace) -> None:
     from .guidance_table import tables
 
     if options.table:
-        print(tables(json.loads(RECORD.read_text())))
+        print_committed(RECORD, tables)
         return
     from clear_core.progress import bar
 
@@ -38,8 +37,7 @@ def run_guidance(options: argparse.Namespace) -> None:
     for index, scene, attention, method, side in bar([*wanted(options.scenes, options.few)], unit="picture"):
         folder.large(index, scene, attention, method, side)
     record = make_record(folder, options.scenes, options.few)
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_record(options.record, record)
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet(folder, options.scenes, options.few).save(options.sheet, quality=74, optimize=True)
     print(tables(record))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from .record_file import add_record_options, print_committed, write_record
 
 RECORD = Path(__file__).with_name("locality.json")
 PICTURE_SIDE = 512
@@ -18,11 +19,9 @@ def add_locality(commands: Any) -> None:
         "locality", help="attention mass, clipped distances and the cost of windows by block; writes a record"
     )
     command.add_argument("--model", type=Path, help="the tiny FLUX's file; the committed one by default")
-    command.add_argument("--out", type=Path, default=Path("out/locality"), help="folder that keeps what is measured")
-    command.add_argument("--record", type=Path, default=Path("out/locality.json"))
+    add_record_options(command, "locality", "locality", "what is measured")
     command.add_argument("--picture", type=Path, default=Path("out/locality.png"))
     command.add_argument("--sides", type=int, nargs="+", help="sides in px, multiples of 128 (default: 256 512 1024)")
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
     command.set_defaults(run=run_locality)
 
 
@@ -30,7 +29,7 @@ def run_locality(options: argparse.Namespace) -> None:
     from .locality_table import tables
 
     if options.table:
-        print(tables(json.loads(RECORD.read_text(encoding="utf-8"))))
+        print_committed(RECORD, tables)
         return
     from clear_core.inspection.locality.page import draw_sheet, html_page
     from clear_core.progress import bar
@@ -44,13 +43,12 @@ def run_locality(options: argparse.Namespace) -> None:
     for side in sides:
         with bar(unit="call", desc=f"{side} px") as calls:
             found.append(measure_side(side, options.model, options.out, calls))
-    for path in (options.record, options.picture):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    options.picture.parent.mkdir(parents=True, exist_ok=True)
     for side, (record, maps) in zip(sides, found, strict=True):
         (options.out / f"{side}.html").write_text(html_page(record, maps), encoding="utf-8")
     shown = sides.index(PICTURE_SIDE) if PICTURE_SIDE in sides else 0
     # Few colors: the figures have no more, and the picture becomes small.
     draw_sheet(*found[shown]).quantize(96).save(options.picture, optimize=True)
     record = laboratory_record([each for each, _ in found])
-    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.record, record)
     print(tables(record))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from .record_file import add_record_options, print_committed, write_record
 
 RECORD = Path(__file__).with_name("positions.json")
 
@@ -15,12 +16,10 @@ def add_positions(commands: Any) -> None:
     command = commands.add_parser(
         "positions", help="compare positions past the tiny SD3's table; writes a record and a sheet"
     )
-    command.add_argument("--out", type=Path, default=Path("out/positions"), help="folder that keeps every picture made")
-    command.add_argument("--record", type=Path, default=Path("out/positions.json"))
+    add_record_options(command, "positions", "positions", "every picture made")
     command.add_argument("--sheet", type=Path, default=Path("out/positions.jpg"))
     command.add_argument("--model", type=Path, help="the tiny SD3's file; the committed one by default")
     command.add_argument("--before", type=Path, help="training state from before the last stage; its flows, too")
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
     command.set_defaults(run=run_positions)
 
 
@@ -28,7 +27,7 @@ def run_positions(options: argparse.Namespace) -> None:
     from .positions_table import tables
 
     if options.table:
-        print(tables(json.loads(RECORD.read_text())))
+        print_committed(RECORD, tables)
         return
     from clear_core.progress import bar
 
@@ -42,8 +41,7 @@ def run_positions(options: argparse.Namespace) -> None:
     for setting, method in bar(wanted(), unit="row"):
         folder.latents(setting, method)
     record = make_record(folder, Folder(options.out, load_tiny_sd3(options.before)) if options.before else None)
-    for path in (options.record, options.sheet):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    options.sheet.parent.mkdir(parents=True, exist_ok=True)
+    write_record(options.record, record)
     sheet(folder).save(options.sheet, quality=60, optimize=True)
     print(tables(record))

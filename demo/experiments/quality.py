@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from .record_file import print_committed, write_record
 from .subject import add_subject, subject_of
 
 RECORD = Path(__file__).with_name("record.json")
@@ -100,12 +100,11 @@ def run_measure(options: argparse.Namespace) -> None:
                 rows.append(row)
                 done.update()
     record = make_record(rows, options.scenes, options.pictures, subject)
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.record, record)
     print(tables(record))
 
 
 def run_table(options: argparse.Namespace) -> None:
     from .quality_table import tables
 
-    print(tables(json.loads(options.record.read_text(encoding="utf-8"))))
+    print_committed(options.record, tables)

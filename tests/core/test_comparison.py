@@ -20,7 +20,6 @@ from demo.experiments.__main__ import main
 from demo.experiments.baselines.attention import Attention
 from demo.experiments.baselines.registry import KINDS, Kind
 from demo.experiments.baselines.windows import Windows
-from demo.experiments.committed import NO_RECORD, lines_of
 from demo.experiments.comparison import plans, run, students
 from demo.experiments.comparison.command import RECORD
 from demo.experiments.comparison.plans import FULL, QUICK, ROWS, Row
@@ -30,6 +29,7 @@ from demo.experiments.comparison.run import BegunError, Folder, jobs
 from demo.experiments.comparison.students import DivergedError, flow_loss, settings, student_of, train
 from demo.experiments.comparison.table import figures_table, order_table, tables, trials_table
 from demo.experiments.measure import judge
+from demo.experiments.record_file import NO_RECORD, lines_of
 from demo.experiments.train import make_samples
 from demo.tiny_flux.model import GUIDANCE
 from demo.tiny_flux.weights import load_tiny_flux, model_fingerprint

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tools.translations import LANGUAGES as TRANSLATED
+from tools.translations import leaves
 
 PROJECT = Path(__file__).resolve().parents[2]
 LOCALES = PROJECT / "locales"
@@ -40,15 +40,6 @@ def node_texts(language: str) -> dict[str, Any]:
 
 
 ENGLISH = node_texts("en")
-
-
-def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text of a locale file, with its place."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, (*path, key))
-    else:
-        yield path, value
 
 
 def page_of(node: str, language: str) -> Path:

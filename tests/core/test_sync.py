@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.table_pages import PAGES
 from tools import sync, translations
 from tools.environment import RefusedError
 
@@ -95,14 +96,7 @@ def test_a_table_is_filled_in_by_the_environment_with_torch(copy: Path, monkeypa
         shutil.copytree(
             PROJECT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
         )
-    for page in (
-        "docs/memory.md",
-        "docs/parallel.md",
-        "docs/sparse.md",
-        "docs/training.md",
-        "docs/weights.md",
-        "README.md",
-    ):
+    for page in PAGES:
         shutil.copy(PROJECT / page, copy / page)
     change(copy / "docs/memory.md", "| 4096 x 4096 | 65536 | 5.1 | 7.0 |", "| 4096 x 4096 | 65536 | 5.2 |\n| more |")
     monkeypatch.setattr(sync, "interpreter_in", lambda environment: Path(sys.executable))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,8 +27,6 @@ def delta(clear_folder, pack) -> str:
 @pytest.fixture
 def saved(host, tmp_path):
     """``saved(model)`` is a fresh model with what the stock ModelSave wrote of this one."""
-    file = Path(sys.modules["nodes"].__file__).parent / "comfy_extras" / "nodes_model_merging.py"
-    asyncio.run(host.nodes.load_custom_node(str(file), module_parent="comfy_extras"))
 
     def save_and_load(model):
         node = host.stock("ModelSave")()

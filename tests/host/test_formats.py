@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.host.support_comfy.format_rows import Laboratory, mean_error, unload
 from tests.host.support_comfy.formats import FORMATS, Format, missing, write_model
+from tests.host.support_comfy.pictures import picture
+from tests.host.support_comfy.sampling import run_node
 
 FAST = ("nvfp4", "int8, convrot", "mixed: fp8 attention, nvfp4 MLP")
 
@@ -26,8 +26,6 @@ def inference_mode() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def laboratory(host, pack, inference_mode) -> Laboratory:
-    file = Path(sys.modules["nodes"].__file__).parent / "comfy_extras" / "nodes_model_merging.py"
-    asyncio.run(host.nodes.load_custom_node(str(file), module_parent="comfy_extras"))
     return Laboratory(host, pack, side=128, scenes=1)
 
 
@@ -75,3 +73,29 @@ def test_a_delta_that_a_saved_quantised_model_carries_is_noticed(host, laborator
     unload()
     laboratory.clear(again, "delta")
     assert "carries about 100 % of it already" in caplog.text
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_inspect_and_upscale_read_a_quantised_model_as_any_other(host, laboratory, upscale, name):
+    """What they say and make, beside the model in bf16: sizes and memory are asked before it is loaded."""
+    (form,) = (form for form in FORMATS if form.name == name)
+    load = write_model(host, in_host(host, form), laboratory.tensors, "format_inspected")
+
+    def seen(model: Any) -> tuple[str, str, torch.Tensor]:
+        windowed = laboratory.clear(model, "delta")
+        _, report = run_node(host.stock("CLEARInspect"), model=windowed, upscale_by=1.0)
+        prompt = laboratory.cases[0][1]
+        image = picture(64, 96)
+        out, _, info = upscale(
+            image, windowed, positive=prompt, steps=2, tile_width=96, tile_height=96, tile_overlap=32
+        )
+        unload()
+        return report, info, out
+
+    (report, info, out), (plain_report, plain_info, plain) = seen(load()), seen(laboratory.plain())
+    assert "FLUX.1, width 256, 1 double and 3 single blocks" in report
+    sizes = [line for line in plain_report.splitlines() if line.startswith(("size:", "radius:", "weights:", "stages:"))]
+    assert sizes and set(sizes) <= set(report.splitlines())
+    assert info.count("tiles of") == plain_info.count("tiles of") > 0
+    assert out.shape == plain.shape and out.isfinite().all()
+    assert 0 < (out - plain).abs().mean() < 0.05

@@ -158,16 +158,7 @@ def merged(host: Any, patcher: Any, ratio: float) -> Any:
     return run_node(host.stock("ModelMergeSimple"), model1=patcher, model2=other, ratio=ratio)[0]
 
 
-@pytest.fixture
-def merge_nodes(host):
-    import asyncio
-    import sys
-
-    file = Path(sys.modules["nodes"].__file__).parent / "comfy_extras" / "nodes_model_merging.py"
-    asyncio.run(host.nodes.load_custom_node(str(file), module_parent="comfy_extras"))
-
-
-def test_a_merge_before_does_not_thin_the_weights_out(host, golden_flux, clear_node, students, merge_nodes):
+def test_a_merge_before_does_not_thin_the_weights_out(host, golden_flux, clear_node, students):
     """The merge scales what is patched before it; the trained slices are the file's all the same."""
     both = merged(host, golden_flux, 0.5)
     plain = state(both)
@@ -181,7 +172,7 @@ def test_a_merge_before_does_not_thin_the_weights_out(host, golden_flux, clear_n
     assert not identical(plain, state(golden_flux))
 
 
-def test_a_lora_after_a_merge_is_kept(host, golden_flux, clear_node, students, merge_nodes):
+def test_a_lora_after_a_merge_is_kept(host, golden_flux, clear_node, students):
     before = clear_node(with_lora(host, merged(host, golden_flux, 0.5)), weights_name=students["local"])
     after = with_lora(host, clear_node(merged(host, golden_flux, 0.5), weights_name=students["local"]))
     one, other = state(before), state(after)
@@ -229,7 +220,7 @@ def test_a_series_keeps_the_last_files_weights_and_every_lora(host, golden_flux,
 
 
 def test_a_delta_is_the_replacement_on_its_own_base_and_adds_on_another(
-    host, golden_flux, pack, clear_node, clear_folder, students, merge_nodes
+    host, golden_flux, pack, clear_node, clear_folder, students
 ):
     import_module(f"{pack.__name__}.clear_core.weights.delta").save_delta(
         [golden.GOLDEN / "base.safetensors"], clear_folder / students["pooled"], clear_folder / "delta_3.safetensors"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..committed import lines_of
+from ..record_file import add_record_options, print_committed, write_record
 
 RECORD = Path(__file__).parents[1] / "comparison.json"
 
@@ -18,12 +17,8 @@ def add_comparison(commands: Any) -> None:
     command = commands.add_parser(
         "comparison", help="train the paper's attentions alike and compare them; writes a record"
     )
-    command.add_argument("--out", type=Path, default=Path("out/comparison"), help="folder that keeps every run")
-    command.add_argument("--record", type=Path, default=Path("out/comparison.json"))
+    add_record_options(command, "comparison", "comparison", "every run", ("full", "quick"))
     command.add_argument("--model", type=Path, help="the small FLUX's file; the committed one by default")
-    command.add_argument("--extent", choices=("full", "quick"), default="full", help="quick: seconds, to see it work")
-    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
     command.set_defaults(run=run_comparison)
 
 
@@ -31,7 +26,7 @@ def run_comparison(options: argparse.Namespace) -> None:
     from .table import tables
 
     if options.table:
-        print("\n".join(lines_of(RECORD, tables)))
+        print_committed(RECORD, tables)
         return
     if options.model is not None and not options.model.is_file():
         sys.exit(f"--model is {options.model}; expected a file of a tiny FLUX. Leave it out for the committed one.")
@@ -62,6 +57,5 @@ def run_comparison(options: argparse.Namespace) -> None:
     except (BegunError, DivergedError) as error:
         sys.exit(str(error))
     record = make_record(folder, ROWS)
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.record, record)
     print(tables(record))

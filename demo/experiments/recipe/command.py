@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..committed import lines_of
+from ..record_file import add_record_options, print_committed, write_record
 from ..subject import add_subject, subject_of
 
 RECORD = Path(__file__).parents[1] / "recipe.json"
@@ -22,12 +21,8 @@ def add_recipe(commands: Any) -> None:
     command = commands.add_parser(
         "recipe", help="compare rotary bases, proportional scale and colour fix; writes a record and a sheet"
     )
-    command.add_argument("--out", type=Path, default=Path("out/recipe"), help="folder that keeps every picture made")
-    command.add_argument("--record", type=Path, default=Path("out/recipe.json"))
+    add_record_options(command, "recipe", "recipe", "every picture made", EXTENTS)
     command.add_argument("--sheet", type=Path, default=Path("out/recipe.jpg"))
-    command.add_argument("--extent", choices=EXTENTS, default="full", help="quick: seconds, to see that it works")
-    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
     add_subject(command)
     command.set_defaults(run=run_recipe)
 
@@ -36,7 +31,7 @@ def run_recipe(options: argparse.Namespace) -> None:
     from .table import tables
 
     if options.table:
-        print("\n".join(lines_of(RECORD, tables)))
+        print_committed(RECORD, tables)
         return
     subject = subject_of(options)
     import torch
@@ -67,8 +62,7 @@ def run_recipe(options: argparse.Namespace) -> None:
         "window": str(extent.spec),
         "rows": list(bar(rows(folder, extent, subject), total=total, unit="row")),
     }
-    for path in (options.record, options.sheet):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    options.sheet.parent.mkdir(parents=True, exist_ok=True)
+    write_record(options.record, record)
     sheet(folder, extent, subject).save(options.sheet, quality=74, optimize=True)
     print(tables(record))

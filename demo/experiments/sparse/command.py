@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from ..committed import lines_of
+from ..record_file import add_record_options, print_committed, write_record
 from ..subject import add_subject, subject_of
 
 RECORD = Path(__file__).parents[1] / "sparse.json"
@@ -20,11 +19,7 @@ def add_sparse(commands: Any) -> None:
     command = commands.add_parser(
         "sparse", help="compare windows, squares and chosen blocks at equal keys; needs comfy-kitchen; writes a record"
     )
-    command.add_argument("--out", type=Path, default=Path("out/sparse"), help="folder that keeps what is measured")
-    command.add_argument("--record", type=Path, default=Path("out/sparse.json"))
-    command.add_argument("--extent", choices=EXTENTS, default="full", help="quick: seconds, to see that it works")
-    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
+    add_record_options(command, "sparse", "sparse", "what is measured", EXTENTS)
     add_subject(command)
     command.set_defaults(run=run_sparse)
 
@@ -33,7 +28,7 @@ def run_sparse(options: argparse.Namespace) -> None:
     from .table import tables
 
     if options.table:
-        print("\n".join(lines_of(RECORD, tables)))
+        print_committed(RECORD, tables)
         return
     subject = subject_of(options)
     import torch
@@ -50,6 +45,5 @@ def run_sparse(options: argparse.Namespace) -> None:
             record = make_record(options.out / options.extent, extent, subject, lambda: rows.update())
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.record, record)
     print(tables(record))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from ..committed import lines_of
+from ..record_file import add_record_options, print_committed, write_record
 from ..subject import add_subject, subject_of
 
 RECORD = Path(__file__).parents[1] / "transfer.json"
@@ -20,12 +19,8 @@ def add_transfer(commands: Any) -> None:
     command = commands.add_parser(
         "transfer", help="enlarge, control and cut pictures with windows that were distilled for none of it"
     )
-    command.add_argument("--out", type=Path, default=Path("out/transfer"), help="folder that keeps every picture made")
-    command.add_argument("--record", type=Path, default=Path("out/transfer.json"))
-    command.add_argument("--extent", choices=EXTENTS, default="full", help="quick: seconds, to see that it works")
+    add_record_options(command, "transfer", "transfer", "every picture made", EXTENTS)
     command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is run (default: all)")
-    command.add_argument("--threads", type=int, default=2, help="threads of the computation (default: 2)")
-    command.add_argument("--table", action="store_true", help="only print the committed record's tables")
     add_subject(command)
     command.set_defaults(run=run_transfer)
 
@@ -34,7 +29,7 @@ def run_transfer(options: argparse.Namespace) -> None:
     from .table import tables
 
     if options.table:
-        print("\n".join(lines_of(RECORD, tables)))
+        print_committed(RECORD, tables)
         return
     subject = subject_of(options)
     import torch
@@ -60,6 +55,5 @@ def run_transfer(options: argparse.Namespace) -> None:
             record = make_record(options.out / options.extent, extent, subject, on_row, on_step, options.parts)
         except ValueError as error:
             raise SystemExit(str(error)) from None
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.record, record)
     print(tables(record))

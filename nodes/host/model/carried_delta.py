@@ -1,7 +1,7 @@
 """Notices a delta that the model carries already: saved after CLEAR Attention, or loaded as a LoRA before it.
 
-Source: ``comfy.model_patcher.get_key_weight``, ``ModelPatcher.backup``, ``comfy.lora.calculate_weight``, in ComfyUI
-0.9.0 and later.
+Source: ``comfy.model_patcher.get_key_weight``, ``ModelPatcher.backup`` and ``hook_backup``,
+``comfy.lora.calculate_weight``, in ComfyUI 0.9.0 and later.
 
 ``ModelPatcher.get_key_patches`` would tell the same, but in 0.33.0 it fails on a model with quantised layers, of which
 it takes the scales for weights.
@@ -70,7 +70,10 @@ def plain_weight(model: ModelPatcher, key: str) -> Tensor:
         UnreadableError: It is of 8 bits without a scale, of another library's quantisation, or left on disk.
     """
     stored, _, convert = get_key_weight(model.model, key)
-    stored = getattr(model.backup.get(key), "weight", stored)
+    if key in model.hook_backup:
+        stored = model.hook_backup[key][0]
+    elif key in model.backup:
+        stored = model.backup[key].weight
     # Layers that the host quantises know how to undo it.
     values = stored.detach() if convert is None else convert(stored.detach(), inplace=False)
     if not is_plain(values):

@@ -34,7 +34,7 @@ _FOLDERS = (
 )
 
 # Stock nodes beyond nodes.py that the tests put in their graphs.
-_STOCK_EXTRAS = ("nodes_custom_sampler", "nodes_model_advanced", "nodes_flux", "nodes_sd3")
+_STOCK_EXTRAS = ("nodes_custom_sampler", "nodes_model_advanced", "nodes_model_merging", "nodes_flux", "nodes_sd3")
 
 
 def find_comfyui() -> list[Path]:
