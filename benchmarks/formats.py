@@ -16,12 +16,9 @@ from typing import Any
 
 import torch
 
-# On the path since in_host was imported.
-from support_comfy import format_rows, formats
-
 from clear_core.progress import bar
 
-from .in_host import host_with_pack
+from .in_host import format_rows, formats, host_with_pack
 from .timing import first_line, write_record
 
 

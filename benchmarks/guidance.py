@@ -20,11 +20,7 @@ from typing import Any
 
 import torch
 
-# On the path since in_host was imported.
-from support_comfy import flux, sampling
-from support_comfy.live_bytes import LiveBytes
-
-from .in_host import host_with_pack
+from .in_host import LiveBytes, flux, host_with_pack, sampling
 from .timing import first_line, write_record
 
 STEPS = 4

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# The tests start a ComfyUI inside a process. Not by their full name: ComfyUI's environment has a package `tests` of its
-# own.
+# The tests start a ComfyUI inside a process and make small models for it. Not by their full name: ComfyUI's environment
+# has a package `tests` of its own. Imported here for all, behind the line that puts them on the path.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "host"))
 
-from support_comfy import boot
+from support_comfy import boot, flux, format_rows, formats, sampling
+from support_comfy.live_bytes import LiveBytes
+
+__all__ = ["LiveBytes", "flux", "format_rows", "formats", "host_with_pack", "sampling"]
 
 
 @contextmanager

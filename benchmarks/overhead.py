@@ -23,12 +23,9 @@ from typing import Any
 
 import torch
 
-# On the path since in_host was imported.
-from support_comfy import flux, sampling
-
 from clear_core.progress import bar
 
-from .in_host import host_with_pack
+from .in_host import flux, host_with_pack, sampling
 from .timing import first_line, write_record
 
 STOCK, DELEGATING, WINDOWS = "stock", "delegating", "windows"
