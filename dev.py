@@ -11,8 +11,8 @@
 is looked for in ``COMFYUI_PATH`` (several folders with the system's path separator between them), else in
 ``~/ComfyUI``; ``COMFYUI_FRONT_END`` names another front end than each ComfyUI's own. ``--all`` includes the tests that
 take long. ``check`` runs no test: style, format, types, imports, and the files that ``sync`` writes from the code.
-``--without-torch`` checks in a small environment of its own, all but the tables in ``docs`` that torch is needed to
-calculate. ``archive`` writes the file that a release ships to ``out``, or says what must not be in it; ``--release``
+``--without-torch`` checks in a small environment of its own, all but the types and the tables in ``docs``, which need
+torch. ``archive`` writes the file that a release ships to ``out``, or says what must not be in it; ``--release``
 also asks for what is filled in at the first release.
 """
 

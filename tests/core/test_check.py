@@ -134,11 +134,11 @@ def test_tables_that_cannot_be_made_or_placed_are_refused(tmp_path, capsys):
         run_step("calculated tables", tmp_path, capsys)
 
 
-def test_without_torch_the_tables_are_not_checked():
+def test_without_torch_tables_and_types_are_not_checked():
     names = [
         [step.name for step in check.steps(PROJECT, Path(sys.executable), with_torch=one)] for one in (True, False)
     ]
-    assert set(names[0]) - set(names[1]) == {"calculated tables"}
+    assert set(names[0]) - set(names[1]) == {"calculated tables", "pyright"}
 
 
 def test_a_tool_that_cannot_run_is_a_fault_and_not_a_pass(tmp_path, capsys):
@@ -174,4 +174,5 @@ def test_ci_checks_before_it_tests():
     assert "dev.py check --without-torch" in workflow
     jobs = dict(re.findall(r"^  ([a-z-]+):\n((?: {4}.*\n|\n)+)", workflow.partition("\njobs:\n")[2], re.MULTILINE))
     assert {"core", "test", "front-end", "installed"} <= {job for job, text in jobs.items() if "needs: check\n" in text}
+    assert jobs["types"].rstrip().endswith("run: python dev.py check")
     assert "python3 dev.py check" in (PROJECT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
