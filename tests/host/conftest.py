@@ -174,6 +174,12 @@ def host_part(pack: ModuleType) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
+def core_part(pack: ModuleType) -> Callable[[str], Any]:
+    """``core_part(name)`` is a module of clear_core as the pack has it."""
+    return lambda name: importlib.import_module(f"{pack.__name__}.clear_core.{name}")
+
+
+@pytest.fixture(scope="session")
 def in_tiles(host_part: Callable[[str], Any]) -> Callable[..., Any]:
     """``in_tiles(model, grid, tile, overlap)`` is the model that runs a frame in tiles; sizes in tokens."""
 

@@ -7,8 +7,6 @@ VAEDecode call, in ComfyUI 0.9.0 and later.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +19,15 @@ from torch import Tensor
 
 from ....clear_core.call_memory import MemoryPlan
 from ....clear_core.number_checks import check_number
-from ....clear_core.sdedit import DEFAULT_OVERLAP, Stage, TileLayout, choose_tiles, reflect_to, wavelet_color_fix
+from ....clear_core.sdedit import (
+    DEFAULT_OVERLAP,
+    Stage,
+    TileLayout,
+    check_finite,
+    choose_tiles,
+    reflect_to,
+    wavelet_color_fix,
+)
 from ..guidance.guide import apply_guide
 from ..model.memory_plan import memory_plan
 from ..model.picture_model import PictureModel, picture_model
@@ -29,6 +35,7 @@ from ..model.sequence import sampler_conds
 from ..model.table_positions import install_table
 from ..model.throughput import timed
 from .forecast import StageForecast, step_gflops
+from .memory_advice import ADVICE_ENLARGE, memory_advice, tile_advice, vae_advice
 from .progress import StageProgress
 from .sigma_shift import with_shift
 from .stage_mask import StageMask
@@ -173,7 +180,7 @@ def run_stage(
         The image (B, *stage.size, 3), and the latent of the padded frame in the host's dict.
 
     Raises:
-        ValueError: A setting does not fit; the sentence names it.
+        ValueError: A setting does not fit, or a part made NaN; the sentence names it.
         comfy.model_management.OOM_EXCEPTION: Out of memory; the sentence names what to set.
     """
     if settings.cfg != 1.0 and not inputs.negative:
@@ -183,16 +190,20 @@ def run_stage(
     vae_tile = settings.vae_tile(inputs.vae, stage)
     with progress.phase("enlarge"), memory_advice("enlarging", stage, ADVICE_ENLARGE):
         enlarged = enlarge(image, stage, inputs.upscale_model)
-    with progress.phase("encode"), memory_advice("encoding", stage, ADVICE_VAE):
-        latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile, stage.units.has_frames)
+    if inputs.upscale_model is not None:
+        check_finite(enlarged, "the picture that upscale_model made")
+    with progress.phase("encode"), memory_advice("encoding", stage, vae_advice(inputs.vae, stage, vae_tile)):
+        latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile, stage)
     check_latent(latent, image.shape[0], stage, inputs.picture)
     if mask is not None and mask.is_empty:
         progress.leave_out("denoise", "decode")
         return enlarged, {"samples": latent}
-    with progress.phase("denoise"), memory_advice("denoising", stage, ADVICE_TILES.format(side=smaller_side(tiles))):
+    with progress.phase("denoise"), memory_advice("denoising", stage, tile_advice(tiles)):
         latent = denoise(latent, inputs, stage, settings, tiles, progress, mask and mask.latents)
-    with progress.phase("decode"), memory_advice("decoding", stage, ADVICE_VAE):
+    check_finite(latent, f"the latent that model made in stage {stage.number}")
+    with progress.phase("decode"), memory_advice("decoding", stage, vae_advice(inputs.vae, stage, vae_tile)):
         picture = decode(inputs.vae, latent, vae_tile, stage)[:, : stage.size[0], : stage.size[1]]
+    check_finite(picture, f"the picture that vae made in stage {stage.number}")
     if settings.color_fix == "wavelet":
         picture = wavelet_color_fix(picture, enlarged.to(picture))
     if mask is not None:
@@ -249,38 +260,4 @@ def denoise(
         callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=stage.seed,
-    )
-
-
-ADVICE_ENLARGE = "use a smaller upscale model or leave upscale_model unconnected"
-ADVICE_VAE = "set tile_width and tile_height to 512, or lower upscale_by"
-ADVICE_TILES = "set tile_width and tile_height to {side}, or lower upscale_by"
-
-
-def smaller_side(tiles: TileLayout) -> int:
-    """Side of smaller tiles in px if these did not fit: about half their area, in steps of 128 px."""
-    return max(256, int(min(tiles.tile) * tiles.units.pixels * 0.7) // 128 * 128)
-
-
-@contextmanager
-def memory_advice(doing: str, stage: Stage, advice: str) -> Generator[None]:
-    """Replace an out-of-memory error by a sentence that names what to set."""
-    try:
-        yield
-    except Exception as error:
-        try:
-            out_of_memory = comfy.model_management.is_oom(error)
-        except AttributeError:  # an older ComfyUI
-            out_of_memory = isinstance(error, comfy.model_management.OOM_EXCEPTION)
-        if not out_of_memory:
-            raise
-        # The traceback keeps the failed call's tensors alive.
-        error.__traceback__ = None
-    else:
-        return
-    comfy.model_management.soft_empty_cache()
-    height, width = stage.size
-    raise comfy.model_management.OOM_EXCEPTION(
-        f"Out of memory while {doing} stage {stage.number} ({width} x {height} px): {advice}. Changed settings run "
-        "all stages again; run unchanged, after other memory was freed, it goes on after the finished stages."
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ....clear_core.sdedit import Stage
+from ....clear_core.sdedit import Stage, check_finite
 from ..model.picture_model import PictureModel
 from .prompts import controls_of
 
@@ -117,10 +117,11 @@ def check_latent(latent: Tensor, batch: int, stage: Stage, picture: PictureModel
         batch: Pictures.
 
     Raises:
-        ValueError: It is no latent (batch, C, h, w), or (batch, C, 1, h, w), of the model.
+        ValueError: It is no latent (batch, C, h, w), or (batch, C, 1, h, w), of the model, or has NaN.
     """
     wanted = stage.units.latent_shape(stage.grid, picture.channels, batch)
     if tuple(latent.shape) == wanted:
+        check_finite(latent, f"the latent that vae made in stage {stage.number}")
         return
     if latent.ndim == len(wanted) == 5 and latent.shape[2] > 1:
         raise ValueError(

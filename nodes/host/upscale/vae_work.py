@@ -2,7 +2,8 @@
 
 Source: what the stock nodes VAEEncode, VAEEncodeTiled, VAEDecode and VAEDecodeTiled call; ``comfy.sd.VAE.encode``,
 which takes the pictures of a batch for the frames of a video if its latents have an axis of time;
-``VAE.memory_used_decode``, ``comfy.model_management.get_total_memory``; ComfyUI 0.9.0 and later.
+``VAE.memory_used_decode``, ``VAE.encode_tiled_``, ``comfy.utils.tiled_scale_multidim``,
+``comfy.model_management.get_total_memory``; ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ LEAST_VAE_TILE = 256
 """Sides in px of the VAE's tiles if nobody chose one: the largest and the smallest."""
 
 SMALLEST_VAE_TILE = 64
-"""That can be chosen: 8 latent cells of FLUX, one of them overlap."""
+"""That can be chosen: 8 latent cells of FLUX.1, one of them overlap."""
+
+
+def can_tile(vae: Any) -> bool:
+    """Whether it is the host's; a third-party VAE may have nothing but encode and decode."""
+    return hasattr(vae, "memory_used_decode")
 
 
 def tile_side(vae: Any, stage: Stage, chosen: int, tiles: Iterable[int]) -> int:
-    """Side in px of the VAE's tiles, 0 for the whole picture.
+    """Side in px of the VAE's tiles, 0 for the whole picture; :func:`aligned`.
 
     Args:
         chosen: The user's; 0 is automatic: whole if it takes half of the card at most.
         tiles: Width and height of the picture's tiles as set, 0 for automatic.
     """
-    if not hasattr(vae, "memory_used_decode"):
-        return 0  # A third-party VAE, which may have nothing but encode and decode.
+    if not can_tile(vae):
+        return 0
     longest = max(stage.padded)
     if not chosen:
         side = min(filter(None, tiles), default=0)
@@ -41,22 +47,49 @@ def tile_side(vae: Any, stage: Stage, chosen: int, tiles: Iterable[int]) -> int:
         if not side and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
             return 0
         chosen = max(min(side or VAE_TILE, VAE_TILE), LEAST_VAE_TILE)
-    return 0 if chosen >= longest else chosen
+    side = aligned(chosen, stage.units.latent_pixels)
+    return 0 if max(chosen, side) >= longest else side
 
 
-def encode(vae: Any, image: Tensor, tile: int, has_frames: bool = False) -> Tensor:
-    """The latent of an image (B, H, W, 3), in tiles of ``tile`` px, or whole if that is 0.
+def aligned(side: int, cell: int) -> int:
+    """The side in px of tiles whose edges are those of latent cells: the next smaller one, 4 cells at least.
+
+    The host encodes pictures three times, in tiles of ``side`` by ``side``, of twice by half and of half by twice.
+    Elsewhere than on a cell a tile's latent is added up to half a cell off, and the last rows may belong to no tile:
+    they become 0 / 0, and denoising spreads that over the picture.
 
     Args:
-        has_frames: Whether latents have an axis of time.
+        cell: Side of a latent cell in px.
     """
+    return max(side // (2 * cell), 2) * 2 * cell
+
+
+def overlap_of(side: int, cell: int) -> int:
+    """Overlap in px of such tiles: an eighth of their side in whole cells, one at least."""
+    return max(side // 8 // cell, 1) * cell
+
+
+def smaller_tile(vae: Any, stage: Stage, tile: int) -> int | None:
+    """Side in px of tiles to try if these, or the whole picture, did not fit; None if there are no smaller ones."""
+    if not can_tile(vae):
+        return None
+    cell, longest = stage.units.latent_pixels, max(stage.padded)
+    # In steps of the widget, which has its smallest side for a step.
+    steps = max(min((tile or longest) // 2, VAE_TILE) // SMALLEST_VAE_TILE, 1)
+    side = aligned(steps * SMALLEST_VAE_TILE, cell)
+    return side if side < (tile or longest) else None
+
+
+def encode(vae: Any, image: Tensor, tile: int, stage: Stage) -> Tensor:
+    """The latent of a stage's image (B, H, W, 3), in tiles of ``tile`` px, or whole if that is 0."""
 
     def latent_of(pixels: Tensor) -> Tensor:
         if tile:
-            return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=tile // 8)
+            overlap = overlap_of(tile, stage.units.latent_pixels)
+            return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=overlap)
         return vae.encode(pixels)
 
-    if not has_frames:
+    if not stage.units.has_frames:
         return latent_of(image)
     # A VAE for videos takes the pictures of a batch for the frames of one.
     latent = torch.cat([latent_of(one) for one in image.split(1)])
@@ -70,8 +103,9 @@ def decode(vae: Any, latent: Tensor, tile: int, stage: Stage) -> Tensor:
         ValueError: The VAE makes a picture of another size.
     """
     if tile:
-        side = tile // stage.units.latent_pixels
-        image = vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 8)
+        cell = stage.units.latent_pixels
+        side, overlap = tile // cell, overlap_of(tile, cell) // cell
+        image = vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=overlap)
     else:
         image = vae.decode(latent)
     if image.ndim == 5:
