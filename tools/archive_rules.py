@@ -46,6 +46,8 @@ KINDS = (
         "python_command_injection_risk",
         (
             *("subprocess", "os.system", "os.popen", "os.startfile", "os.fork", "pty", "multiprocessing"),
+            *("concurrent.futures.ProcessPoolExecutor", "concurrent.futures.process"),
+            *("torch.multiprocessing", "torch.utils.cpp_extension"),
             *("asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"),
             *(f"os.{start}{end}" for start in STARTS for end in ENDS),
         ),
@@ -64,13 +66,14 @@ KINDS = (
         "reads what can run code",
         "files that run code when they are read",
         ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "torch.load", "yaml.load"),
-        r"\b(pickle|marshal|torch|joblib|yaml)\.loads?\s*\(",
+        r"\b(pickle|marshal|torch|joblib|yaml)\.loads?\s*\(|\ballow_pickle\s*=\s*True",
     ),
     Kind(
         "uses the network",
         "python_network_operations, by the calls of sockets too, whatever object they are called on",
         (
-            *("socket", "ssl", "http.client", "http.server", "urllib.request", "requests", "httpx"),
+            *("socket", "ssl", "http.client", "http.server", "urllib.request", "urllib3", "requests", "httpx"),
+            *("asyncio.open_connection", "asyncio.start_server"),
             *("aiohttp.ClientSession", "aiohttp.request", "ftplib", "smtplib", "telnetlib", "xmlrpc"),
             *("websocket", "websockets", "webbrowser"),
             *("huggingface_hub", "torch.hub", ".from_pretrained"),
@@ -90,7 +93,7 @@ KINDS = (
     Kind(
         "hides data",
         "encoded or packed text, which nobody can review",
-        ("base64", "binascii", "zlib", "bz2", "lzma", "codecs.decode"),
+        ("base64", "binascii", "zlib", "gzip", "bz2", "lzma", "codecs.decode"),
         rf"b64decode|fromhex\s*\(|\batob\s*\(|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{{{LONGEST_WORD}}}",
     ),
     Kind(
@@ -183,7 +186,9 @@ def findings(file: str, text: str) -> Iterator[Finding]:
 
 
 def is_flagged(name: str, kind: Kind) -> bool:
-    """Whether a dotted name is one of a kind's or below one of them."""
+    """Whether a dotted name is one of a kind's or below one of them; ``os.*``, whether it brings one."""
+    if name.endswith(".*") and any(flagged.startswith(name[:-1]) for flagged in kind.names):
+        return True
     return any(
         name.endswith(flagged) if flagged.startswith(".") else name == flagged or name.startswith(f"{flagged}.")
         for flagged in kind.names

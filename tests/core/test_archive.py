@@ -63,11 +63,27 @@ FAULTS = (
     ("nodes/%.py", "import subprocess\n", "1: import subprocess: starts a program"),
     ("nodes/%.py", "\nfrom os import system as run\n", "2: os.system: starts a program"),
     ("nodes/%.py", "import os\ngetattr(os, 'execv')\n", "2: os.execv: starts a program"),
+    ("nodes/%.py", "from tempfile import *\n", "1: tempfile.*: uses the folder"),
+    (
+        "nodes/%.py",
+        "from concurrent.futures import ProcessPoolExecutor\n",
+        "1: concurrent.futures.ProcessPoolExecutor: ",
+    ),
+    ("nodes/%.py", "import torch.multiprocessing as mp\n", "1: torch.multiprocessing: starts a program"),
+    (
+        "nodes/%.py",
+        "from torch.utils.cpp_extension import load\n",
+        "1: torch.utils.cpp_extension.load: starts a program",
+    ),
     ("nodes/%.py", "eval('1')\n", "1: eval: runs text as code"),
     ("nodes/%.py", "model.eval()\n", "1: .eval(: runs text as code"),
     ("nodes/%.py", "def f(x):\n    exec(x)\n", "2: exec: runs text as code"),
     ("nodes/%.py", "import pickle\n", "1: pickle: reads what can run code"),
     ("nodes/%.py", "import torch as t\nt.load('x')\n", "2: torch.load: reads what can run code"),
+    ("nodes/%.py", "import numpy\nnumpy.load('x', allow_pickle=True)\n", "2: allow_pickle=True: reads what can"),
+    ("nodes/%.py", "import urllib3\n", "1: urllib3: uses the network"),
+    ("nodes/%.py", "import asyncio\nasyncio.open_connection()\n", "2: asyncio.open_connection: uses the network"),
+    ("nodes/%.py", "import gzip\n", "1: gzip: hides data"),
     ("nodes/%.py", "import requests\n", "1: requests: uses the network"),
     ("nodes/%.py", "from urllib import request\n", "1: urllib.request: uses the network"),
     ("nodes/%.py", "import aiohttp\naiohttp.ClientSession()\n", "2: aiohttp.ClientSession: uses the network"),
@@ -116,6 +132,9 @@ def test_each_planted_fault_is_named_and_nothing_else(checkout):
     [
         "import re\nre.compile('x')\n",
         "from aiohttp import web\n",
+        "from math import *\n",
+        "from concurrent.futures import ThreadPoolExecutor\n",
+        "import numpy\nnumpy.load('x', allow_pickle=False)\n",
         "import importlib.util\nimportlib.util.find_spec('triton')\n",
         "import os\nos.replace('a', 'b')\n",
         "from .pickle import code\n",
@@ -148,6 +167,14 @@ def test_includes_that_pass_the_check_by_are_named(checkout):
     settings.write_text(settings.read_text("utf-8").replace("includes = []", 'includes = ["out"]'), encoding="utf-8")
     (found,) = archive.offences(checkout)
     assert found.startswith("pyproject.toml: includes")
+
+
+def test_files_that_help_names_in_the_packs_folder_are_there():
+    ships = set(archive.shipped(PROJECT))
+    pages = {page: " ".join(page.read_text("utf-8").split()) for page in (PROJECT / "web/docs").rglob("*.md")}
+    named = {page: re.findall(r"`([\w./-]+\.\w+)` in the pack's folder", text) for page, text in pages.items()}
+    assert sum(len(files) for files in named.values()) >= 4
+    assert {(page.name, file) for page, files in named.items() for file in files if file not in ships} == set()
 
 
 def test_another_archive_is_compared_name_by_name(checkout, tmp_path, monkeypatch, capsys):
