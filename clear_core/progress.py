@@ -136,7 +136,8 @@ class Lines(Generic[T]):
 
     def reset(self, total: int | None = None) -> None:
         """Begins again with another total."""
-        self.n, self.total = 0, total
+        self.n = self._initial = 0
+        self.total = total
 
     def set_description(self, desc: str) -> None:
         self._desc = desc

@@ -73,6 +73,14 @@ def test_a_bar_counts_from_where_it_began_and_begins_again(capsys):
     assert capsys.readouterr().err.startswith("again: 0 of 9 calls in ")
 
 
+def test_a_bar_that_began_again_and_stops_says_how_far_it_came(capsys):
+    with pytest.raises(KeyboardInterrupt), progress.bar(unit="call", total=5, initial=2) as bar:
+        bar.reset(9)
+        bar.update(2)
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.startswith("stopped at 2 of 9 calls in ")
+
+
 def test_without_tqdm_a_terminal_gets_lines_too(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)

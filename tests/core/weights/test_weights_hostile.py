@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
 from clear_core.weights import ClearFileError, read_clear_file
-from tests.support import PROJECT
 from tests.support.damaged_files import FILES, GOLDEN, comfyui, local, pooled
+from tests.support.peak_memory import grown
 
 
 def test_there_are_forty_or_more():
@@ -39,7 +38,7 @@ PATHS = {
     "missing": ("no.safetensors", "No such file"),
     "folder": (".", "is not a file"),
     "null_byte": ("clear\0.safetensors", "cannot be read"),
-    "too_long": ("x" * 5000, "File name too long"),
+    "too_long": ("x" * 5000, "cannot be read"),
     "device": ("/dev/zero", "is not a file"),
     "pipe": ("pipe", "is not a file"),
     "link_to_itself": ("loop", "cannot be read"),
@@ -50,9 +49,13 @@ PATHS = {
 @pytest.mark.parametrize("case", PATHS)
 def test_a_bad_path_is_one_sentence(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    os.mkfifo("pipe")
-    os.symlink("loop", "loop")
     path, fragment = PATHS[case]
+    if case == "pipe":
+        getattr(os, "mkfifo", lambda path: pytest.skip("no pipes in the file system here"))(path)
+    if case == "device" and not Path(path).exists():
+        pytest.skip("no devices in the file system here")
+    if case == "link_to_itself":
+        os.symlink(path, path)
     with pytest.raises(ClearFileError) as error:
         read_clear_file(path)
     assert fragment in str(error.value) and str(error.value).isprintable() and len(str(error.value)) < 300
@@ -61,28 +64,17 @@ def test_a_bad_path_is_one_sentence(case, tmp_path, monkeypatch):
 def test_nothing_is_allocated_that_is_merely_declared(tmp_path):
     for case, (make, _) in FILES.items():
         (tmp_path / f"{case}.safetensors").write_bytes(make())
-    script = """
-import glob, resource, sys
-from clear_core.weights import ClearFileError, read_clear_file
-read_clear_file(sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work = """
 for path in glob.glob(sys.argv[1] + "/*"):
     try:
         read_clear_file(path)
     except ClearFileError:
         continue
     sys.exit(path)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    answer = subprocess.run(
-        [sys.executable, "-c", script, tmp_path, GOLDEN / "student_7_down1.safetensors"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stderr
+    warm = "import glob\nfrom clear_core.weights import ClearFileError, read_clear_file\nread_clear_file(sys.argv[2])"
     # The largest of the files has 1 MB; the smallest of the declared sizes is 99 MB.
-    assert int(answer.stdout) * 1024 < 32e6
+    assert grown(warm, work, tmp_path, GOLDEN / "student_7_down1.safetensors") < 32e6
 
 
 def test_the_untouched_files_are_accepted(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from clear_core.weights.catalogue import CATALOGUE, find_release
 from clear_core.weights.filename import bare_name, radius_from_name
 from clear_core.weights.naming import trained_names
 from tests.support import PROJECT
+from tests.support.peak_memory import grown
 
 GOLDEN = PROJECT / "tests" / "golden"
 
@@ -163,30 +162,22 @@ def sparse_clear_file(path: Path, width: int, doubles: int, singles: int) -> int
 
 @pytest.mark.slow
 def test_opening_and_listing_read_no_tensor(tmp_path):
-    script = """
-import resource, sys
-from clear_core.weights import read_clear_file
-read_clear_file(sys.argv[1]).tensors()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    warm = "from clear_core.weights import read_clear_file\nread_clear_file(sys.argv[1]).tensors()"
+    work = """
 tensors = read_clear_file(sys.argv[2]).tensors()
 shapes = [tensor.shape for tensor in tensors.values()]
 assert len(shapes) == len(tensors) > 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    small, grown = tmp_path / "small.safetensors", {}
+    small, rises = tmp_path / "small.safetensors", {}
     sparse_clear_file(small, 16, 1, 1)
     for width in (1024, 3072):
         path = tmp_path / f"{width}.safetensors"
         size = sparse_clear_file(path, width, 4, 8)
-        answer = subprocess.run(
-            [sys.executable, "-c", script, small, path], cwd=PROJECT, capture_output=True, text=True
-        )
-        assert answer.returncode == 0, answer.stderr
-        grown[size] = int(answer.stdout) * 1024
-    (small_size, small_grown), (large_size, large_grown) = grown.items()
+        rises[size] = grown(warm, work, small, path)
+    (small_size, small_rise), (large_size, large_rise) = rises.items()
     assert large_size > 8 * small_size
     # Two tensors would take 38 MB at the larger size.
-    assert max(small_grown, large_grown) < 16e6, grown
+    assert max(small_rise, large_rise) < 16e6, rises
 
 
 def test_catalogue_sizes_are_those_of_files_of_that_shape(tmp_path):
