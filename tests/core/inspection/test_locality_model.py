@@ -260,7 +260,7 @@ def test_the_command_writes_record_and_page(tmp_path: Path, capsys: pytest.Captu
     assert record["samples"] == 1 and record["dtype"] == "bfloat16" and str(tmp_path) not in json.dumps(record)
     assert record["settings"]["spec"] == {"radius": 2, "down_factor": 1, "overview": False}
     assert f'dense_blocks to "{record["proposal"]["dense_blocks"]}"' in capsys.readouterr().out
-    assert "<h1>Where model looks</h1>" in (out / "locality.html").read_text()
+    assert "<h1>Where model looks</h1>" in (out / "locality.html").read_text("utf-8")
     assert main([*command, "--seed", "3"]) == 1
     assert "choose another folder" in capsys.readouterr().err
 
