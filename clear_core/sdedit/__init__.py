@@ -8,6 +8,7 @@ from .sampling import euler, noised, sdedit
 from .schedule import sdedit_sigmas, static_shift
 from .stages import Stage, plan_stages
 from .tiles import DEFAULT_OVERLAP, Tile, TileLayout
+from .vae_tiles import SMALLEST_VAE_TILE, automatic_vae_tile, smaller_vae_tile, vae_overlap, vae_tile_of
 
 __all__ = [
     "AUTO",
@@ -16,11 +17,13 @@ __all__ = [
     "GUIDED_ABOVE",
     "GUIDES",
     "OFF",
+    "SMALLEST_VAE_TILE",
     "Stage",
     "Tile",
     "TileLayout",
     "as_mask",
     "as_picture",
+    "automatic_vae_tile",
     "check_finite",
     "choose_tiles",
     "euler",
@@ -30,6 +33,9 @@ __all__ = [
     "reflect_to",
     "sdedit",
     "sdedit_sigmas",
+    "smaller_vae_tile",
     "static_shift",
+    "vae_overlap",
+    "vae_tile_of",
     "wavelet_color_fix",
 ]

@@ -6,6 +6,7 @@ The host's own VAE class cuts and adds them. A cell that the tiles' grid misses 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_tiles_are_the_whole_picture(core_part, host_part, mean_vae, cell, has_f
         whole = work.encode(vae, image, 0, stage)
         pixels = work.decode(vae, whole, 0, stage)
         for side in SIDES:
-            tile = work.tile_side(vae, stage, side, ())
+            tile = work.tile_side(vae, stage, side, (0, 0))
             if not tile:
                 continue
             cut += 1
@@ -93,23 +94,29 @@ def test_tiles_whose_edges_were_between_cells(host, pack, mean_vae, widget, set_
     assert samples.isfinite().all() and out.isfinite().all() and out.shape == (1, 464, 464, 3)
 
 
-@pytest.mark.parametrize("part", ["encode", "decode", "model"])
+@pytest.mark.parametrize("part", ["upscale_model", "encode", "decode", "model"])
 def test_nan_is_told_with_the_part_that_made_it(host, pack, mean_vae, monkeypatch, part):
     """A VAE or a model in half precision may overflow; the picture would be black."""
     kind = KINDS["FLUX.2"]
     vae, model = mean_vae(kind.channels, kind.cell, kind.has_frames), kind.build().clone()
-    if part == "model":
+    enlarger = None
+    if part == "upscale_model":
+        extras = importlib.import_module("comfy_extras.nodes_upscale_model").ImageUpscaleWithModel
+        monkeypatch.setattr(extras, "execute", lambda model, image: (image.repeat_interleave(2, 1) * math.nan,))
+        enlarger = object()
+    elif part == "model":
         model.add_wrapper_with_key("apply_model", "nan", lambda executor, *args, **kw: executor(*args, **kw) * math.nan)
     else:
         made = getattr(vae.first_stage_model, part)
         monkeypatch.setattr(vae.first_stage_model, part, lambda *args, **kw: made(*args, **kw) * math.nan)
     name = {
+        "upscale_model": "the picture that upscale_model made",
         "encode": "the latent that vae made in stage 1",
         "decode": "the picture that vae made in stage 1",
         "model": "the latent that model made in stage 1",
     }[part]
     with pytest.raises(ValueError, match=rf"^{name} has NaN or infinite values; expected .*\.$"):
-        enlarged(host, kind, model, picture(64, 64), vae=vae, steps=1)
+        enlarged(host, kind, model, picture(64, 64), vae=vae, steps=1, upscale_model=enlarger)
 
 
 def test_out_of_memory_in_the_vae_names_smaller_tiles_of_its_own(core_part, host_part, mean_vae):

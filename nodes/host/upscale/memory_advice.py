@@ -11,15 +11,15 @@ from typing import Any
 
 import comfy.model_management
 
-from ....clear_core.sdedit import Stage, TileLayout
-from .vae_work import smaller_tile
+from ....clear_core.sdedit import Stage, TileLayout, smaller_vae_tile
+from .vae_work import can_tile
 
 ADVICE_ENLARGE = "use a smaller upscale model or leave upscale_model unconnected"
 
 
 def vae_advice(vae: Any, stage: Stage, tile: int) -> str:
     """For a VAE that works in tiles of ``tile`` px, or on the whole picture if that is 0."""
-    side = smaller_tile(vae, stage, tile)
+    side = smaller_vae_tile(stage, tile) if can_tile(vae) else None
     return f"set vae_tile_size to {side}, or lower upscale_by" if side else "lower upscale_by"
 
 

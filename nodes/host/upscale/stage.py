@@ -21,6 +21,7 @@ from ....clear_core.call_memory import MemoryPlan
 from ....clear_core.number_checks import check_number
 from ....clear_core.sdedit import (
     DEFAULT_OVERLAP,
+    SMALLEST_VAE_TILE,
     Stage,
     TileLayout,
     check_finite,
@@ -41,7 +42,7 @@ from .sigma_shift import with_shift
 from .stage_mask import StageMask
 from .tiled_model import TiledModel
 from .vae_fit import check_latent
-from .vae_work import SMALLEST_VAE_TILE, decode, encode, tile_side
+from .vae_work import decode, encode, tile_side
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,18 @@
 
 Source: what the stock nodes VAEEncode, VAEEncodeTiled, VAEDecode and VAEDecodeTiled call; ``comfy.sd.VAE.encode``,
 which takes the pictures of a batch for the frames of a video if its latents have an axis of time;
-``VAE.memory_used_decode``, ``VAE.encode_tiled_``, ``comfy.utils.tiled_scale_multidim``,
-``comfy.model_management.get_total_memory``; ComfyUI 0.9.0 and later.
+``VAE.memory_used_decode``, ``comfy.model_management.get_total_memory``; ComfyUI 0.9.0 and later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....clear_core.sdedit import Stage
-
-VAE_TILE = 1024
-LEAST_VAE_TILE = 256
-"""Sides in px of the VAE's tiles if nobody chose one: the largest and the smallest."""
-
-SMALLEST_VAE_TILE = 64
-"""That can be chosen: 8 latent cells of FLUX.1, one of them overlap."""
+from ....clear_core.sdedit import Stage, automatic_vae_tile, vae_overlap, vae_tile_of
 
 
 def can_tile(vae: Any) -> bool:
@@ -30,8 +21,8 @@ def can_tile(vae: Any) -> bool:
     return hasattr(vae, "memory_used_decode")
 
 
-def tile_side(vae: Any, stage: Stage, chosen: int, tiles: Iterable[int]) -> int:
-    """Side in px of the VAE's tiles, 0 for the whole picture; :func:`aligned`.
+def tile_side(vae: Any, stage: Stage, chosen: int, tiles: tuple[int, int]) -> int:
+    """Side in px of the VAE's tiles, 0 for the whole picture.
 
     Args:
         chosen: The user's; 0 is automatic: whole if it takes half of the card at most.
@@ -39,45 +30,12 @@ def tile_side(vae: Any, stage: Stage, chosen: int, tiles: Iterable[int]) -> int:
     """
     if not can_tile(vae):
         return 0
-    longest = max(stage.padded)
     if not chosen:
-        side = min(filter(None, tiles), default=0)
         latent = stage.units.latent_shape(stage.grid, getattr(vae, "latent_channels", 16))
         total = comfy.model_management.get_total_memory(vae.device)
-        if not side and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
+        if not any(tiles) and vae.memory_used_decode(latent, vae.vae_dtype) <= total // 2:
             return 0
-        chosen = max(min(side or VAE_TILE, VAE_TILE), LEAST_VAE_TILE)
-    side = aligned(chosen, stage.units.latent_pixels)
-    return 0 if max(chosen, side) >= longest else side
-
-
-def aligned(side: int, cell: int) -> int:
-    """The side in px of tiles whose edges are those of latent cells: the next smaller one, 4 cells at least.
-
-    The host encodes pictures three times, in tiles of ``side`` by ``side``, of twice by half and of half by twice.
-    Elsewhere than on a cell a tile's latent is added up to half a cell off, and the last rows may belong to no tile:
-    they become 0 / 0, and denoising spreads that over the picture.
-
-    Args:
-        cell: Side of a latent cell in px.
-    """
-    return max(side // (2 * cell), 2) * 2 * cell
-
-
-def overlap_of(side: int, cell: int) -> int:
-    """Overlap in px of such tiles: an eighth of their side in whole cells, one at least."""
-    return max(side // 8 // cell, 1) * cell
-
-
-def smaller_tile(vae: Any, stage: Stage, tile: int) -> int | None:
-    """Side in px of tiles to try if these, or the whole picture, did not fit; None if there are no smaller ones."""
-    if not can_tile(vae):
-        return None
-    cell, longest = stage.units.latent_pixels, max(stage.padded)
-    # In steps of the widget, which has its smallest side for a step.
-    steps = max(min((tile or longest) // 2, VAE_TILE) // SMALLEST_VAE_TILE, 1)
-    side = aligned(steps * SMALLEST_VAE_TILE, cell)
-    return side if side < (tile or longest) else None
+    return vae_tile_of(stage, chosen or automatic_vae_tile(tiles))
 
 
 def encode(vae: Any, image: Tensor, tile: int, stage: Stage) -> Tensor:
@@ -85,7 +43,7 @@ def encode(vae: Any, image: Tensor, tile: int, stage: Stage) -> Tensor:
 
     def latent_of(pixels: Tensor) -> Tensor:
         if tile:
-            overlap = overlap_of(tile, stage.units.latent_pixels)
+            overlap = vae_overlap(tile, stage.units.latent_pixels)
             return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=overlap)
         return vae.encode(pixels)
 
@@ -104,7 +62,7 @@ def decode(vae: Any, latent: Tensor, tile: int, stage: Stage) -> Tensor:
     """
     if tile:
         cell = stage.units.latent_pixels
-        side, overlap = tile // cell, overlap_of(tile, cell) // cell
+        side, overlap = tile // cell, vae_overlap(tile, cell) // cell
         image = vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=overlap)
     else:
         image = vae.decode(latent)
