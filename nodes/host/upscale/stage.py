@@ -191,8 +191,6 @@ def run_stage(
     vae_tile = settings.vae_tile(inputs.vae, stage)
     with progress.phase("enlarge"), memory_advice("enlarging", stage, ADVICE_ENLARGE):
         enlarged = enlarge(image, stage, inputs.upscale_model)
-    if inputs.upscale_model is not None:
-        check_finite(enlarged, "the picture that upscale_model made")
     with progress.phase("encode"), memory_advice("encoding", stage, vae_advice(inputs.vae, stage, vae_tile)):
         latent = encode(inputs.vae, reflect_to(enlarged, stage.padded), vae_tile, stage)
     check_latent(latent, image.shape[0], stage, inputs.picture)
@@ -221,6 +219,7 @@ def enlarge(image: Tensor, stage: Stage, upscale_model: Any) -> Tensor:
         from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
         image = ImageUpscaleWithModel.execute(upscale_model, image)[0]
+        check_finite(image, "the picture that upscale_model made")  # Lanczos makes black of NaN.
     height, width = stage.size
     if image.shape[1:3] == (height, width):
         return image
