@@ -80,7 +80,7 @@ def test_what_it_says_of_guidance_is_the_record():
     record = json.loads((PROJECT / "demo" / "experiments" / "guidance.json").read_text(encoding="utf-8"))["beyond"]
     surplus = {row["method"]: row["surplus"] for row in record["rows"]}
     times, said = re.search(
-        r"at (\d+)\s+times its training side, enlarging alone added ([\d.]+) surplus", README
+        r"at (\d+)\s+times the first picture's side, enlarging alone added ([\d.]+) surplus", README
     ).groups()
     assert int(times) * 256 == record["side"]
     assert float(said) == surplus["SDEdit 0.5"] and surplus["SDEdit 0.5, shift, level 1"] == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.host.support_comfy.format_rows import Laboratory, mean_error, unload
+from tests.host.support_comfy.format_rows import FILES, Laboratory, mean_error, unload
 from tests.host.support_comfy.formats import FORMATS, Format, missing, write_model
 from tests.host.support_comfy.pictures import picture
 from tests.host.support_comfy.sampling import run_node
@@ -73,6 +73,23 @@ def test_a_delta_that_a_saved_quantised_model_carries_is_noticed(host, laborator
     unload()
     laboratory.clear(again, "delta")
     assert "carries about 100 % of it already" in caplog.text
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("kind", ["whole", "delta"])
+def test_strength_0_is_the_model_without_weights(host, laboratory, name, kind):
+    """A layer of nvfp4 that is patched by nothing, and stored again, would lose as much as one that is patched."""
+    (form,) = (form for form in FORMATS if form.name == name)
+    load = write_model(host, in_host(host, form), laboratory.tensors, "format_strength_0")
+    inputs = {"weights_name": FILES[kind], "strength": 0.0}
+    (model,) = run_node(host.stock("CLEARAttention"), model=laboratory.with_lora(load()), **inputs)
+    found = laboratory.flows(model)
+    unload()
+    expected = laboratory.flows(laboratory.windows(laboratory.with_lora(load())))
+    unload()
+    assert all(map(torch.equal, found, expected))
+    (model,) = run_node(host.stock("CLEARAttention"), model=load(), **inputs)
+    assert model.patches == {}
 
 
 @pytest.mark.parametrize("name", FAST)

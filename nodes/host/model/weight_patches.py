@@ -79,7 +79,7 @@ def add_weight_patches(
         strength: 0 to 1.
 
     Returns:
-        The added entries, by key of ``model.patches``.
+        The added entries, by key of ``model.patches``; none at strength 0.
 
     Raises:
         ValueError: The file does not fit the model.
@@ -96,6 +96,13 @@ def add_weight_patches(
             f"{file.name} has {len(unknown)} weights that this model lacks, among them "
             f"{sorted(map(str, unknown))[0]}; choose weights for this model."
         )
+    if strength == 0:
+        # The host stores each patched layer again, which rounds a quantised one anew even for a patch of nothing.
+        for key in keys:
+            model.patches[key] = model.patches[key][: before[key]]
+            if not before[key]:
+                del model.patches[key]
+        return {}
     added = {}
     for key in keys:
         entries = model.patches[key]
